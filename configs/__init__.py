@@ -1,0 +1,1 @@
+"""Settings of every recipe, one folder per data set; installed as `panoptic_detr.configs`."""
