@@ -1,0 +1,171 @@
+"""Read settings from YAML files and the command line, strict about keys and types.
+
+`read_config(DetectorStage, ["--config", "configs/scenes/detector.yaml", "--train.steps", "100"])` gives a `DetectorStage`.
+Later files and later options win.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from panoptic_detr.config import ConfigError
+
+Stage = TypeVar("Stage")
+
+
+def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: str = "", description: str = "") -> Stage:
+    """Read a stage's settings from `--config FILE` and `--key.name value` options.
+
+    Args:
+        stage: the dataclass to fill.
+        argv: command-line arguments; those of the process by default.
+        prog: name of the command in its help.
+        description: what `--help` says first.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key (the message names the nearest one), a value of the wrong type (the
+            message names key, expected and got), or a rule broken.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser(prog=prog or None, description=description, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; repeat it to add more")
+    parser.add_class_arguments(stage, None)
+    _check_arguments(stage, arguments)
+    try:
+        values = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_explain(stage, str(error))) from None
+    values.pop("config", None)
+    return _build(stage, values.as_dict())
+
+
+def read_config_or_exit(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: str, description: str) -> Stage:
+    """Do as `read_config` does; a wrong setting is one line on stderr and exit code 2."""
+    try:
+        return read_config(stage, argv, prog=prog, description=description)
+    except ConfigError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of plain values, for YAML and checkpoints."""
+    return {key: _plain_value(value) for key, value in asdict(config).items()}
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a config as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def known_keys(stage: type) -> Iterator[str]:
+    """Every dotted key of a stage, sections included."""
+    for name, kind in get_type_hints(stage).items():
+        yield name
+        if is_dataclass(kind):
+            yield from (f"{name}.{inner}" for inner in known_keys(kind))  # type: ignore[arg-type]
+
+
+def _check_arguments(stage: type, arguments: Sequence[str]) -> None:
+    keys = set(known_keys(stage))
+    for position, argument in enumerate(arguments):
+        if not argument.startswith("--") or argument in ("--help", "--"):
+            continue
+        name, _, value = argument[2:].partition("=")
+        if name == "config":
+            path = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
+            _check_file(stage, Path(path))
+        else:
+            _check_key(name, keys, "the command line", stage)
+
+
+def _check_file(stage: type, path: Path) -> None:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config file {str(path)!r} must hold keys and values, but holds {type(values).__name__}")
+    keys = set(known_keys(stage))
+    for key in _leaves(stage, values):
+        _check_key(key, keys, str(path), stage)
+
+
+def _leaves(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        inner = hints.get(str(name))
+        yield f"{prefix}{name}"
+        if inner is not None and is_dataclass(inner) and isinstance(value, Mapping):
+            yield from _leaves(inner, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
+    if key in keys or any(key.startswith(f"{free}.") for free in _free_keys(stage)):
+        return
+    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    nearest = same_name or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.0)
+    raise ConfigError(f"unknown setting {key!r} in {where}; did you mean {nearest[0]!r}? --help lists every setting")
+
+
+def _free_keys(stage: type) -> Iterator[str]:
+    """Keys that hold a dict of anything: overrides are checked by the builders that take them."""
+    hints = {key: kind for key, kind in _typed_keys(stage)}
+    return (key for key, kind in hints.items() if getattr(kind, "__origin__", None) is dict)
+
+
+def _typed_keys(stage: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, kind in get_type_hints(stage).items():
+        yield f"{prefix}{name}", kind
+        if is_dataclass(kind):
+            yield from _typed_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _explain(stage: type, message: str) -> str:
+    """One line for a value that the parser refused: key, what it takes, what it got."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    got = re.search(r"(?:Got value|Given value): (.*)", message)
+    kind = dict(_typed_keys(stage)).get(key.group(1)) if key else None
+    if key is None or got is None or kind is None:
+        return " ".join(message.split())
+    return f"setting {key.group(1)!r} must be {_type_name(kind)}, but got {got.group(1).strip()!r}"
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, type) and not hasattr(kind, "__origin__"):
+        return "a path" if kind is Path else "null" if kind is type(None) else kind.__name__
+    arguments = getattr(kind, "__args__", ())
+    if getattr(kind, "__origin__", None) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if getattr(kind, "__origin__", None) in (list, dict):
+        return str(kind).replace("typing.", "")
+    return " or ".join(_type_name(argument) for argument in arguments)
+
+
+def _build(kind: type[Stage], values: Mapping[str, Any]) -> Stage:
+    hints = get_type_hints(kind)
+    built = {
+        name: _build(hint, values[name]) if isinstance(hint, type) and is_dataclass(hint) else values[name]
+        for name, hint in hints.items()
+    }
+    return kind(**built)
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(inner) for inner in value]
+    return value

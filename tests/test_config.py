@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from panoptic_detr.config import ConfigError, DetectorStage, MaskStage, OptimizerConfig, TrainConfig
+from panoptic_detr.config_reading import known_keys, plain, read_config, read_config_or_exit, save_config
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "stage.yaml"
+    path.write_text(
+        "model: {name: detr_r50, overrides: {num_queries: 25, box_scale: 1e-3}}\n"
+        "optimizer: {lr: 2e-3, drop_at: [3, 5]}\n"
+        "train: {steps: 5, output: runs/x}\n"
+        "loss: {class_weight: 2}\n"
+    )
+    return str(path)
+
+
+def test_file_and_command_line(config_file):
+    stage = read_config(
+        DetectorStage,
+        [
+            "--config",
+            config_file,
+            "--train.steps",
+            "7",
+            "--model.overrides.num_queries=9",
+            "--data.root",
+            "coco",
+            "--loss.aux",
+            "false",
+        ],
+    )
+    assert stage.model.overrides == {"num_queries": 9, "box_scale": 0.001}
+    assert stage.optimizer == OptimizerConfig(lr=0.002, drop_at=[3, 5])
+    assert stage.train == TrainConfig(steps=7, output=Path("runs/x"))
+    assert stage.data.root == Path("coco")
+    assert stage.loss == {"class_weight": 2, "aux": False}
+
+
+def test_later_file_wins(config_file, tmp_path):
+    later = tmp_path / "later.yaml"
+    later.write_text("optimizer: {lr: 1}\n")
+    stage = read_config(DetectorStage, [f"--config={config_file}", "--config", str(later)])
+    assert stage.optimizer.lr == 1.0
+    assert stage.optimizer.drop_at == [3, 5]
+
+
+def test_saved_config_reads_back_equal(config_file, tmp_path):
+    stage = read_config(MaskStage, ["--config", config_file, "--detector", "a/b.pt", "--joint", "true"])
+    save_config(stage, tmp_path / "saved.yaml")
+    assert read_config(MaskStage, ["--config", str(tmp_path / "saved.yaml")]) == stage
+    assert plain(stage)["detector"] == "a/b.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {nmae: x}", r"unknown setting 'model\.nmae' in .*bad\.yaml; did you mean 'model\.name'\?"),
+        ("train: {lr: 1}", r"unknown setting 'train\.lr' .*did you mean 'optimizer\.lr'\?"),
+        ("optimiser: {lr: 1}", r"unknown setting 'optimiser' .*did you mean 'optimizer'\?"),
+        ("optimizer: {lr: fast}", r"setting 'optimizer\.lr' must be float, but got 'fast'"),
+        ("train: {steps: 1.5}", r"setting 'train\.steps' must be int or null, but got '1\.5'"),
+        ("train: {precision: 8}", r"must be one of 32-true, bf16-mixed, 16-mixed, but got '8'"),
+        ("optimizer: {drop_at: x}", r"setting 'optimizer\.drop_at' must be list\[int\], but got 'x'"),
+        ("optimizer: {drop_at: [5, 3]}", r"ascending order, but got \[5, 3\]"),
+        ("optimizer: {warmup: 1.5}", r"fraction of the run in \[0, 1\), but got 1\.5"),
+        ("optimizer: {lr: -1}", r"setting 'optimizer\.lr' must be at least 0, but got -1"),
+        ("train: {batch_size: 0}", r"setting 'train\.batch_size' must be at least 1, but got 0"),
+        ("train: {ema_decay: 1.0}", r"must be in \[0, 1\), but got 1\.0"),
+        ("train: {lr: [", r"bad\.yaml' is not valid YAML: "),
+        ("- a\n- b\n", r"must hold keys and values, but holds list"),
+    ],
+)
+def test_wrong_file(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_config(DetectorStage, ["--config", str(path)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], r"config file 'nowhere\.yaml' cannot be read: No such file"),
+        (["--lr", "1"], r"unknown setting 'lr' in the command line; did you mean 'optimizer\.lr'\?"),
+        (["--train.stesp=1"], r"did you mean 'train\.steps'\?"),
+        (["--detector", "x"], r"unknown setting 'detector'"),
+        (["--train.steps"], r"--train\.steps: expected one argument"),
+        (["stray"], r"unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_command_line(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(DetectorStage, arguments)
+
+
+def test_wrong_setting_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read_config_or_exit(DetectorStage, ["--train.steps", "many"], prog="train_detector", description="")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "train_detector: setting 'train.steps' must be int or null, but got 'many'\n"
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read_config(MaskStage, ["--help"], prog="train_masks", description="Train masks.")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    leaves = [key for key in known_keys(MaskStage) if "." in key or key in ("loss", "inference", "detector", "joint")]
+    assert len(leaves) > 40
+    assert [key for key in leaves if f"--{key}" not in text] == []
