@@ -1,0 +1,179 @@
+"""Whatever is broken in the input, check and convert end in the package's own errors, and write in their output only."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from panoptic_detr.categories import CategoryError
+from panoptic_detr.data.coco_files import DataError
+from panoptic_detr.data.convert import FORMATS
+from panoptic_detr.data.doctor import check_dataset, find_splits
+from panoptic_detr.segment_maps import SegmentMapError
+
+OWN_ERRORS = (DataError, SegmentMapError, CategoryError)
+fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["../x", "../../x.png", "/tmp/x", "a/../../x", "\ud800", "\0", ".", 2, 5, 7, 300, 10**400, -1, 0.5])
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4
+)
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
+
+
+def damaged(original: Any, data: st.DataObject) -> Any:
+    """A JSON value with one or two of its values replaced or removed."""
+    content = copy.deepcopy(original)
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(places(content)[1:] or [()]))
+        if not path:
+            return content
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        if data.draw(st.booleans()):
+            place[path[-1]] = data.draw(VALUES)
+        else:
+            del place[path[-1]]
+    return content
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fenced(root: Path, work: Any) -> bool:
+    """Run `work(out)`; whether it ended well. Nothing but `out` may be new or different, and not even that after an error."""
+    before, out = tree(root), root / "out" / "set"
+    out.parent.mkdir()
+    try:
+        work(out)
+        done = True
+    except OWN_ERRORS:
+        done = False
+    try:
+        assert done or list(out.parent.iterdir()) == []
+        assert {entry.name for entry in out.parent.iterdir()} <= {"set"}
+    finally:
+        shutil.rmtree(out.parent)
+    assert tree(root) == before
+    return done
+
+
+def examine(root: Path, out: Path) -> None:
+    lines = []
+    check_dataset(
+        find_splits(root, "val"), lambda defect: lines.append(defect.line() + json.dumps(defect.as_dict())), fix=out, workers=0
+    )
+    again: list[Any] = []
+    if (out / "annotations" / "panoptic_val.json").exists():
+        check_dataset(find_splits(out, "val"), again.append, workers=0)
+    assert [defect.line() for defect in again if defect.severity == "error"] == []
+
+
+@given(data=st.data())
+@fuzz
+def test_check_and_fix_take_any_json(layout, data):
+    original = copy.deepcopy(layout.content)
+    layout.content = damaged(original, data)
+    layout.save()
+    layout.content = original
+    assert fenced(layout.root, lambda out: examine(layout.root, out))
+
+
+@pytest.mark.parametrize("attribute", ["json", "png", "jpg"])
+@given(position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
+@fuzz
+def test_check_and_fix_take_any_file(layout, attribute, position, byte, cut):
+    path = getattr(layout, attribute)
+    original = path.read_bytes()
+    changed = bytearray(original)
+    changed[int(position * len(original))] = byte
+    path.write_bytes(changed[: int(position * len(original))] if cut else changed)
+    try:
+        assert fenced(layout.root, lambda out: examine(layout.root, out))
+    finally:
+        path.write_bytes(original)
+
+
+@given(data=st.data())
+@fuzz
+def test_converters_back_take_any_json(layout, data):
+    original = copy.deepcopy(layout.content)
+    layout.content = damaged(original, data)
+    layout.save()
+    layout.content = original
+    for name in ("to-instances", "to-semantic"):
+        fenced(layout.root, lambda out, name=name: FORMATS[name](layout.json, layout.png.parent, out, workers=0))
+
+
+INSTANCES = {
+    "images": [{"id": 1, "file_name": "1.png", "width": 6, "height": 4}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]},
+        {"id": 2, "image_id": 1, "category_id": 3, "iscrowd": 1, "segmentation": {"size": [4, 6], "counts": [4, 8, 12]}},
+        {"id": 3, "image_id": 1, "category_id": 3, "iscrowd": 1, "segmentation": {"size": [4, 6], "counts": "048000"}},
+    ],
+    "categories": [{"id": 3, "name": "cat"}],
+}
+LABELME = {
+    "imagePath": "1.png",
+    "shapes": [
+        {"label": "cat", "shape_type": "polygon", "points": [[0, 0], [3, 0], [3, 3]], "group_id": None},
+        {"label": "cat", "shape_type": "rectangle", "points": [[0, 0], [3, 3]], "group_id": 3},
+        {"label": "sky", "shape_type": "circle", "points": [[2, 2], [3, 2]]},
+        {"label": "sky", "shape_type": "mask", "points": [[2, 2], [3, 2]], "mask": "iVBORw0KGgo="},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "1.png"), np.zeros((4, 6, 3), np.uint8))
+    return tmp_path
+
+
+@given(data=st.data())
+@fuzz
+def test_coco_instances_take_any_json(folder, data):
+    (folder / "a.json").write_text(json.dumps(damaged(INSTANCES, data)))
+    fenced(folder, lambda out: FORMATS["coco-instances"](folder / "a.json", folder / "in", out, workers=0))
+
+
+@given(data=st.data())
+@fuzz
+def test_labelme_takes_any_json(folder, data):
+    (folder / "in" / "1.json").write_text(json.dumps(damaged(LABELME, data)))
+    fenced(folder, lambda out: FORMATS["labelme"](folder / "in", out, rest="ground", workers=0))
+
+
+@given(position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans(), depth=st.sampled_from([8, 16]))
+@fuzz
+def test_masks_take_any_file(folder, position, byte, cut, depth):
+    mask = folder / "masks" / "1.png"
+    mask.parent.mkdir(exist_ok=True)
+    values = np.arange(24).reshape(4, 6).astype(np.uint8 if depth == 8 else np.uint16)
+    data = bytearray(cv2.imencode(".png", values)[1].tobytes())
+    data[int(position * len(data))] = byte
+    mask.write_bytes(data[: int(position * len(data))] if cut else data)
+    fenced(folder, lambda out: FORMATS["instance-masks"](folder / "in", mask.parent, out, "cat", workers=0))
