@@ -1,0 +1,258 @@
+"""Checkpoints: everything that a model needs to be rebuilt, and everything that a run needs to go on, in one safe file.
+
+A checkpoint is a plain dict of tensors and plain values, so `torch.load(path, weights_only=True)` opens it and no code in it
+can run. It is written to a temporary file in the same folder, flushed to the disk and renamed: a crash at any moment leaves
+the previous file or the new one, never half of one.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from panoptic_detr.categories import CategoryTable
+
+FORMAT = "panoptic_detr checkpoint"
+VERSION = 1
+SAFETENSORS = ".safetensors"
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, cannot be read or written, or belongs to something else."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        model: `name`, `num_labels` and `overrides` for `build_model`.
+        state_dict: the weights to use (with EMA: the averaged ones).
+        categories: the class table that the labels mean; None if nobody knows.
+        inference: keyword arguments of the merger that suit this model, for example thresholds.
+        training: what a run needs to go on; None in a checkpoint made for use.
+        versions: of Python and the packages that wrote the file.
+        path: where it was read from, for messages.
+    """
+
+    model: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    categories: CategoryTable | None = None
+    inference: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"python": platform.python_version(), "torch": str(torch.__version__)}
+    )
+    path: Path | None = None
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into a model of the same architecture.
+
+        Raises:
+            CheckpointError: the model has other parameters; the message names the differences.
+        """
+        differences = state_dict_differences(self.state_dict, model.state_dict())
+        if differences:
+            raise CheckpointError(
+                f"checkpoint {self._where} holds {self._model_name} and does not fit this model"
+                f"{_spec_difference(self.model, getattr(model, 'spec', None))}: {_first(differences)}"
+            )
+        model.load_state_dict(self.state_dict)
+
+    def check_categories(self, table: CategoryTable) -> None:
+        """Raise `CheckpointError` if labels mean something else in `table` than in the checkpoint."""
+        differences = [] if self.categories is None else self.categories.differences(table)
+        if differences:
+            raise CheckpointError(
+                f"checkpoint {self._where} was trained on other classes than this data set (here = checkpoint, there = data "
+                f"set): {_first(differences)}. Use the data set's own checkpoint, or train from this one by category name"
+            )
+
+    @property
+    def _where(self) -> str:
+        return repr(str(self.path)) if self.path else "in memory"
+
+    @property
+    def _model_name(self) -> str:
+        return repr(self.model.get("name", "a model"))
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the file; its folder is made if it is missing. A name ending in `.safetensors` writes that format, without the
+            training part.
+        checkpoint: what to write.
+
+    Raises:
+        CheckpointError: the file cannot be written (folder not writable, disk full); the previous file is untouched.
+    """
+    path = Path(path)
+    if path.suffix == SAFETENSORS:
+        data = _to_safetensors(checkpoint)
+        return write_atomically(path, lambda stream: stream.write(data))
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": checkpoint.model,
+        "state_dict": {name: value.detach() for name, value in checkpoint.state_dict.items()},
+        **_description(checkpoint),
+        "training": checkpoint.training,
+    }
+    return write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint to the CPU without running any code in it.
+
+    Raises:
+        CheckpointError: no such file, cut short, or not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {str(path)!r}")
+    content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
+    _check_format(content, path)
+    table = content["categories"]
+    return Checkpoint(
+        model=content["model"],
+        state_dict=content["state_dict"],
+        categories=None if table is None else CategoryTable.from_dict(table),
+        inference=content["inference"],
+        training=content.get("training"),
+        versions=content["versions"],
+        path=path,
+    )
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
+    """Give `write` a temporary file beside `path`, flush it to the disk and rename it to `path`.
+
+    Raises:
+        CheckpointError: it could not be written; nothing is left behind and an older file at `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of its own: other processes may write too
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "; the previous file is kept" if path.exists() else ""
+        raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{kept}") from error
+    return path
+
+
+def state_dict_differences(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> list[str]:
+    """One sentence per parameter that only one of two state dicts has or that differs in shape."""
+    lines = [f"{name} {tuple(value.shape)} is only in the checkpoint" for name, value in here.items() if name not in there]
+    lines += [f"{name} {tuple(value.shape)} is only in the model" for name, value in there.items() if name not in here]
+    lines += [
+        f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(there[name].shape)} in the model"
+        for name, value in here.items()
+        if name in there and there[name].shape != value.shape
+    ]
+    return lines
+
+
+def _description(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "categories": None if checkpoint.categories is None else checkpoint.categories.to_dict(),
+        "inference": checkpoint.inference,
+        "versions": checkpoint.versions,
+    }
+
+
+def _to_safetensors(checkpoint: Checkpoint) -> bytes:
+    about = {"format": FORMAT, "version": VERSION, "model": checkpoint.model, **_description(checkpoint)}
+    # The format knows no shared storage; heads that decoder layers share are written once per name.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.state_dict.items()}
+    return safetensors.torch.save(tensors, metadata={"panoptic_detr": json.dumps(about)})
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("panoptic_detr", "null"))
+            return about and {**about, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a readable safetensors file: {_reason(error)}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an arbitrary file can make the unpickler raise anything
+        with open(path, "rb") as stream:
+            is_archive = stream.read(2) == b"PK"
+        if is_archive and "weights_only" not in str(error):
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} is cut short or damaged; copy it again or use an older one"
+            ) from error
+        raise CheckpointError(
+            f"{str(path)!r} is not a checkpoint of this project and is not opened, because it could run code: {_reason(error)}"
+        ) from error
+
+
+def _check_format(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} holds {_kind(content)}, not a checkpoint of this project; "
+            "published weights are converted with `panoptic-detr convert_checkpoint`"
+        )
+    if content["version"] > VERSION:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} has format version {content['version']}; "
+            f"this installation reads up to {VERSION}; update it"
+        )
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dict with keys {_first([str(key) for key in content])}"
+    return "nothing of ours" if content is None else f"a {type(content).__name__}"
+
+
+def _spec_difference(saved: Mapping[str, Any], built: Mapping[str, Any] | None) -> str:
+    if built is None or dict(saved) == dict(built):
+        return ""
+    changed = [key for key in saved if saved[key] != built.get(key)]
+    return " (" + ", ".join(f"{key} {saved[key]!r} there, {built.get(key)!r} here" for key in changed) + ")"
+
+
+def _first(lines: list[str], count: int = 4) -> str:
+    more = f"; and {len(lines) - count} more" if len(lines) > count else ""
+    return "; ".join(lines[:count]) + more
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself; not every platform can open a folder."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

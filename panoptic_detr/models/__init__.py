@@ -1,0 +1,1 @@
+"""Backbones, detectors and the mask head."""

@@ -1,0 +1,119 @@
+"""Convolutional backbones: torchvision ResNets and a small one for small images.
+
+A backbone turns a padded batch into feature levels from fine to coarse. Pretrained ResNets keep their BatchNorm frozen
+(DETR paper, appendix A.4). A backbone from random weights cannot: frozen statistics of 0 and 1 leave the activations
+unnormalised and nothing trains. It uses ordinary BatchNorm, which learned faster than GroupNorm at the batch sizes used here.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock
+
+from panoptic_detr.structures import FeatureLevel
+
+NormKind = Literal["frozen", "batch"]
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm whose statistics and affine parameters are constants; eps 1e-5.
+
+    Unlike torchvision's op of this name it is one multiply-add on the input's own memory format, and it ignores the
+    `num_batches_tracked` entries of ordinary BatchNorm checkpoints.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value))
+        self._register_load_state_dict_pre_hook(_forget_batch_count)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The layer as `x * scale + shift`: two (C,) tensors."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w) with the stored constants."""
+        scale, shift = (value.to(x.dtype)[:, None, None] for value in self.scale_and_shift())
+        return torch.addcmul(shift, x, scale)
+
+
+class Backbone(nn.Module):
+    """Feature levels of a convolutional body.
+
+    Args:
+        body: maps (B, 3, H, W) to an ordered dict of feature maps, fine to coarse.
+        strides: pixels per cell of each level.
+        num_channels: channels of each level.
+    """
+
+    def __init__(self, body: nn.Module, strides: Sequence[int], num_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.strides = tuple(strides)
+        self.num_channels = tuple(num_channels)
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> list[FeatureLevel]:
+        """Compute the levels.
+
+        Args:
+            images: (B, 3, H, W).
+            padding_mask: (B, H, W) bool, True on padding.
+
+        Returns:
+            One level per stride with (B, C_l, ceil(H / stride), ceil(W / stride)) features.
+        """
+        maps = self.body(images).values()
+        return [
+            FeatureLevel(features, resize_padding_mask(padding_mask, features.shape[-2:]), stride)
+            for features, stride in zip(maps, self.strides, strict=True)
+        ]
+
+
+def resize_padding_mask(padding_mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Padding mask of a feature map: (B, H, W) to (B, h, w), each cell as its top-left source pixel."""
+    return F.interpolate(padding_mask[None].float(), size=tuple(size))[0].bool()
+
+
+class SmallBackbone(Backbone):
+    """A body for small images trained from scratch: a 3x3 stem at stride 2 and one basic block per stage.
+
+    Args:
+        widths: channels of the stem and of the stages at strides 4, 8, 16 and 32.
+        levels: what to return: 0 the stem (stride 2), 1..4 the stages.
+    """
+
+    def __init__(self, widths: Sequence[int] = (24, 48, 96, 128, 160), levels: Sequence[int] = (1, 2, 3, 4)) -> None:
+        stages: dict[str, nn.Module] = {
+            "stem": nn.Sequential(
+                nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+            )
+        }
+        for index, (inner, outer) in enumerate(itertools.pairwise(widths), start=1):
+            shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride=2, bias=False), nn.BatchNorm2d(outer))
+            stages[f"layer{index}"] = BasicBlock(inner, outer, stride=2, downsample=shortcut)
+        names = list(stages)
+        chosen = {names[level]: str(index) for index, level in enumerate(levels)}
+        body = IntermediateLayerGetter(nn.Sequential(OrderedDict(stages)), chosen)
+        super().__init__(body, [2 ** (level + 1) for level in levels], [widths[level] for level in levels])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _forget_batch_count(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    state_dict.pop(prefix + "num_batches_tracked", None)

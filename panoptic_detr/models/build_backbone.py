@@ -1,0 +1,63 @@
+"""Backbones by name: the small one, torchvision's ResNets, and everything else through timm."""
+
+from collections.abc import Callable, Sequence
+
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+
+from panoptic_detr.models.backbone import RESNETS, Backbone, FrozenBatchNorm2d, NormKind, SmallBackbone
+from panoptic_detr.models.timm_backbone import build_timm_backbone
+
+
+def build_backbone(
+    name: str,
+    *,
+    norm: NormKind = "frozen",
+    dilation: bool = False,
+    levels: Sequence[int] = (1, 2, 3, 4),
+    pretrained: bool = False,
+    trained_stages: int = 3,
+) -> Backbone:
+    """Build a backbone by name.
+
+    Args:
+        name: resnet18, resnet34, resnet50, resnet101, or "small" (a five-layer body for images of about 100 pixels); through
+            timm swin_t, swin_s, swin_b, swin_l or a convolutional network such as resnext50_32x4d.
+        norm: "frozen" BatchNorm for pretrained weights, "batch" for training from random weights.
+        dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
+        levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
+        pretrained: load torchvision's ImageNet weights.
+        trained_stages: how many of the last stages train; the stem and the others are frozen (paper: 3). Only for frozen norm.
+
+    Raises:
+        ValueError: an unknown name, or an option the backbone does not have.
+    """
+    if name == "small":
+        if dilation or pretrained:
+            raise ValueError("backbone 'small' has neither a dilated form nor pretrained weights")
+        return SmallBackbone(levels=levels)
+    if name not in RESNETS:
+        if dilation:
+            raise ValueError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
+        return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm)
+    layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    dilate = [False, False, dilation]
+    if dilation and name in ("resnet18", "resnet34"):
+        raise ValueError(
+            f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
+        )
+    weights = "IMAGENET1K_V1" if pretrained else None
+    net = torchvision.models.get_model(name, weights=weights, norm_layer=layer, replace_stride_with_dilation=dilate)
+    if norm == "frozen":
+        _freeze_early_stages(net, trained_stages)
+    body = IntermediateLayerGetter(net, {f"layer{level}": str(index) for index, level in enumerate(levels)})
+    strides = [4, 8, 16, 16 if dilation else 32]
+    base = 64 if name in ("resnet18", "resnet34") else 256
+    return Backbone(body, [strides[level - 1] for level in levels], [base * 2 ** (level - 1) for level in levels])
+
+
+def _freeze_early_stages(net: nn.Module, trained_stages: int) -> None:
+    trained = tuple(f"layer{stage}." for stage in range(5 - trained_stages, 5))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))

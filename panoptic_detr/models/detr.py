@@ -1,0 +1,159 @@
+"""DETR: a backbone, a transformer, and one class and one box head on every decoder layer (DETR paper, section 3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from panoptic_detr.models.backbone import Backbone, NormKind
+from panoptic_detr.models.build_backbone import build_backbone
+from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
+from panoptic_detr.models.layers import MLP
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.structures import DetectorOutput, FeatureLevel
+
+Encoding = Literal["sine", "learned", "none"]
+Place = Literal["attention", "input", "none"]
+
+
+class DETR(nn.Module):
+    """The box detector that the panoptic model extends.
+
+    Args:
+        backbone: feature levels, fine to coarse; the last one feeds the transformer.
+        encoder: over the cells of the last level.
+        decoder: over the object queries.
+        position_encoding: maps a padding mask (B, h, w) to (B, D, h, w), or None.
+        hidden_dim: model width D.
+        num_labels: class slots without no-object.
+        num_queries: object queries Q.
+        encoder_position: where the encoder sees the spatial encoding (DETR paper, Table 3).
+        decoder_position: where the decoder's keys see it.
+        query_position: where the object queries enter: "attention" of every layer, or once at the "input".
+
+    Attributes:
+        mask_channels: channels of the output's `features`, fine to coarse.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: Encoder,
+        decoder: Decoder,
+        *,
+        position_encoding: nn.Module | None,
+        hidden_dim: int,
+        num_labels: int,
+        num_queries: int,
+        encoder_position: Place = "attention",
+        decoder_position: Place = "attention",
+        query_position: Literal["attention", "input"] = "attention",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, 1)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.position_encoding = position_encoding
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_labels + 1)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.encoder_position = encoder_position
+        self.decoder_position = decoder_position
+        self.query_position = query_position
+        self.hidden_dim = hidden_dim
+        self.num_labels = num_labels
+        self.mask_channels = tuple(backbone.num_channels[:-1])
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
+        """Detect.
+
+        Args:
+            images: (B, 3, H, W) normalised, zero on padding.
+            padding_mask: (B, H, W) bool, True on padding.
+
+        Returns:
+            Logits and boxes of every decoder layer, and the features that the mask head needs.
+        """
+        *finer, last = self.backbone(images, padding_mask)
+        projected = self.input_proj(last.features)  # (B, D, h, w)
+        tokens = projected.flatten(2).transpose(1, 2)  # (B, N, D)
+        position = self._spatial_position(last.padding_mask, tokens)
+        mask = attention_mask(last.padding_mask)
+        if self.encoder_position == "input":
+            tokens = add(tokens, position)
+        memory = self.encoder(tokens, position if self.encoder_position == "attention" else None, mask)  # (B, N, D)
+        states = self._decode(memory, position, mask)  # (L, B, Q, D)
+        return DetectorOutput(
+            logits=self.class_embed(states).float(),
+            boxes=self.bbox_embed(states).float().sigmoid(),
+            decoder_states=states[-1],
+            memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
+            projected=projected,
+            features=tuple(finer),
+        )
+
+    def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Run the decoder: (B, N, D) memory to (L, B, Q, D) states."""
+        queries = self.query_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)  # (B, Q, D)
+        start, term = (torch.zeros_like(queries), queries) if self.query_position == "attention" else (queries, None)
+        keys = add(memory, position) if self.decoder_position == "attention" else memory
+        if self.decoder_position == "input" and self.encoder_position != "input":
+            keys = memory = add(memory, position)
+        return self.decoder(start, term, keys, memory, mask)
+
+    def _spatial_position(self, padding_mask: Tensor, like: Tensor) -> Tensor | None:
+        if self.position_encoding is None:
+            return None
+        return self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(like.dtype)  # (B, N, D)
+
+
+def attention_mask(padding_mask: Tensor) -> Tensor | None:
+    """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed; None without padding, which is faster."""
+    return ~padding_mask.flatten(1)[:, None, None] if bool(padding_mask.any()) else None
+
+
+def build_detr(
+    *,
+    num_labels: int = 91,
+    backbone: str = "resnet50",
+    dilation: bool = False,
+    backbone_norm: NormKind = "frozen",
+    pretrained_backbone: bool = False,
+    num_queries: int = 100,
+    hidden_dim: int = 256,
+    num_heads: int = 8,
+    encoder_layers: int = 6,
+    decoder_layers: int = 6,
+    ffn_dim: int = 2048,
+    dropout: float = 0.1,
+    pre_norm: bool = False,
+    position_encoding: Encoding = "sine",
+    encoder_position: Place = "attention",
+    decoder_position: Place = "attention",
+    query_position: Literal["attention", "input"] = "attention",
+) -> DETR:
+    """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks."""
+    encodings = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
+    spatial = None if position_encoding == "none" else encodings[position_encoding](hidden_dim // 2)
+    encoder = build_encoder(
+        num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
+    )
+    decoder = build_decoder(
+        num_layers=decoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
+    )
+    for parameter in [*encoder.parameters(), *decoder.parameters()]:
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return DETR(
+        build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone),
+        encoder,
+        decoder,
+        position_encoding=spatial,
+        hidden_dim=hidden_dim,
+        num_labels=num_labels,
+        num_queries=num_queries,
+        encoder_position=encoder_position,
+        decoder_position=decoder_position,
+        query_position=query_position,
+    )

@@ -1,0 +1,175 @@
+"""The mask head: attention maps of chosen queries, refined by an FPN-like upsampler (DETR paper, section 4.4, Fig. 8).
+
+Masks exist only for the queries that someone asked for. The head's group normalisation is per query, so running it on few
+queries gives what running it on all of them would give for those. Of the first convolution, the part that sees the image is
+the same for every query of an image: it is computed once, and only the attention channels are convolved per query.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from panoptic_detr.structures import DetectorOutput, FeatureLevel
+
+CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
+# On CPUs 4 such masks: the C library reuses blocks below 32 MB; larger ones come fresh from the kernel, page by page.
+CPU_CHUNK_CELLS = 2**18
+
+
+class AttentionMaps(nn.Module):
+    """Where each query looks: multi-head attention weights over the memory, softmax over heads and positions jointly.
+
+    Args:
+        dim: model width D.
+        num_heads: maps per query, M.
+        dropout: on the maps, in training.
+        scale_maps: multiply the maps by M * N, so that their mean is 1. The paper does not; without it the head hardly sees
+            its queries at first, and a short training starts slowly.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, scale_maps: bool = False) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"hidden_dim must be a multiple of num_heads, but got {dim} and {num_heads}")
+        self.num_heads = num_heads
+        self.scale = (dim / num_heads) ** -0.5
+        self.scale_maps = scale_maps
+        self.dropout = nn.Dropout(dropout)
+        self.q_linear = nn.Linear(dim, dim)
+        self.k_linear = nn.Linear(dim, dim)
+        for layer in (self.q_linear, self.k_linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """Project the memory once per image batch: (B, D, h, w) to (B, M, D / M, h * w)."""
+        weight = self.k_linear.weight[:, :, None, None]
+        return F.conv2d(memory, weight, self.k_linear.bias).unflatten(1, (self.num_heads, -1)).flatten(3)
+
+    def forward(self, states: Tensor, keys: Tensor, padding_mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            states: (K, D) decoder states of the chosen queries.
+            keys: (K or 1, M, D / M, N) of each query's image, from `keys`.
+            padding_mask: (K or 1, h, w) bool of each query's image, True on padding.
+
+        Returns:
+            (K, M, h, w); each query's maps sum to 1 over heads and positions together.
+        """
+        queries = self.q_linear(states).unflatten(-1, (self.num_heads, -1)) * self.scale  # (K, M, D / M)
+        scores = torch.einsum("kmc,kmcn->kmn", queries, keys.expand(len(states), -1, -1, -1)).float()  # (K, M, N)
+        scores = scores.masked_fill(padding_mask.flatten(1)[:, None], -torch.inf)
+        maps = scores.flatten(1).softmax(-1).view_as(scores)  # (K, M, N)
+        if self.scale_maps:
+            maps = maps * (maps.shape[1] * maps.shape[2])
+        return self.dropout(maps.unflatten(2, padding_mask.shape[1:]))  # (K, M, h, w)
+
+
+class MaskHead(nn.Module):
+    """Mask logits for chosen queries of a detector's output.
+
+    Args:
+        dim: model width D.
+        feature_channels: channels of the backbone features to merge, fine to coarse (C2, C3, C4). One feature more than three
+            gives masks at half the stride, for small images.
+        num_heads: attention maps per query.
+        dropout: on the attention maps, in training.
+        scale_maps: see `AttentionMaps`.
+        output_bias: initial bias of the mask logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        feature_channels: Sequence[int],
+        num_heads: int = 8,
+        dropout: float = 0.0,
+        scale_maps: bool = False,
+        output_bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        steps = len(feature_channels)
+        context = [dim // 2 ** (step + 1) for step in range(steps)]  # 128, 64, 32
+        widths = [dim + num_heads, dim + num_heads, *context, context[-1] // 2]
+        self.attention = AttentionMaps(dim, num_heads, dropout, scale_maps)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(min(8, width), width) for width in widths[1:])
+        self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(reversed(feature_channels), context, strict=True))
+        self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _reset(module, bias=0.0)
+        _reset(self.out, bias=output_bias)
+
+    def forward(self, output: DetectorOutput, queries: Sequence[Tensor]) -> list[Tensor]:
+        """Segment.
+
+        Args:
+            output: of any detector with this width.
+            queries: for each image the (K_i,) int64 indices of the queries to segment; none at all is fine.
+
+        Returns:
+            For each image (K_i, h, w) mask logits at the stride of the finest feature (4), over the padded canvas.
+        """
+        if len(queries) != len(output.decoder_states):
+            raise ValueError(f"expected chosen queries for {len(output.decoder_states)} images, but got {len(queries)} lists")
+        keys = self.attention.keys(output.memory.features)  # (B, M, D / M, N)
+        shared = self._image_part(output.projected)  # (B, D + M, h, w)
+        pyramid = [adapter(level.features) for adapter, level in zip(self.adapters, reversed(output.features), strict=True)]
+        images = torch.repeat_interleave(
+            torch.arange(len(queries), device=shared.device), torch.tensor([len(q) for q in queries], device=shared.device)
+        )
+        states = output.decoder_states[images, torch.cat(list(queries)).to(images.device)]  # (K, D)
+        cells = min(CHUNK_CELLS, CPU_CHUNK_CELLS) if shared.device.type == "cpu" else CHUNK_CELLS
+        chunk = max(1, cells // pyramid[-1][0, 0].numel())
+        chunks = [
+            self._segment(states[rows], images[rows], keys, shared, pyramid, output.memory)
+            for rows in torch.arange(len(images), device=images.device).split(chunk)
+        ]
+        masks = torch.cat(chunks) if len(images) else self._nothing(keys, shared, pyramid)
+        return list(masks.split([len(q) for q in queries]))
+
+    @property
+    def _first(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self.convs[0])
+
+    def _image_part(self, projected: Tensor) -> Tensor:
+        """The first convolution on the image's own channels, bias included: (B, D, h, w) to (B, D + M, h, w)."""
+        first = self._first
+        return F.conv2d(projected, first.weight[:, : projected.shape[1]], first.bias, padding=1)
+
+    def _segment(
+        self, states: Tensor, images: Tensor, keys: Tensor, shared: Tensor, pyramid: list[Tensor], memory: FeatureLevel
+    ) -> Tensor:
+        """Masks of K queries; `images` (K,) says which image each belongs to. Returns (K, h, w)."""
+        maps = self.attention(states, _of_image(keys, images), _of_image(memory.padding_mask, images))  # (K, M, h, w)
+        first = self._first
+        x = F.conv2d(maps.to(shared.dtype), first.weight[:, -maps.shape[1] :], padding=1).add_(_of_image(shared, images))
+        x = F.relu_(self.norms[0](x))  # (K, D + M, h, w)
+        x = F.relu_(self.norms[1](self.convs[1](x)))  # (K, D / 2, h, w)
+        for level, conv, norm in zip(pyramid, self.convs[2:], self.norms[2:], strict=True):
+            x = F.interpolate(x, size=level.shape[-2:], mode="nearest").add_(_of_image(level, images))
+            x = F.relu_(norm(conv(x)))  # (K, D / 4 ..., 2h, 2w)
+        return self.out(x).squeeze(1)
+
+    def _nothing(self, keys: Tensor, shared: Tensor, pyramid: list[Tensor]) -> Tensor:
+        """(0, h, w) that still depends on every parameter, so that distributed training does not wait for gradients."""
+        touched = sum((p.sum() for p in self.parameters()), keys.new_zeros(()))
+        return shared.new_zeros((0, *pyramid[-1].shape[-2:])) + 0 * touched
+
+
+def _reset(conv: nn.Conv2d, *, bias: float) -> None:
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)
+
+
+def _of_image(values: Tensor, images: Tensor) -> Tensor:
+    """Rows of `values` (B, ...) for each query; a batch of one image is broadcast instead of copied."""
+    return values if len(values) == 1 else values[images]

@@ -1,0 +1,133 @@
+"""Position encodings: where a feature cell or a box lies, as a vector that attention can compare.
+
+Sine encodings follow DETR, appendix A.4 (Vaswani et al.'s on two axes): half of the channels tell y, half x. They are computed
+in float32 whatever the model's precision: bfloat16 cannot tell neighbouring cells of a large map apart.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from panoptic_detr.structures import check_shape
+
+
+def sine_frequencies(num_channels: int, temperature: float, device: torch.device) -> Tensor:
+    """Wavelength factors of one axis: (num_channels,), equal for each sine-cosine pair."""
+    pairs = torch.arange(num_channels, dtype=torch.float32, device=device).div(2, rounding_mode="floor")
+    return temperature ** (2 * pairs / num_channels)  # (num_channels,)
+
+
+def sine_of(values: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
+    """Encode every value as interleaved sines and cosines.
+
+    Args:
+        values: (...) positions in radians.
+        num_channels: channels per value, even.
+        temperature: ratio of the longest to the shortest wavelength.
+
+    Returns:
+        (..., num_channels).
+    """
+    angles = values[..., None] / sine_frequencies(num_channels, temperature, values.device)  # (..., num_channels)
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def sine_of_boxes(boxes_cxcywh: Tensor, num_channels_per_axis: int = 128, temperature: float = 10000.0) -> Tensor:
+    """Encode boxes, or points, for the queries that two-stage proposals become (Deformable DETR, section 4.2).
+
+    Args:
+        boxes_cxcywh: (..., 4) boxes, or (..., 2) points, in [0, 1].
+        num_channels_per_axis: channels of each coordinate.
+        temperature: ratio of the longest to the shortest wavelength.
+
+    Returns:
+        (..., 4 * num_channels_per_axis) in the coordinates' own order, or (..., 2 * num_channels_per_axis) for points.
+    """
+    return sine_of(boxes_cxcywh.float() * (2 * math.pi), num_channels_per_axis, temperature).flatten(-2)
+
+
+class SinePositionEncoding(nn.Module):
+    """Fixed sine encoding of a padded map; the padding is not counted, so an image alone or in a batch gets the same one.
+
+    Args:
+        num_channels_per_axis: half of the model width, even.
+        temperature: ratio of the longest to the shortest wavelength.
+        normalize: scale the unpadded extent to 2 pi; otherwise positions are counted in cells.
+        offset: added to the cell numbers (from 1) before they are normalised: 0 in DETR, -0.5 (centres) in Deformable DETR.
+    """
+
+    def __init__(
+        self, num_channels_per_axis: int, temperature: float = 10000.0, normalize: bool = True, offset: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_channels_per_axis % 2:
+            raise ValueError(
+                f"num_channels_per_axis must be even (sines and cosines come in pairs), got {num_channels_per_axis}"
+            )
+        self.num_channels_per_axis = num_channels_per_axis
+        self.temperature = temperature
+        self.normalize = normalize
+        self.offset = offset
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """Encode every cell.
+
+        Args:
+            padding_mask: (B, h, w) bool, True on padding.
+
+        Returns:
+            (B, 2 * num_channels_per_axis, h, w) float32; the y channels come first.
+        """
+        check_shape("padding_mask", padding_mask, ("B", "h", "w"))
+        encoded = [
+            sine_of(self._positions(padding_mask, axis), self.num_channels_per_axis, self.temperature) for axis in (1, 2)
+        ]
+        return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, D, h, w)
+
+    def _positions(self, padding_mask: Tensor, axis: int) -> Tensor:
+        cells = (~padding_mask).cumsum(axis, dtype=torch.float32)  # (B, h, w), from 1
+        if not self.normalize:
+            return cells + self.offset
+        last = cells.narrow(axis, cells.shape[axis] - 1, 1)
+        return (cells + self.offset) / (last + 1e-6) * (2 * math.pi)
+
+
+class LearnedPositionEncoding(nn.Module):
+    """One learned vector per column and one per row.
+
+    Args:
+        num_channels_per_axis: half of the model width.
+        size: rows and columns of the largest map.
+    """
+
+    def __init__(self, num_channels_per_axis: int, size: int = 50) -> None:
+        super().__init__()
+        self.size = size
+        self.row_embed = nn.Embedding(size, num_channels_per_axis)
+        self.col_embed = nn.Embedding(size, num_channels_per_axis)
+        for embedding in (self.row_embed, self.col_embed):
+            nn.init.uniform_(embedding.weight)
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """Encode every cell.
+
+        Args:
+            padding_mask: (B, h, w) bool; only its shape counts.
+
+        Returns:
+            (B, 2 * num_channels_per_axis, h, w); the column channels come first.
+
+        Raises:
+            ValueError: the map is larger than the table.
+        """
+        check_shape("padding_mask", padding_mask, ("B", "h", "w"))
+        batch, height, width = padding_mask.shape
+        if max(height, width) > self.size:
+            raise ValueError(
+                f"a feature map of {height}x{width} cells exceeds the learned position table of {self.size}x{self.size}; "
+                "use smaller images, a larger table or position_encoding=sine"
+            )
+        columns = self.col_embed.weight[:width].T[:, None, :].expand(-1, height, -1)  # (D / 2, h, w)
+        rows = self.row_embed.weight[:height].T[:, :, None].expand(-1, -1, width)
+        return torch.cat([columns, rows]).expand(batch, -1, -1, -1)  # (B, D, h, w)
