@@ -1,0 +1,1 @@
+"""Matching, losses and the trainer."""

@@ -1,0 +1,305 @@
+"""From settings to the parts of a run: devices, data, model. The one place where config objects are unpacked."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, Strategy
+from rich.console import Console
+from torch import nn
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.checkpoints import Checkpoint
+from panoptic_detr.config import (
+    AugmentationConfig,
+    ConfigError,
+    DataConfig,
+    DetectorStage,
+    InferenceConfig,
+    MaskStage,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from panoptic_detr.config_reading import save_config
+from panoptic_detr.data.coco_files import resolve_paths
+from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
+from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
+from panoptic_detr.evaluation.evaluate import evaluate_model
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
+from panoptic_detr.training.criterion import Criterion, build_criterion
+from panoptic_detr.training.curves import draw_curves
+from panoptic_detr.training.diagnosis import overfit_verdict
+from panoptic_detr.training.failures import TrainingError
+from panoptic_detr.training.optimizer import freeze_groups_at_rest
+from panoptic_detr.training.sanity import inspect_samples
+from panoptic_detr.training.summary import print_groups, write_record
+from panoptic_detr.training.tolerant_data import TolerantPanoptic
+from panoptic_detr.training.trainer import Evaluate, Trainer
+from panoptic_detr.training.transfer import open_source, transfer_weights
+from panoptic_detr.zoo import build_model
+
+
+def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
+    """Devices, processes and precision; launched and seeded.
+
+    Args:
+        train: settings.
+        unused_parameters: some trained parameters may get no gradient in a step (a batch without any object has no masks).
+    """
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    strategy: str | Strategy = train.strategy
+    if strategy == "ddp" or (strategy == "auto" and train.devices * train.nodes > 1):
+        strategy = DDPStrategy(find_unused_parameters=unused_parameters)
+    fabric = Fabric(
+        accelerator=train.accelerator,
+        devices=train.devices,
+        num_nodes=train.nodes,
+        strategy=strategy,
+        precision=train.precision,
+    )
+    fabric.launch()
+    # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
+    fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
+    torch.use_deterministic_algorithms(train.deterministic)
+    return fabric
+
+
+def open_train_set(
+    data: DataConfig, augmentation: AugmentationConfig, inference: InferenceConfig, train: TrainConfig
+) -> CocoPanoptic:
+    """The training set with its augmentation."""
+    eval_size = eval_transform(inference.short_side, inference.long_side)
+    transform = eval_size if train.overfit else build_augmentation(augmentation, eval_size)
+    dataset = _open(data, data.train_split, _explicit(data, "train"), transform, None, train.seed, training=True)
+    limit = train.overfit or data.train_limit
+    return dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
+
+
+def open_val_set(
+    data: DataConfig, inference: InferenceConfig, train: TrainConfig, categories: CategoryTable
+) -> CocoPanoptic | None:
+    """The validation set with the training set's class table; the training images themselves with `overfit`; None without.
+
+    Without a root (training data at explicit places) a split has nowhere to be looked up, and there is no validation.
+    """
+    transform = eval_transform(inference.short_side, inference.long_side)
+    if train.overfit:
+        dataset = _open(data, data.train_split, _explicit(data, "train"), transform, categories, 0)
+        return dataset.subset(range(min(train.overfit, len(dataset))))
+    if not any(_explicit(data, "val").values()) and (data.val_split is None or data.root is None):
+        return None
+    dataset = _open(data, data.val_split, _explicit(data, "val"), transform, categories, 0)
+    return dataset.subset(range(min(data.val_limit, len(dataset)))) if data.val_limit else dataset
+
+
+def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform:
+    """The preset's pipeline with the given settings changed.
+
+    Raises:
+        ConfigError: a setting that the preset does not have, or a crop larger than the picture.
+    """
+    given = {name: value for name, value in asdict(config).items() if value is not None and name != "preset"}
+    if "short_sides" in given:
+        given["short_sides"] = tuple(given["short_sides"])
+    if config.preset == "crops":
+        return _crops(given)
+    if "crop_size" in given:
+        raise ConfigError(f"setting 'augmentation.crop_size' belongs to preset crops, not to {config.preset}")
+    presets: dict[str, Callable[[], Transform]] = {
+        "paper": train_transform,
+        "scenes": scenes_transform,
+        "none": lambda: eval_size,
+    }
+    transform = presets[config.preset]()
+    probability = given.pop("crop_probability", None)
+    if probability is not None:
+        given["crop"] = replace(transform.crop or Crop(), probability=probability) if probability else None
+    return replace(transform, **given)
+
+
+def _crops(given: dict[str, Any]) -> Transform:
+    """Preset `crops`: the window first, then every other setting."""
+    for name in ("crop_probability", "long_side"):
+        if name in given:
+            raise ConfigError(f"setting 'augmentation.{name}' does not go with preset crops, which cuts to crop_size")
+    window = {name: given.pop(name) for name in ("crop_size", "short_sides") if name in given}
+    try:
+        return replace(crops_transform(**window), **given)
+    except ValueError as error:
+        raise ConfigError(f"augmentation.short_sides: {error}") from None
+
+
+def train_loader(dataset: CocoPanoptic, data: DataConfig, train: TrainConfig, fabric: Fabric) -> PanopticLoader:
+    """Shuffled batches for this process."""
+    sampler = EpochSampler(len(dataset), seed=train.seed, rank=fabric.global_rank, world_size=fabric.world_size)
+    return make_loader(
+        dataset,
+        batch_size=train.batch_size,
+        sampler=sampler,
+        workers=data.workers,
+        pin_memory=fabric.device.type == "cuda",
+    )
+
+
+def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:
+    """Build the model of a stage for the data's classes, with the weights that `model.weights` names, if any."""
+    if config.weights is None:
+        return build_model(config.name, num_labels=categories.num_labels, **config.overrides)
+    overrides = {**config.overrides, "pretrained_backbone": False}
+    model = build_model(config.name, num_labels=categories.num_labels, **overrides)
+    transfer_weights(open_source(config.weights), model, categories).print(console)
+    return model
+
+
+def new_criterion(name: str, num_labels: int, settings: Mapping[str, Any]) -> Criterion:
+    """Build the criterion of a model with the settings of the `loss` section.
+
+    Raises:
+        ConfigError: a setting that the criterion does not have; names the nearest.
+    """
+    known = [key for key in inspect.signature(build_criterion).parameters if key not in ("name", "num_labels")]
+    for key in settings:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"unknown setting 'loss.{key}'; did you mean 'loss.{nearest}'? The criterion takes {', '.join(known)}"
+            )
+    return build_criterion(name, num_labels=num_labels, **settings)
+
+
+def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -> None:
+    """Freeze what has learning rate 0, and apply what makes training faster or smaller."""
+    freeze_groups_at_rest(model, optimizer)
+    if config.channels_last:
+        use_channels_last(model)
+    if config.activation_checkpointing:
+        recompute_layers(model)
+    if config.compile:
+        model.compile(dynamic=True)
+
+
+def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
+    """Say what will happen, and write the record of the run and a picture of its samples."""
+    fabric, train = trainer.fabric, stage.train
+    if not fabric.is_global_zero:
+        return
+    batch = train.batch_size * train.accumulate * fabric.world_size
+    overrides: Any = trainer.template.model["overrides"]
+    facts = inspect_samples(dataset, train.output / "samples.png")
+    epochs = trainer.total_steps * batch / len(dataset)
+    length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
+    place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(overrides.get("num_queries"))]
+    print_groups(console, trainer.model, trainer.groups, lines)
+    write_record(train.output, dataset.categories)
+
+
+def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
+    """After the run: the picture of its curves, where the result is, and what an overfitting run has shown."""
+    if not trainer.fabric.is_global_zero or not trainer.complete:
+        return
+    draw_curves(stage.train.output)
+    console.print(f"result: {trainer.files.best}", highlight=False, soft_wrap=True)
+    if stage.train.overfit and trainer.last_scores:
+        console.print(overfit_verdict(trainer.last_scores), highlight=False, soft_wrap=True)
+
+
+def rank_zero_console(fabric: Fabric) -> Console:
+    """Where the first process speaks; the others are silent."""
+    return Console(stderr=True, quiet=not fabric.is_global_zero)
+
+
+def evaluator(stage: DetectorStage, categories: CategoryTable, fabric: Fabric) -> Evaluate | None:
+    """What to call for scores during training: PQ, or box AP of a detector without masks; None without validation set."""
+    dataset = open_val_set(stage.data, stage.inference, stage.train, categories)
+    if dataset is None:
+        return None
+    settings = InferenceSettings.from_dict(asdict(stage.inference))
+    with_masks = isinstance(stage, MaskStage)
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        return evaluate_model(
+            model,
+            dataset,
+            settings=settings,
+            panoptic=with_masks,
+            ap="none" if with_masks else "boxes",
+            batch_size=stage.train.batch_size,
+            workers=stage.data.workers,
+            share=fabric.world_size > 1,
+            progress=False,
+        ).summary()
+
+    return evaluate
+
+
+def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceConfig) -> Checkpoint:
+    """What every checkpoint of a run says besides weights."""
+    spec: Any = model.spec
+    # A checkpoint brings all weights; rebuilding its model must not fetch others.
+    overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
+    settings = InferenceSettings.from_dict(asdict(inference))
+    return Checkpoint({**spec, "overrides": overrides}, {}, categories, settings.to_dict())
+
+
+def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:
+    """Make the run's folder, write its settings there, and return the command that goes on with the run.
+
+    Args:
+        stage: settings.
+        command: name of the tool.
+        fabric: the first process writes.
+
+    Raises:
+        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off.
+    """
+    folder: Path = stage.train.output
+    if (folder / "last.pt").exists() and not stage.train.resume:
+        raise TrainingError(
+            f"{str(folder)!r} holds a run already; go on with it (--train.resume true), name another folder "
+            f"(--train.output), or remove it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fabric.is_global_zero:
+            save_config(stage, folder / "config.yaml")
+    except OSError as error:
+        raise TrainingError(
+            f"the run's folder {str(folder)!r} cannot be written: {error.strerror}; name another (--train.output)"
+        ) from None
+    return f"panoptic-detr {command} --config {folder / 'config.yaml'} --train.resume true"
+
+
+def _explicit(data: DataConfig, part: str) -> dict[str, Path | None]:
+    return {name: getattr(data, f"{part}_{name}") for name in ("images", "panoptic", "annotations")}
+
+
+def _open(
+    data: DataConfig,
+    split: str | None,
+    explicit: dict[str, Path | None],
+    transform: Transform,
+    categories: CategoryTable | None,
+    seed: int,
+    training: bool = False,
+) -> CocoPanoptic:
+    paths = resolve_paths(data.root, split, **explicit)
+    kind = TolerantPanoptic if training and data.on_unreadable == "skip" else CocoPanoptic
+    return kind(
+        paths.images,
+        paths.panoptic,
+        paths.annotations,
+        categories=categories,
+        transforms=transform,
+        seed=seed,
+        cache="memory" if data.cache else "none",
+    )

@@ -1,0 +1,72 @@
+"""An exponential moving average of the weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class AveragedWeights:
+    """Average of a model's weights over the steps; buffers are copied.
+
+    The average follows faster at first, with decay min(decay, (1 + n) / (10 + n)) in the n-th step, so that a short run is not
+    dominated by its random start.
+
+    Args:
+        model: whose trained weights to average; frozen ones stay as they are and are not stored twice.
+        decay: weight of the past in one step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self._average = {name: value.detach().clone() for name, value in _moving(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's weights after a step."""
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        live = _moving(model)
+        names = [name for name in self._average if self._average[name].is_floating_point()]
+        torch._foreach_lerp_([self._average[name] for name in names], [live[name] for name in names], 1 - keep)
+        for name in self._average.keys() - set(names):
+            self._average[name].copy_(live[name])
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights, inside the context only."""
+        live = {name: value.detach().clone() for name, value in _moving(model).items()}
+        _copy(self._average, model)
+        try:
+            yield
+        finally:
+            _copy(live, model)
+
+    def restart(self, model: nn.Module) -> None:
+        """Begin anew from the model's weights of now."""
+        self.steps = 0
+        self._average = {name: value.detach().clone() for name, value in _moving(model).items()}
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """For checkpoints."""
+        return {"steps": self.steps, **self._average}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
+        """Go on from a checkpoint."""
+        self.steps = int(state["steps"])
+        for name, value in self._average.items():
+            value.copy_(torch.as_tensor(state[name]))
+
+
+def _moving(model: nn.Module) -> dict[str, Tensor]:
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return trained | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], model: nn.Module) -> None:
+    live = _moving(model)
+    for name, value in values.items():
+        live[name].copy_(value)

@@ -1,0 +1,127 @@
+"""Bipartite matching of predictions and objects (DETR paper, eq. 1; Deformable DETR, section A.2).
+
+The costs of all decoder layers and all images are computed in one go, copied to the host once, and solved per layer and image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from panoptic_detr.boxes import cxcywh_to_xyxy, generalized_iou
+from panoptic_detr.structures import Predictions, Target
+
+ClassCost = Literal["softmax", "sigmoid"]
+HUGE = 1e9
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Who was matched with whom, over all layers and images at once; four (P,) int64 tensors.
+
+    Attributes:
+        layers: decoder layer of each pair.
+        images: image of each pair.
+        queries: matched query; ascending within one layer and image.
+        objects: matched object, an index into the image's target.
+        counts: (layers, images) pairs of each.
+    """
+
+    layers: Tensor
+    images: Tensor
+    queries: Tensor
+    objects: Tensor
+    counts: Tensor
+
+    def of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """(queries, objects) of every image for one layer; negative layers count from the last."""
+        rows = range(len(self.counts))[layer]
+        sizes = self.counts.flatten().tolist()
+        batch = self.counts.shape[1]
+        pairs = list(zip(self.queries.split(sizes), self.objects.split(sizes), strict=True))
+        return pairs[rows * batch : (rows + 1) * batch]
+
+
+@dataclass(frozen=True)
+class HungarianMatcher:
+    """Matching with the lowest total cost.
+
+    Attributes:
+        class_cost: "softmax": minus the probability; "sigmoid": the focal-style cost of Deformable DETR.
+        class_weight: weight of the class cost (DETR 1, Deformable DETR 2).
+        l1_weight: weight of the L1 distance between cxcywh boxes.
+        giou_weight: weight of minus the generalized IoU.
+    """
+
+    class_cost: ClassCost = "softmax"
+    class_weight: float = 1.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Sequence[Target], repeats: Sequence[int]) -> Matches:
+        """Match.
+
+        Args:
+            predictions: of L layers.
+            targets: one per image, B.
+            repeats: for each layer how often every object may be matched (1: one-to-one; K: one-to-many, H-DETR section 3.1).
+
+        Returns:
+            For each layer and image min(Q, S * repeats) pairs.
+        """
+        costs = self._costs(predictions, targets).float().cpu().numpy()  # (L, B, Q, S_max)
+        rows = [
+            (layer, image, *_assign(costs[layer, image, :, : len(target)], repeats[layer]))
+            for layer in range(len(costs))
+            for image, target in enumerate(targets)
+        ]
+        sizes = np.array([len(queries) for _, _, queries, _ in rows], dtype=np.int64)
+        columns = [
+            np.repeat([row[0] for row in rows], sizes),
+            np.repeat([row[1] for row in rows], sizes),
+            np.concatenate([row[2] for row in rows]),
+            np.concatenate([row[3] for row in rows]),
+        ]
+        device = predictions.logits.device
+        packed = torch.from_numpy(np.stack(columns).astype(np.int64)).to(device)  # (4, P)
+        layers, images, queries, objects = packed.unbind()
+        return Matches(layers, images, queries, objects, torch.from_numpy(sizes.reshape(len(costs), len(targets))))
+
+    def _costs(self, predictions: Predictions, targets: Sequence[Target]) -> Tensor:
+        """Cost of every query against every object, padded to the longest target: (L, B, Q, S_max)."""
+        labels = pad_sequence([target.labels for target in targets], batch_first=True)  # (B, S_max)
+        boxes = pad_sequence([target.boxes for target in targets], batch_first=True)  # (B, S_max, 4)
+        layers, _, queries, _ = predictions.logits.shape
+        found = predictions.boxes.float()
+        index = labels[None, :, None].expand(layers, -1, queries, -1)  # (L, B, Q, S_max)
+        wanted = boxes.float().expand(layers, -1, -1, -1)  # (L, B, S_max, 4)
+        overlap = generalized_iou(cxcywh_to_xyxy(found)[:, :, :, None], cxcywh_to_xyxy(wanted)[:, :, None])
+        distance = torch.cdist(found, wanted, p=1)  # (L, B, Q, S_max)
+        return (
+            self.class_weight * self._class_cost(predictions.logits, index)
+            + self.l1_weight * distance
+            - self.giou_weight * overlap
+        )
+
+    def _class_cost(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Cost of giving each query the class of each object: (L, B, Q, S_max)."""
+        if self.class_cost == "softmax":
+            return -logits.float().softmax(-1).gather(-1, index)
+        p = logits.float().gather(-1, index).sigmoid()
+        positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+        negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
+        return positive - negative
+
+
+def _assign(cost: np.ndarray, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solve one image: (Q, S) costs to matched queries and objects, queries ascending."""
+    # A diverged model gives NaN costs. Matching goes on, so that the loss itself turns NaN and the trainer can name the images.
+    finite = np.nan_to_num(np.tile(cost, (1, repeats)), nan=HUGE, posinf=HUGE, neginf=-HUGE)
+    queries, objects = linear_sum_assignment(finite)
+    return queries, objects % max(cost.shape[1], 1)

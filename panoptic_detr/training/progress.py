@@ -1,0 +1,132 @@
+"""What a person sees of a run: a live bar in a terminal, a line now and then elsewhere."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+REFRESH_SECONDS = 0.25
+LINE_SECONDS = 30.0
+SMOOTHING = 0.95
+HIDDEN = ("gradient_norm", "confidence", "box_spread")  # logged, not shown
+
+
+class TrainingProgress:
+    """Bar with loss, smoothed terms, learning rate, pace, waiting for data, memory and time left; one context per run.
+
+    Args:
+        total_steps: of the run.
+        console: where to write; stderr by default, so that stdout stays for results.
+    """
+
+    def __init__(self, total_steps: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.total_steps = total_steps
+        self._first = self._done = 0
+        self._started = self._shown = time.perf_counter()
+        self._smooth: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            expand=True,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("train", total=total_steps)
+        self._status = Text("", style="dim")
+        self._live = Live(console=self.console, auto_refresh=False, get_renderable=lambda: Group(self._bar, self._status))
+
+    def start_from(self, step: int) -> None:
+        """Say how many steps were done in an earlier part of the run."""
+        self._first = self._done = step
+        self._bar.update(self._task, completed=step)
+
+    def __enter__(self) -> "TrainingProgress":
+        self._started = self._shown = time.perf_counter()
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def update(self, step: int, losses: Mapping[str, float], facts: Mapping[str, str]) -> None:
+        """Take in a step; draws at most four times a second.
+
+        Args:
+            step: steps done.
+            losses: of this step, by name; those of earlier decoder layers are not shown.
+            facts: more to show, ready as text.
+        """
+        self._done = step
+        for name, value in losses.items():
+            if "_layer" not in name and name not in HIDDEN:
+                self._smooth[name] = SMOOTHING * self._smooth.get(name, value) + (1 - SMOOTHING) * value
+        now = time.perf_counter()
+        if self.console.is_terminal and now - self._shown >= REFRESH_SECONDS:
+            self._shown = now
+            self._bar.update(self._task, completed=step)
+            self._status.plain = self._line(facts)
+            self._live.refresh()
+        elif not self.console.is_terminal and (
+            now - self._shown >= LINE_SECONDS or step in (self._first + 1, self.total_steps)
+        ):
+            self._shown = now
+            self.console.print(f"step {step}/{self.total_steps}  {self._line(facts)}", highlight=False, soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _line(self, facts: Mapping[str, str]) -> str:
+        pace = (time.perf_counter() - self._started) / max(self._done - self._first, 1)
+        parts = [f"{name} {value:.3f}" for name, value in self._smooth.items()]
+        parts += [f"{name} {value}" for name, value in facts.items()]
+        return "  ".join([*parts, f"left {duration(pace * (self.total_steps - self._done))}"])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+class Pace:
+    """Smoothed speed of a run: images per second and the share of the time that is spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._seconds = self._wait = self._images = 0.0
+
+    def add(self, seconds: float, waited: float, images: int) -> None:
+        """Take in a step: seconds of work, seconds of waiting for data before it, images of all processes."""
+        self._seconds = SMOOTHING * self._seconds + seconds + waited
+        self._wait = SMOOTHING * self._wait + waited
+        self._images = SMOOTHING * self._images + images
+
+    def facts(self, device: torch.device) -> dict[str, str]:
+        """Ready to show."""
+        if not self._seconds:
+            return {}
+        return {
+            "img/s": f"{self._images / self._seconds:.1f}",
+            "wait": f"{self._wait / self._seconds:.0%}",
+            "mem": f"{peak_memory(device) / 2**30:.1f}G",
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

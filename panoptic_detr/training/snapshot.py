@@ -1,0 +1,90 @@
+"""Everything of a run that a resume needs, out of the objects and back into them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError
+from panoptic_detr.training.ema import AveragedWeights
+from panoptic_detr.training.run_state import RunState, capture_random_state, restore_random_state
+
+
+def take_snapshot(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: Any,
+    ema: AveragedWeights | None,
+    state: RunState,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The training part of a checkpoint; every process must call it.
+
+    With EMA the checkpoint's own weights are the averaged ones, so the live ones are kept here.
+    """
+    return {
+        "state": state.to_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": fabric.strategy.precision.state_dict(),
+        "random": _gather(fabric, capture_random_state()),
+        "processes": fabric.world_size,
+        "settings": dict(settings),
+        "ema": None if ema is None else ema.state_dict(),
+        "model": None if ema is None else {name: value.detach().clone() for name, value in model.state_dict().items()},
+    }
+
+
+def restore_snapshot(
+    checkpoint: Checkpoint, fabric: Fabric, model: nn.Module, optimizer: Any, ema: AveragedWeights | None
+) -> RunState:
+    """Put everything back, and return the counters.
+
+    Raises:
+        CheckpointError: the checkpoint was made for use, belongs to another model, or was written by more or fewer processes.
+    """
+    training, where = checkpoint.training, repr(str(checkpoint.path or Path("checkpoint")))
+    if training is None:
+        raise CheckpointError(f"{where} has no training part to go on from; it was exported for use")
+    if training["processes"] != fabric.world_size:
+        raise CheckpointError(
+            f"{where} was written by {training['processes']} processes and this run has {fabric.world_size}; an exact resume "
+            "needs as many. Start a new run from its weights instead (--model.weights)"
+        )
+    replace(checkpoint, state_dict=training["model"] or checkpoint.state_dict).load_into(model)
+    rates = [(part["base_lr"], part["weight_decay"]) for part in optimizer.param_groups]
+    optimizer.load_state_dict(training["optimizer"])
+    for part, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
+        part["base_lr"], part["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
+    fabric.strategy.precision.load_state_dict(training["scaler"])
+    if ema is not None and training["ema"] is not None:
+        ema.load_state_dict(training["ema"])
+    elif ema is not None:
+        ema.restart(model)  # switched on with this resume: it has averaged only the random weights from before loading
+    restore_random_state(training["random"][fabric.global_rank])
+    return RunState(**training["state"])
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One sentence per setting that differs between the saved run and this one, but for those that may."""
+    lines = []
+    for section in sorted(before.keys() & now.keys()):
+        old, new = before[section], now[section]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = sorted((old.keys() | new.keys()) - {"resume", "output"})
+            lines += [
+                f"{section}.{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)
+            ]
+    return lines
+
+
+def _gather(fabric: Fabric, value: Any) -> Sequence[Any]:
+    """The value of every process."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,54 @@
+"""One forward pass of training: model and criterion behind a single `forward`, so that every strategy sees one module."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from panoptic_detr.structures import Batch
+from panoptic_detr.training.criterion import Criterion, GlobalCounts
+from panoptic_detr.training.diagnosis import vital_signs
+
+
+class Work:
+    """A batch and the counts that its losses are divided by.
+
+    Not a dataclass on purpose: Fabric casts and copies the tensors of dataclasses that enter a forward pass, and boxes in
+    bfloat16 are off by pixels.
+    """
+
+    def __init__(self, batch: Batch, counts: GlobalCounts) -> None:
+        self.batch = batch
+        self.counts = counts
+
+
+class TrainingStep(nn.Module):
+    """Losses of a batch.
+
+    Args:
+        model: a detector or a panoptic model.
+        criterion: its losses.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, work: Work) -> dict[str, Tensor]:
+        """Losses by name, `loss` being the weighted total to call `backward` on, and vital signs of the detector."""
+        output = self.model(work.batch.images, work.batch.padding_mask)
+        losses = self.criterion(output, work.batch.targets, work.counts)
+        return {"loss": losses.total, **{name: value.detach() for name, value in losses.terms.items()}, **vital_signs(output)}
+
+
+def freeze(modules: Sequence[nn.Module]) -> None:
+    """Take modules out of training: no gradients (see `set_train_mode` for the rest)."""
+    for module in modules:
+        module.requires_grad_(False)
+
+
+def set_train_mode(model: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
+    """Put a model in training mode, but its frozen parts in evaluation mode: no dropout, no new batch statistics."""
+    model.train()
+    for module in frozen:
+        module.eval()

@@ -1,0 +1,320 @@
+"""The trainer of every detector and stage: accumulate, clip, step, log, evaluate, save, stop in good order, go on exactly."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError
+from panoptic_detr.config import OptimizerConfig, TrainConfig
+from panoptic_detr.structures import Batch
+from panoptic_detr.training.criterion import Criterion
+from panoptic_detr.training.diagnosis import VITAL_SIGNS, Diagnosis
+from panoptic_detr.training.ema import AveragedWeights
+from panoptic_detr.training.failures import TrainingError, describe_nonfinite, explained_worker_death, save_batch
+from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
+from panoptic_detr.training.progress import Pace, TrainingProgress
+from panoptic_detr.training.run_files import RunFiles
+from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board
+from panoptic_detr.training.run_state import RunState
+from panoptic_detr.training.snapshot import changed_settings, restore_snapshot, take_snapshot
+from panoptic_detr.training.step import TrainingStep, Work, freeze, set_train_mode
+from panoptic_detr.training.stopping import StopRequest
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class Loader(Protocol):
+    """Batches of an epoch, from any batch on. Making them must not draw from the global random generators."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch from the position that was set."""
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """Make the next iteration start with this batch of this epoch."""
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        fabric: launched; says devices, processes and precision.
+        model: what to train; its device is the fabric's afterwards.
+        criterion: its losses.
+        loader: of training batches.
+        optimizer: settings of AdamW and schedule.
+        train: length, pace and bookkeeping.
+        template: what checkpoints say besides weights: model spec, categories, inference settings.
+        settings: the whole configuration as plain values, for the checkpoint.
+        frozen: parts that stay as they are, in evaluation mode and without gradients.
+        evaluate: scores of the model by name, the same in every process; the first decides which checkpoint is the best.
+        resume_command: what to tell a user who stopped the run.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        criterion: Criterion,
+        loader: Loader,
+        *,
+        optimizer: OptimizerConfig,
+        train: TrainConfig,
+        template: Checkpoint,
+        settings: Mapping[str, Any] | None = None,
+        frozen: Sequence[nn.Module] = (),
+        evaluate: Evaluate | None = None,
+        resume_command: str = "",
+    ) -> None:
+        freeze(frozen)
+        self.fabric, self.model, self.criterion, self.loader = fabric, model, criterion, loader
+        self.rates, self.config, self.template, self.settings = optimizer, train, template, dict(settings or {})
+        self.frozen, self.evaluate, self.resume_command = tuple(frozen), evaluate, resume_command
+        self.groups = parameter_groups(model, optimizer)
+        adamw = build_optimizer(self.groups, optimizer, loss_scaling=train.precision == "16-mixed")
+        self.step_module, self.optimizer = fabric.setup(TrainingStep(model, criterion), adamw)
+        self.ema = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
+        self.state = RunState()
+        self.files = RunFiles(train.output, train.keep_last)
+        steps_per_epoch = math.ceil(len(loader) / train.accumulate)
+        self.total_steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch
+        self.drop_unit = 1 if train.steps is not None else steps_per_epoch
+        self.averages, self.pace, self.progress = Averages(), Pace(), TrainingProgress(self.total_steps)
+        self.diagnosis = Diagnosis(self.total_steps)
+        self.last_scores: dict[str, float] = {}
+        self.log: CsvLog | None = None
+        self.board: Board | None = None
+        self.scores: CsvLog | None = None
+        self._waited, self._saved_step = 0.0, -1
+
+    def fit(self) -> RunState:
+        """Train until the end, a stop request or an early stop; save; return the final counters.
+
+        Raises:
+            TrainingError: non-finite values where `on_nonfinite` says stop, or too many skipped steps.
+            CheckpointError: `last.pt` cannot be read, or cannot be written where `on_disk_full` says stop.
+        """
+        if self.config.resume:
+            self._resume()
+        self._open_logs()
+        set_train_mode(self.model, self.frozen)
+        self.progress.start_from(self.state.step)
+        with StopRequest() as stop, self.progress:
+            while not self._finished(stop):
+                self._epoch(stop)
+            self._close(stop)
+        return self.state
+
+    def _open_logs(self) -> None:
+        if self.fabric.is_global_zero:
+            self.log = CsvLog(self.config.output / "log.csv", self.state.step)
+            self.scores = CsvLog(self.config.output / "scores.csv", self.state.step)
+        if self.fabric.is_global_zero and self.config.tensorboard:
+            self.board = open_board(self.config.output / "tensorboard", self.state.step)
+
+    def _epoch(self, stop: StopRequest) -> None:
+        """The rest of the current pass over the data, or less if the run ends."""
+        for group in self._groups():
+            started = time.perf_counter()
+            losses = self._step(group)
+            self.state.batch += len(group)
+            self._account(losses, group, time.perf_counter() - started)
+            self._evaluate_and_save()
+            if self._finished(stop):
+                return
+        self.state.epoch, self.state.batch = self.state.epoch + 1, 0
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """Batches of one optimizer step at a time, from the current position of the current epoch."""
+        self.loader.set_position(self.state.epoch, self.state.batch)
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            with explained_worker_death():
+                group = list(itertools.islice(batches, self.config.accumulate))
+            self._waited = time.perf_counter() - started
+            if not group:
+                return
+            yield group
+
+    def _step(self, group: Sequence[Batch]) -> dict[str, float]:
+        """One optimizer step over the accumulated batches; their losses by name."""
+        set_rates(self.optimizer, rate_factor(self.state.step, self.total_steps, self.drop_unit, self.rates))
+        self.criterion.progress = self.state.step / self.total_steps
+        counts = self.criterion.counts([target for batch in group for target in batch.targets])
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(group):
+            with self._gradients_synced(index == len(group) - 1):
+                losses = self.step_module(Work(batch.to(self.fabric.device), counts))
+                self.fabric.backward(losses["loss"])
+            sums = {name: value.detach() + sums.get(name, 0) for name, value in losses.items()}
+        for name in VITAL_SIGNS:
+            sums[name] /= len(group)
+        norm: Any = self.fabric.clip_gradients(
+            self.step_module, self.optimizer, max_norm=self.rates.clip_norm or math.inf, error_if_nonfinite=False
+        )
+        values = dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), norm]).tolist(), strict=True))
+        if self._is_usable(values, group):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+        else:
+            self._update_loss_scale()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        return values
+
+    def _gradients_synced(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once per optimizer step, in its last backward pass."""
+        if last or self.fabric.world_size == 1:
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.step_module)
+
+    def _update_loss_scale(self) -> None:
+        """With fp16, close a step that is left out: its gradients are unscaled, and the scaler takes that once per update."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None:
+            scaler.update()
+
+    def _is_usable(self, values: Mapping[str, float], group: Sequence[Batch]) -> bool:
+        """Whether the step may change the weights.
+
+        Processes decide together, because one process's NaN is in everyone's averaged gradients. With fp16 an infinite
+        gradient is ordinary (the loss scale is searched that way) and only the loss counts. The first bad batch is kept.
+        """
+        watched = "loss" if self.config.precision == "16-mixed" else "gradient_norm"
+        if not self._agree(not (math.isfinite(values[watched]) and math.isfinite(values["loss"]))):
+            return True
+        self.state.skipped += 1
+        stops, saved = self.config.on_nonfinite == "stop", None
+        if stops or self.state.skipped == 1:
+            saved = save_batch(group, self.config.output, self.state.step, self.fabric.global_rank)
+        message = describe_nonfinite(self.state.step, values, group, saved)
+        if stops:
+            raise TrainingError(message + "; train.on_nonfinite=skip leaves such steps out")
+        if self.state.skipped > self.config.max_skipped:
+            raise TrainingError(f"{message}; more than {self.config.max_skipped} steps were skipped (train.max_skipped)")
+        self.progress.message(f"skipped: {message}")
+        return False
+
+    def _account(self, losses: Mapping[str, float], group: Sequence[Batch], seconds: float) -> None:
+        """Log and show a step."""
+        self.state.seconds += seconds + self._waited
+        images = sum(len(batch) for batch in group) * self.fabric.world_size
+        self.pace.add(seconds, self._waited, images)
+        if self.log is None:
+            return
+        rate = self.optimizer.param_groups[-1]["lr"]
+        self.progress.update(self.state.step, losses, {"lr": f"{rate:.2e}", **self.pace.facts(self.fabric.device)})
+        for diagnosis in self.diagnosis.note(self.state.step, losses):
+            self._say(diagnosis)
+        self.averages.add({**losses, "seconds": seconds + self._waited, "wait": self._waited, "images": images})
+        if self.state.step % self.config.log_every == 0 or self.state.step == self.total_steps:
+            row = {"step": self.state.step, "epoch": self.state.epoch, "lr": rate, **self.averages.take()}
+            self.log.write(row)
+            write_board(self.board, "train", row)
+
+    def _evaluate_and_save(self) -> None:
+        """What is due after this step."""
+        every, step = self.config.evaluate_every, self.state.step
+        if self.evaluate is not None and (step == self.total_steps or (every and step % every == 0)):
+            self._score(self.evaluate)
+        if self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
+            self._save()
+
+    def _score(self, evaluate: Evaluate) -> None:
+        """Evaluate (with averaged weights, where there are some), and keep the model if it is the best so far."""
+        with self._weights_for_use():
+            self.model.eval()
+            with torch.no_grad():
+                self.last_scores = scores = dict(evaluate(self.model))
+            first, value = next(iter(scores.items()))
+            improved = self.state.best is None or value > self.state.best
+            self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
+            if self.state.best is None or value >= self.state.best:  # of equal scores (0 for long) the later weights
+                self.state.best = value
+                self._export()
+        set_train_mode(self.model, self.frozen)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self._say(f"step {self.state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
+        if self.scores is not None:
+            self.scores.write({"step": self.state.step, **scores})
+            write_board(self.board, "scores", {"step": self.state.step, **scores})
+
+    def _finished(self, stop: StopRequest) -> bool:
+        return self.complete or self._agree(bool(stop))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has come to its end: all steps are done, or the scores have stopped improving."""
+        early, since_best = self.config.early_stop, self.state.evaluations_since_best
+        return self.state.step >= self.total_steps or bool(early and since_best >= early)
+
+    def _agree(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        if self.fabric.world_size == 1:
+            return flag
+        votes: Any = self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum")
+        return float(votes) > 0
+
+    def _close(self, stop: StopRequest) -> None:
+        """Leave a complete run folder behind."""
+        if self._saved_step != self.state.step:
+            self._save()
+        if self._agree(bool(stop)) and not self.complete:
+            self._say(f"stopped by {stop.received} after step {self.state.step}; go on with: {self.resume_command}")
+        elif self.evaluate is None or not self.files.best.exists():
+            with self._weights_for_use():
+                self._export()
+
+    def _say(self, text: str) -> None:
+        if self.fabric.is_global_zero:
+            self.progress.message(text)
+
+    def _weights_for_use(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.ema is None else self.ema.applied(self.model)
+
+    def _export(self) -> None:
+        """Write the weights in use now as `best.pt`."""
+        if self.fabric.is_global_zero:
+            self._write(lambda: self.files.save_best(replace(self.template, state_dict=self.model.state_dict())))
+
+    def _save(self) -> None:
+        """Write `last.pt`: weights, and everything that a resume needs."""
+        training = take_snapshot(self.fabric, self.model, self.optimizer, self.ema, self.state, self.settings)
+        self._saved_step = self.state.step
+        if self.fabric.is_global_zero:
+            with self._weights_for_use():
+                checkpoint = replace(self.template, state_dict=self.model.state_dict(), training=training)
+                self._write(lambda: self.files.save_last(checkpoint, self.state.step))
+        self.fabric.barrier()
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except CheckpointError as error:
+            if self.config.on_disk_full == "stop":
+                raise
+            self._say(f"{error}; training goes on (train.on_disk_full=go_on)")
+
+    def _resume(self) -> None:
+        """Go on from `last.pt`, if there is one."""
+        checkpoint = self.files.load_last()
+        if checkpoint is None:
+            return
+        if self.template.categories is not None:
+            checkpoint.check_categories(self.template.categories)
+        self.state = restore_snapshot(checkpoint, self.fabric, self.model, self.optimizer, self.ema)
+        self._say(f"going on after step {self.state.step} of {self.total_steps}")
+        for change in changed_settings((checkpoint.training or {})["settings"], self.settings):
+            self._say(f"changed setting, so the run is not an exact continuation: {change}")

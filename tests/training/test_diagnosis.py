@@ -1,0 +1,118 @@
+"""Each known failure is named once, and a healthy run hears nothing."""
+
+import pytest
+import torch
+
+from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
+from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.transforms import scenes_transform
+from panoptic_detr.training.curves import draw_curves
+from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
+from panoptic_detr.training.sanity import inspect_samples
+from panoptic_detr.training.tolerant_data import TolerantPanoptic
+from panoptic_detr.visualization.pictures import as_rgb
+from panoptic_detr.zoo import build_model
+
+HEALTHY = {"confidence": 0.6, "box_spread": 0.2, "mask_dice": 0.4}
+
+
+def run(values, *, steps=1000, end=2.0):
+    watch = Diagnosis(steps)
+    said = []
+    for step in range(1, steps + 1):
+        loss = 10 + (end - 10) * step / steps
+        said += watch.note(step, {"loss": loss, **HEALTHY, **values})
+    return said
+
+
+def test_a_healthy_run_hears_nothing():
+    assert run({}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "end", "message"),
+    [
+        ({}, 10.5, "step 500: the loss is as high as at the start"),
+        ({"confidence": 0.01}, 2.0, "step 500: the detector calls everything no-object"),
+        ({"box_spread": 0.001}, 2.0, "step 500: all queries predict the same box"),
+        ({"mask_dice": 0.99}, 2.0, "step 500: the masks stay empty"),
+    ],
+)
+def test_each_failure_is_named_once(values, end, message):
+    said = run(values, end=end)
+    assert len(said) == 1
+    assert said[0].startswith(message)
+
+
+def test_nothing_is_said_in_the_first_quarter():
+    assert run({"confidence": 0.01}, steps=400) == []
+
+
+def test_detectors_without_mask_terms_are_watched_too():
+    watch = Diagnosis(500)
+    said = [
+        line for step in range(1, 501) for line in watch.note(step, {"loss": 1.0 / step, "confidence": 0.5, "box_spread": 0.3})
+    ]
+    assert said == []
+
+
+def test_vital_signs_of_a_collapsed_and_a_spread_detector():
+    overrides = {"backbone": "small", "backbone_norm": "batch", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16}
+    model = build_model("detr_r50", num_labels=3, **overrides, encoder_layers=1, decoder_layers=1, num_queries=4).eval()
+    output = model(torch.rand(2, 3, 48, 48), torch.zeros(2, 48, 48, dtype=torch.bool))
+    output.boxes.fill_(0.5)
+    output.logits.fill_(0.0)
+    signs = vital_signs(output)
+    assert signs["box_spread"] == 0
+    assert signs["confidence"] == pytest.approx(0.25)
+    output.boxes[-1, :, :2] = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 4, 1)[:, :2]
+    output.boxes[-1, :, 2:, :2] = 1.0
+    assert vital_signs(output)["box_spread"] > 0.2
+
+
+def test_overfit_verdict():
+    assert overfit_verdict({"PQ": 0.8}).startswith("overfit: masks, boxes and classes can be learned (PQ 0.80")
+    assert overfit_verdict({"box AP": 0.1}).startswith("overfit: boxes and classes were not learned (box AP 0.10")
+
+
+def test_curves_are_drawn(tmp_path):
+    assert draw_curves(tmp_path) is None
+    (tmp_path / "log.csv").write_text("step,epoch,lr,loss,class,class_layer0\n10,0,0.1,3,1,1\n20,0,0.1,2,,1\n")
+    (tmp_path / "scores.csv").write_text("step,PQ\n20,0.5\n")
+    picture = as_rgb(draw_curves(tmp_path))
+    assert picture.shape[1] == 1500
+    assert (picture != 255).any()
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    write_scenes(tmp_path, 6, size=48, workers=1)
+    return tmp_path
+
+
+def test_samples_are_drawn_and_counted(scenes, tmp_path):
+    facts = inspect_samples(CocoPanoptic.from_root(scenes, "train", transforms=scenes_transform()), tmp_path / "samples.png")
+    assert facts.images == 6
+    assert sum(facts.classes.values()) == sum(facts.segments)
+    assert len(facts.classes) == 8
+    assert as_rgb(tmp_path / "samples.png").shape[1] > 4 * 300
+    text = "\n".join(facts.lines(2))
+    assert "48-48 x 48-48 pixels" in text
+    assert f"warning: an image has {max(facts.segments)} segments but the model only 2 queries" in text
+    assert "warning" not in "\n".join(facts.lines(100))
+
+
+def test_unreadable_images_are_left_out_and_named_once(scenes, capsys):
+    (scenes / "train" / "000002.png").write_bytes(b"no picture")
+    whole = CocoPanoptic.from_root(scenes, "train", transforms=scenes_transform())
+    with pytest.raises(DataError):
+        whole[2]
+    tolerant = TolerantPanoptic.from_root(scenes, "train", transforms=scenes_transform())
+    assert [tolerant[i].target.image_id for i in (1, 2, 3, 2)] == [1, 3, 3, 3]
+    text = capsys.readouterr().err
+    assert text.count("left out: ") == 1
+    assert "000002.png" in text
+    for path in (scenes / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="20 samples in a row cannot be read; the last one: "):
+        tolerant[0]
