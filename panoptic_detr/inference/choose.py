@@ -1,0 +1,110 @@
+"""Which queries of an image deserve a mask: those whose best class is a known category with enough probability.
+
+The choice needs class logits only, so it runs before the mask head; the merger repeats it and therefore always agrees.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.structures import DropReason, check_shape
+
+
+class MergeError(ValueError):
+    """Arguments that do not fit together or lie outside their range."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best class of every query of one image and whether it passes.
+
+    Attributes:
+        scores: probability of the best class, Q values.
+        categories: the category of the best class; None for "no object" and for label slots without a category.
+        reasons: why a query is not chosen; None for the chosen ones.
+    """
+
+    scores: list[float]
+    categories: list[Category | None]
+    reasons: list[DropReason | None]
+
+    @property
+    def queries(self) -> list[int]:
+        """The chosen queries, in order."""
+        return [query for query, reason in enumerate(self.reasons) if reason is None]
+
+    def best(self, count: int | None) -> list[int]:
+        """The `count` chosen queries of the highest scores (all for None), in query order."""
+        queries = self.queries
+        if count is None or len(queries) <= count:
+            return queries
+        return sorted(sorted(queries, key=lambda query: -self.scores[query])[:count])
+
+
+def choose_queries(
+    logits: Tensor,
+    categories: CategoryTable,
+    *,
+    threshold: float = 0.85,
+    stuff_threshold: float | None = None,
+    no_object: bool = True,
+) -> Choice:
+    """Choose the confident queries of one image (DETR paper, section 4.3).
+
+    Args:
+        logits: (Q, C) class logits; with `no_object` the last of the C slots means "no object" (softmax), otherwise every
+            slot is a class (sigmoid).
+        categories: what the label slots mean; `num_labels` must be the number of real slots.
+        threshold: least probability, exclusive.
+        stuff_threshold: the same for stuff, where it differs.
+        no_object: whether the last slot means "no object".
+
+    Raises:
+        MergeError: the label slots are not those of the table, a threshold is outside [0, 1], or logits are NaN.
+    """
+    check_shape("logits", logits, ("Q", "C"))
+    labels_expected = logits.shape[1] - int(no_object)
+    if labels_expected != categories.num_labels:
+        kind = "label slots and one for no-object" if no_object else "label slots"
+        raise MergeError(
+            f"logits have {logits.shape[1]} slots, but the category table means {categories.num_labels} {kind}; "
+            "pass the table that the model was trained with, and no_object=False for sigmoid classes"
+        )
+    stuff_threshold = threshold if stuff_threshold is None else stuff_threshold
+    check_fraction("threshold", threshold)
+    check_fraction("stuff_threshold", stuff_threshold)
+    logits = logits.detach().float()
+    probabilities = logits.softmax(-1) if no_object else logits.sigmoid()  # (Q, C)
+    if bool(torch.isnan(probabilities).any()):
+        raise MergeError("class logits are not finite numbers; the weights or the images contain NaN")
+    scores, labels = probabilities.max(-1)  # (Q,), (Q,)
+    return _judge(scores.tolist(), labels.tolist(), categories, threshold, stuff_threshold, no_object)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise `MergeError` unless `value` lies in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise MergeError(f"{name} must lie in [0, 1], but got {value}")
+
+
+def _judge(
+    scores: list[float],
+    labels: list[int],
+    table: CategoryTable,
+    threshold: float,
+    stuff_threshold: float,
+    no_object: bool,
+) -> Choice:
+    categories = [table.by_label.get(label) for label in labels]
+    reasons: list[DropReason | None] = []
+    for score, label, category in zip(scores, labels, categories, strict=True):
+        if no_object and label == table.num_labels:
+            reasons.append("no object")
+        elif category is None:
+            reasons.append("no category")
+        else:
+            passes = score > (threshold if category.isthing else stuff_threshold)
+            reasons.append(None if passes else "low score")
+    return Choice(scores, categories, reasons)

@@ -1,0 +1,307 @@
+"""From pictures to panoptic maps: the predictor that users call, and the batch step that evaluation shares with it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from panoptic_detr.data.loading import collate
+from panoptic_detr.data.transforms import eval_transform, image_tensor
+from panoptic_detr.inference.choose import MergeError, choose_queries
+from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
+from panoptic_detr.inference.groups import same_size_groups
+from panoptic_detr.inference.merge import merge_panoptic
+from panoptic_detr.inference.optimize import optimize_for_inference
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation, Sample, Target
+from panoptic_detr.visualization.pictures import as_rgb
+from panoptic_detr.zoo import build_model, default_num_labels, load_published
+
+Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+Pictures: TypeAlias = list[Any] | tuple[Any, ...]
+Precision = Literal["fp32", "bf16"]
+# Pictures prepared at a time, in batches: among so many, those of one size share a batch.
+_WINDOW_BATCHES = 4
+
+
+@torch.no_grad()
+def predict_batch(
+    model: nn.Module, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
+) -> list[PanopticSegmentation]:
+    """Predict the panoptic maps of a batch.
+
+    The detector runs once; masks are computed for the confident queries only, and merged for each image at its own size.
+
+    Args:
+        model: a panoptic model in eval mode.
+        batch: on any device; it is moved to the model's.
+        categories: what the model's labels mean.
+        settings: thresholds and merging rules; the paper's by default.
+
+    Returns:
+        One map per image, of the image's original size.
+
+    Raises:
+        ValueError: the model is in training mode, has no mask head, or does not fit the category table.
+    """
+    if model.training:
+        raise ValueError("predict_batch needs the model in eval mode (dropout off); call model.eval() before")
+    batch = batch.to(next(model.parameters()).device)
+    return segment_batch(model(batch.images, batch.padding_mask), batch, categories, settings)
+
+
+@torch.no_grad()
+def segment_batch(
+    output: DetectorOutput, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
+) -> list[PanopticSegmentation]:
+    """Make the panoptic maps from a panoptic model's output: the second half of `predict_batch`.
+
+    Args:
+        output: what the model said about the batch.
+        batch: the batch, on the output's device.
+        categories: what the model's labels mean.
+        settings: thresholds and merging rules; the paper's by default.
+
+    Returns:
+        One map per image, of the image's original size.
+    """
+    settings = settings or InferenceSettings()
+    logits = output.logits[-1].float().cpu()  # (B, Q, C)
+    chosen = [chosen_queries(rows, categories, settings, output.no_object) for rows in logits]
+    masks = output.segment([torch.tensor(queries, dtype=torch.long, device=batch.images.device) for queries in chosen])
+    return [
+        merge_image(logits[i], masks[i], chosen[i], batch, i, categories, settings, output.no_object) for i in range(len(batch))
+    ]
+
+
+def merge_image(
+    logits: Tensor,
+    masks: Tensor,
+    queries: list[int],
+    batch: Batch,
+    index: int,
+    categories: CategoryTable,
+    settings: InferenceSettings,
+    no_object: bool,
+) -> PanopticSegmentation:
+    """Merge the masks of one image of a batch as the settings say.
+
+    Args:
+        logits: (Q, C) of the image.
+        masks: (K, h, w) logits that cover the padded image.
+        queries: K queries that the masks belong to.
+        batch: of the image.
+        index: place of the image in the batch.
+        categories: what the labels mean.
+        settings: thresholds and merging rules.
+        no_object: whether the last class slot means "no object".
+    """
+    threshold, stuff_threshold = settings.thresholds(no_object)
+    return merge_panoptic(
+        logits,
+        masks,
+        categories=categories,
+        size=batch.sizes[index],
+        target_size=batch.original_sizes[index],
+        padded_size=batch.images.shape[-2:],
+        threshold=threshold,
+        stuff_threshold=stuff_threshold,
+        min_area=settings.min_area,
+        min_visible=settings.min_visible,
+        duplicate_stuff=settings.duplicate_stuff,
+        no_object=no_object,
+        queries=queries,
+        image_id=batch.image_ids[index] if batch.image_ids else None,
+    )
+
+
+def chosen_queries(logits: Tensor, categories: CategoryTable, settings: InferenceSettings, no_object: bool) -> list[int]:
+    """The queries of one image that get a mask, from (Q, C) logits."""
+    things, stuff = settings.thresholds(no_object)
+    choice = choose_queries(logits, categories, threshold=things, stuff_threshold=stuff, no_object=no_object)
+    return choice.best(settings.max_segments)
+
+
+class Predictor:
+    """Pictures in, panoptic maps out.
+
+    Args:
+        model: a panoptic model (a detector with a mask head).
+        categories: what its labels mean.
+        settings: thresholds, merging rules and the size at which the model sees images.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one there is.
+        precision: "fp32", or "bf16" for bfloat16 autocast: about twice as fast where the hardware has it, scores and masks
+            differ in the third digit.
+        batch_size: pictures of a list that go through the model together; 1 on a CPU and 8 elsewhere by default.
+
+    Attributes:
+        model: the model as given, on the device, in eval mode.
+        categories: the category table.
+        settings: the settings.
+        device: where the model runs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        categories: CategoryTable,
+        *,
+        settings: InferenceSettings | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        batch_size: int | None = None,
+    ) -> None:
+        if not callable(getattr(model, "segment", None)):
+            raise ValueError(
+                f"{_name_of(model)} is a detector without a mask head; a panoptic map needs a '..._panoptic' model "
+                "(train the head with `panoptic-detr train_masks --detector CHECKPOINT`)"
+            )
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.categories = categories
+        self.settings = settings or InferenceSettings()
+        self.precision = precision
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self._fast = optimize_for_inference(self.model, bf16=precision == "bf16")
+
+    @overload
+    def __call__(self, images: Picture, threshold: float | None = None) -> PanopticSegmentation: ...
+
+    @overload
+    def __call__(self, images: Pictures, threshold: float | None = None) -> list[PanopticSegmentation]: ...
+
+    def __call__(
+        self, images: Picture | Pictures, threshold: float | None = None
+    ) -> PanopticSegmentation | list[PanopticSegmentation]:
+        """Predict.
+
+        Args:
+            images: a path; an array (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA of uint8, uint16 or float in 0..1; a PIL
+                image; or a list of these. Photographs are turned upright by their EXIF orientation, and the map is that of
+                the upright picture.
+            threshold: least probability for this call, for things and stuff alike, instead of the settings'.
+
+        Returns:
+            The map, as large as the picture; a list of maps for a list.
+
+        Raises:
+            PictureError: a missing or unreadable picture; the message names it.
+        """
+        settings = self.settings
+        if threshold is not None:
+            settings = replace(settings, threshold=threshold, stuff_threshold=None)
+        if not isinstance(images, list | tuple):
+            return self._predict([self._sample(images)], settings)[0]
+        results: list[PanopticSegmentation] = []
+        window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
+        for start in range(0, len(images), window):
+            results += self._predict([self._sample(image) for image in images[start : start + window]], settings)
+        return results
+
+    def save(self, path: str | Path) -> Path:
+        """Write model, class table and settings as a checkpoint that `load_model` reads."""
+        spec = getattr(self.model, "spec", None)
+        if spec is None:
+            raise ValueError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
+        return save_checkpoint(path, Checkpoint(spec, self.model.state_dict(), self.categories, self.settings.to_dict()))
+
+    def _sample(self, picture: Picture) -> Sample:
+        rgb = upright_rgb(picture)
+        file = Path(picture) if isinstance(picture, str | Path) else None
+        nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), image_id=file.stem if file else 0)
+        sample = Sample(image_tensor(rgb), nothing, (rgb.shape[0], rgb.shape[1]), str(file or ""))
+        return eval_transform(self.settings.short_side, self.settings.long_side)(sample)
+
+    def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
+        """The maps of samples, which go through the model in groups of one size."""
+        maps: dict[int, PanopticSegmentation] = {}
+        for group in same_size_groups([_size(sample) for sample in samples], self.batch_size):
+            batch = collate([samples[index] for index in group])
+            with self._autocast():
+                maps.update(zip(group, predict_batch(self._fast, batch, self.categories, settings), strict=True))
+        return [maps[index] for index in range(len(samples))]
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Predictor:
+    """Load a model for prediction.
+
+    Args:
+        name_or_path: a checkpoint of this project, or a model name whose authors publish weights (`zoo.PUBLISHED`).
+        device: see `Predictor`.
+        precision: see `Predictor`.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
+        ValueError: neither a file nor a model name, or a model without published weights or mask head.
+        WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_file() or path.suffix or path.name != name:
+        return _from_checkpoint(path, device, precision)
+    return Predictor(load_published(name), coco_categories(default_num_labels(name)), device=device, precision=precision)
+
+
+def upright_rgb(picture: Picture) -> np.ndarray:
+    """A picture as writable (H, W, 3) uint8 RGB, turned upright by the EXIF orientation of a file or PIL image."""
+    if isinstance(picture, Image.Image):
+        turned = ImageOps.exif_transpose(picture)
+        plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB")
+        picture = np.asarray(turned if plain else turned.convert("RGB"))
+    # OpenCV turns the pictures of files upright as it reads them.
+    return np.require(as_rgb(picture), requirements=["C", "W"])
+
+
+def _from_checkpoint(path: Path, device: str | torch.device, precision: Precision) -> Predictor:
+    checkpoint = load_checkpoint(path)
+    model = build_model(checkpoint.model["name"], num_labels=checkpoint.model["num_labels"], **checkpoint.model["overrides"])
+    checkpoint.load_into(model)
+    try:
+        settings = InferenceSettings.from_dict(checkpoint.inference)
+    except MergeError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} has unusable inference settings: {error}") from None
+    return Predictor(model, _class_table(checkpoint), settings=settings, device=device, precision=precision)
+
+
+def _class_table(checkpoint: Checkpoint) -> CategoryTable:
+    """The checkpoint's own table; converted published weights have none, but their label slots tell what they mean."""
+    if checkpoint.categories is not None:
+        return checkpoint.categories
+    if checkpoint.model["num_labels"] in (DETECTION_LABELS, PANOPTIC_LABELS):
+        return coco_categories(checkpoint.model["num_labels"])
+    raise CheckpointError(
+        f"checkpoint {str(checkpoint.path)!r} does not say what its {checkpoint.model['num_labels']} labels mean; "
+        "build a Predictor(model, categories) with the table of its data set"
+    )
+
+
+def _name_of(model: nn.Module) -> str:
+    spec = getattr(model, "spec", None)
+    return repr(spec["name"]) if isinstance(spec, dict) else type(model).__name__
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    return sample.image.shape[1], sample.image.shape[2]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    chosen = torch.device(device)
+    if not available.get(chosen.type, True):
+        raise ValueError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
+    return chosen

@@ -1,0 +1,61 @@
+"""Inference settings: the paper's by default, refused by name if wrong, plain values in checkpoints."""
+
+import pytest
+
+from panoptic_detr.config import InferenceConfig
+from panoptic_detr.inference.choose import MergeError
+from panoptic_detr.inference.settings import InferenceSettings
+
+
+def test_defaults_are_the_papers():
+    assert InferenceSettings() == InferenceSettings(
+        threshold=None,
+        stuff_threshold=None,
+        min_area=5,
+        min_visible=0.0,
+        duplicate_stuff="union",
+        max_segments=None,
+        short_side=800,
+        long_side=1333,
+    )
+
+
+def test_without_a_setting_the_threshold_is_that_of_the_class_head():
+    assert InferenceSettings().thresholds(no_object=True) == (0.85, 0.85)
+    assert InferenceSettings().thresholds(no_object=False) == (0.4, 0.3)
+    assert InferenceSettings(stuff_threshold=0.1).thresholds(no_object=False) == (0.4, 0.1)
+
+
+@pytest.mark.parametrize("no_object", [True, False])
+def test_a_threshold_that_is_set_counts_for_every_class_head(no_object):
+    assert InferenceSettings(threshold=0.5).thresholds(no_object) == (0.5, 0.5)
+    assert InferenceSettings(threshold=0.5, stuff_threshold=0.2).thresholds(no_object) == (0.5, 0.2)
+
+
+def test_round_trip():
+    settings = InferenceSettings(threshold=0.3, stuff_threshold=0.2, min_visible=0.5, short_side=None, max_segments=40)
+    assert InferenceSettings.from_dict(settings.to_dict()) == settings
+    assert InferenceSettings.from_dict(InferenceSettings().to_dict()).threshold is None
+
+
+def test_settings_of_a_training_run_are_understood():
+    values = vars(InferenceConfig(threshold=0.3))
+    assert values.items() <= InferenceSettings.from_dict(values).to_dict().items()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"treshold": 0.5}, "no inference setting 'treshold'; did you mean 'threshold'"),
+        ({"zzz": 0.5}, "no inference setting 'zzz'; there are threshold, stuff_threshold"),
+        ({"threshold": -1}, r"threshold must lie in \[0, 1\], but got -1"),
+        ({"stuff_threshold": 2}, r"stuff_threshold must lie in \[0, 1\]"),
+        ({"min_visible": 2}, r"min_visible must lie in \[0, 1\]"),
+        ({"duplicate_stuff": "all"}, "duplicate_stuff must be one of union, keep_first, but got 'all'"),
+        ({"max_segments": 0}, "max_segments must be at least 1, but got 0"),
+        ({"short_side": 0}, "short_side must be at least 1, but got 0"),
+    ],
+)
+def test_unusable_settings(values, message):
+    with pytest.raises(MergeError, match=message):
+        InferenceSettings.from_dict(values)
