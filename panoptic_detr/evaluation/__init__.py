@@ -1,0 +1,1 @@
+"""Panoptic Quality and average precision."""

@@ -1,0 +1,200 @@
+"""Score a model on a data set in one pass: PQ, box AP, mask AP. Maps go from the model straight to the counts, not to disk."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import distributed, nn
+
+from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.loading import make_loader
+from panoptic_detr.evaluation.coco_ap import AveragePrecision, ThingPrecision
+from panoptic_detr.evaluation.overlaps import EvaluationError
+from panoptic_detr.evaluation.panoptic_quality import PanopticQuality, PanopticQualityResult
+from panoptic_detr.evaluation.thing_predictions import as_arrays, encode_thing_masks, find_things
+from panoptic_detr.evaluation.threads import progress_bar
+from panoptic_detr.inference.groups import unpadded_parts
+from panoptic_detr.inference.predictor import segment_batch
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation
+
+ApKind = Literal["none", "boxes", "masks"]
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Scores of a model on a data set.
+
+    Attributes:
+        panoptic: PQ and what belongs to it; None for a detector without masks.
+        things: box AP and mask AP over things; None if not asked for.
+        images: number of images.
+        seconds: wall-clock time of the pass.
+    """
+
+    panoptic: PanopticQualityResult | None
+    things: ThingPrecision | None
+    images: int
+    seconds: float
+
+    def summary(self) -> dict[str, float]:
+        """The main scores by name, as fractions, the most important one first; for logs."""
+        scores: dict[str, float] = {}
+        if self.panoptic is not None:
+            every, things, stuff = self.panoptic.all, self.panoptic.things, self.panoptic.stuff
+            scores = {"PQ": every.pq, "SQ": every.sq, "RQ": every.rq, "PQ things": things.pq, "PQ stuff": stuff.pq}
+        if self.things is not None:
+            scores["box AP"] = self.things.boxes.ap or 0.0
+            if self.things.masks is not None:
+                scores["mask AP"] = self.things.masks.ap or 0.0
+        return scores
+
+
+class ModelScorer:
+    """Adds up the scores of batches.
+
+    Args:
+        truth_categories: of the data set.
+        categories: what the model's labels mean.
+        settings: thresholds and merging rules of the panoptic maps.
+        panoptic: score PQ; the model must have a mask head.
+        ap: "boxes" for box AP, "masks" for box and mask AP (needs a mask head too), "none" for neither.
+
+    Raises:
+        EvaluationError: the model's categories are not the data set's.
+    """
+
+    def __init__(
+        self,
+        truth_categories: CategoryTable,
+        categories: CategoryTable,
+        settings: InferenceSettings,
+        *,
+        panoptic: bool,
+        ap: ApKind,
+    ) -> None:
+        check_same_categories(categories, truth_categories)
+        self.categories, self.settings = categories, settings
+        self.quality = PanopticQuality(truth_categories) if panoptic else None
+        self.precision = AveragePrecision(truth_categories) if ap != "none" else None
+        self.with_masks = ap == "masks"
+
+    def update(self, output: DetectorOutput, batch: Batch, truths: list[PanopticSegmentation]) -> None:
+        """Score the model's output for a batch against the truth of its images at their original sizes."""
+        if self.quality is not None:
+            for prediction, truth in zip(segment_batch(output, batch, self.categories, self.settings), truths, strict=True):
+                self.quality.update(prediction, truth)
+        if self.precision is not None:
+            things = find_things(output, batch, self.categories)
+            masks = encode_thing_masks(output, batch, things) if self.with_masks else [None] * len(batch)
+            for image_id, image, encoded, truth in zip(batch.image_ids, things, masks, truths, strict=True):
+                self.precision.update(image_id, *as_arrays(image), encoded, truth)
+
+    def add_other_processes(self) -> None:
+        """Exchange what the processes of `torch.distributed` have; afterwards each has the scores of all images."""
+        mine = distributed.get_rank()
+        for part in (self.quality, self.precision):
+            if part is not None:
+                states: list[tuple] = [()] * distributed.get_world_size()
+                distributed.all_gather_object(states, part.state())
+                for rank, state in enumerate(states):
+                    if rank != mine:
+                        part.add_state(state)
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module,
+    dataset: CocoPanoptic,
+    *,
+    categories: CategoryTable | None = None,
+    settings: InferenceSettings | None = None,
+    panoptic: bool = True,
+    ap: ApKind = "none",
+    batch_size: int = 1,
+    workers: int = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    share: bool = False,
+    progress: bool = True,
+) -> ModelScores:
+    """Score a model.
+
+    Args:
+        model: in eval mode.
+        dataset: with evaluation's transform; its truth is read at the original sizes.
+        categories: what the model's labels mean; the data set's own by default.
+        settings: thresholds and merging rules; the paper's by default.
+        panoptic: score PQ; needs a model with a mask head.
+        ap: over things: "boxes", or "masks" for boxes and masks. Mask AP looks at the masks of the 100 best things before
+            merging, which takes the mask head far longer than the few that make the panoptic map.
+        batch_size: images that go through the model together.
+        workers: processes that read images ahead.
+        precision: "bf16" runs the model under bfloat16 autocast.
+        share: under `torch.distributed`, every process scores its share of the images and returns the scores of all.
+        progress: show a progress bar if there is a terminal.
+
+    Raises:
+        EvaluationError: the model is in training mode, or its categories are not the data set's.
+        DataError: a defect of the data set.
+    """
+    if model.training:
+        raise EvaluationError("evaluate_model needs the model in eval mode (dropout off); call model.eval() before")
+    started = time.perf_counter()
+    scorer = ModelScorer(
+        dataset.categories,
+        categories or dataset.categories,
+        settings or InferenceSettings(),
+        panoptic=panoptic,
+        ap=ap,
+    )
+    part = dataset.subset(range(distributed.get_rank(), len(dataset), distributed.get_world_size())) if share else dataset
+    device = next(model.parameters()).device
+    with progress_bar(shown=progress and not (share and distributed.get_rank())) as bar:
+        task = bar.add_task("evaluating", total=len(part))
+        for batch, truths in _batches(part, batch_size, workers):
+            on_device = batch.to(device)
+            with _autocast(device, precision):
+                scorer.update(model(on_device.images, on_device.padding_mask), on_device, truths)
+            bar.advance(task, len(batch))
+    if share:
+        scorer.add_other_processes()
+    return ModelScores(
+        scorer.quality.compute() if scorer.quality is not None else None,
+        scorer.precision.compute() if scorer.precision is not None else None,
+        len(dataset),
+        time.perf_counter() - started,
+    )
+
+
+def check_same_categories(model: CategoryTable, truth: CategoryTable) -> None:
+    """Raise `EvaluationError` if a category of the model is unknown to the data set or means something else there."""
+    for category in model.categories:
+        there = truth.by_id.get(category.id)
+        if there is None or (there.name, there.isthing) != (category.name, category.isthing):
+            raise EvaluationError(
+                f"category {category.id} is {_describe(category)} for the model, but {_describe(there)} in the data set; "
+                "score the model on a data set with the categories that it was trained on"
+            )
+
+
+def _describe(category: Category | None) -> str:
+    return "none" if category is None else f"{category.name!r} ({'thing' if category.isthing else 'stuff'})"
+
+
+def _batches(dataset: CocoPanoptic, batch_size: int, workers: int) -> Iterator[tuple[Batch, list[PanopticSegmentation]]]:
+    """Batches without padding, with the truth of their images."""
+    start = 0
+    if not len(dataset):
+        return
+    for batch in make_loader(dataset, batch_size=batch_size, workers=workers):
+        for indices, part in unpadded_parts(batch):
+            yield part, [dataset.truth(start + index) for index in indices]
+        start += len(batch)
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

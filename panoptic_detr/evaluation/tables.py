@@ -1,0 +1,175 @@
+"""Scores as a person reads them (rich tables) and as programs do (JSON, CSV)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
+from panoptic_detr.evaluation.errors import NO_ERRORS, ErrorCounts
+from panoptic_detr.evaluation.pq_result import PanopticQualityResult
+from panoptic_detr.segment_maps import write_bytes
+
+CAUSES = ErrorCounts._fields
+AP_COLUMNS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "small": "small",
+    "medium": "medium",
+    "large": "large",
+    "recall": "recall",
+}
+
+
+def show_scores(
+    result: PanopticQualityResult | None, things: ThingPrecision | None, *, per_class: bool, console: Console | None = None
+) -> None:
+    """Print the tables and notes."""
+    console = console or Console()
+    if result is not None:
+        if per_class:
+            console.print(class_table(result))
+        console.print(group_table(result), error_table(result, per_class=per_class))
+    if things is not None:
+        console.print(ap_table(things))
+    for note in result.notes if result is not None else ():
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write_scores(folder: Path, result: PanopticQualityResult | None, things: ThingPrecision | None) -> None:
+    """Write `scores.json`, `classes.csv` with PQ and `ap.csv` with AP per category into an existing folder."""
+    files = {"scores.json": json.dumps(as_json(result, things), indent=1, ensure_ascii=False) + "\n"}
+    if result is not None:
+        files["classes.csv"] = as_csv(class_rows(result))
+    if things is not None:
+        files["ap.csv"] = as_csv(ap_rows(things))
+    for name, text in files.items():
+        write_bytes(folder / name, text.encode())
+
+
+def group_table(result: PanopticQualityResult) -> Table:
+    """PQ, SQ, RQ (percent) and N of everything, things and stuff."""
+    table = _table(f"Panoptic quality, {result.images} images", ["", "PQ", "SQ", "RQ", "N"])
+    for name, group in (("All", result.all), ("Things", result.things), ("Stuff", result.stuff)):
+        table.add_row(name, *map(_percent, group[:3]), str(group.n))
+    return table
+
+
+def class_table(result: PanopticQualityResult) -> Table:
+    """Scores (percent) and counts of every category that occurs."""
+    table = _table("Per category", ["id", "category", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN"])
+    for category in result.categories.categories:
+        quality = result.per_class[category.id]
+        counts = (quality.tp, quality.fp, quality.fn)
+        if any(counts):
+            kind = "thing" if category.isthing else "stuff"
+            table.add_row(str(category.id), Text(category.name), kind, *map(_percent, quality[:3]), *map(str, counts))
+    return table
+
+
+def error_table(result: PanopticQualityResult, *, per_class: bool = False) -> Table:
+    """What the errors are: causes of false negatives (lost) and false positives (extra), in all or by category."""
+    table = _table("Errors by cause", ["", "", *(cause.replace("_", "\n") for cause in CAUSES), "total"])
+    for name, lost, extra in _error_rows(result, per_class):
+        for side, counts in (("lost", lost), ("extra", extra)):
+            table.add_row(Text(name), side, *map(str, counts), str(counts.total))
+            name = ""
+    return table
+
+
+def ap_table(things: ThingPrecision) -> Table:
+    """AP (percent) of boxes and masks over things, by object size."""
+    table = _table("Average precision over things", ["", *AP_COLUMNS])
+    for name, scores in (("boxes", things.boxes), ("masks", things.masks)):
+        if scores is not None:
+            table.add_row(name, *(_percent(getattr(scores, field)) for field in AP_COLUMNS.values()))
+    return table
+
+
+def as_json(result: PanopticQualityResult | None, things: ThingPrecision | None = None) -> dict[str, Any]:
+    """Everything as plain values, fractions; the panoptic part in panopticapi's layout with more per category."""
+    content: dict[str, Any] = {}
+    if result is not None:
+        content = result.as_dict()
+        content["per_class"] = {str(row["id"]): {k: v for k, v in row.items() if k != "id"} for row in class_rows(result)}
+        content |= {"images": result.images, "notes": list(result.notes)}
+    if things is not None:
+        content["box_ap"] = _ap_values(things.boxes)
+        if things.masks is not None:
+            content["mask_ap"] = _ap_values(things.masks)
+    return content
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of one kind as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def class_rows(result: PanopticQualityResult) -> list[dict[str, Any]]:
+    """One flat row of scores, counts and errors per category of the table."""
+    rows = []
+    for category in result.categories.categories:
+        row: dict[str, Any] = {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
+        row |= result.per_class[category.id]._asdict()
+        for side, errors in (("lost", result.lost), ("extra", result.extra)):
+            counts = errors.get(category.id, NO_ERRORS)
+            row |= {f"{side}_{cause}": value for cause, value in zip(CAUSES, counts, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def ap_rows(things: ThingPrecision) -> list[dict[str, Any]]:
+    """One row of box AP and mask AP per category of things."""
+    rows = []
+    for category_id, box_ap in things.boxes.per_class.items():
+        row: dict[str, Any] = {"id": category_id, "box_ap": box_ap}
+        if things.masks is not None:
+            row["mask_ap"] = things.masks.per_class[category_id]
+        rows.append(row)
+    return rows
+
+
+def _error_rows(result: PanopticQualityResult, per_class: bool) -> Iterable[tuple[str, ErrorCounts, ErrorCounts]]:
+    if per_class:
+        for category in result.categories.categories:
+            lost, extra = (side.get(category.id, NO_ERRORS) for side in (result.lost, result.extra))
+            if lost.total or extra.total:
+                yield category.name, lost, extra
+    lost, extra = (_sum(side.values()) for side in (result.lost, result.extra))
+    yield "All", lost, extra
+
+
+def _sum(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    total = NO_ERRORS
+    for one in counts:
+        total = total.plus(one)
+    return total
+
+
+def _ap_values(scores: ApScores) -> dict[str, Any]:
+    values = scores._asdict()
+    values["per_class"] = {str(category_id): ap for category_id, ap in scores.per_class.items()}
+    return values
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        words = column in ("", "category", "kind")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
+    return table

@@ -1,0 +1,397 @@
+"""Scoring folders: what may be odd, what is refused and how it is said, and that no input leads to an internal error."""
+
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.evaluation.overlaps import EvaluationError
+from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.segment_maps import write_id_png
+from panoptic_detr.structures import PanopticSegmentation, Segment
+
+CATEGORIES = [
+    {"id": 1, "name": "cat", "isthing": 1},
+    {"id": 2, "name": "dog", "isthing": 1},
+    {"id": 5, "name": "sky", "isthing": 0},
+]
+
+
+class Files:
+    """A ground truth and its predictions on disk; tests change `gt`, `pred` or the PNGs and call `evaluate`."""
+
+    def __init__(self, root):
+        self.root = root
+        self.gt = {"images": [], "annotations": [], "categories": copy.deepcopy(CATEGORIES)}
+        self.pred = {"annotations": []}
+        for side in ("gt", "pred"):
+            (root / side).mkdir()
+        for image_id in (1, 2):
+            segment_map = np.full((4, 6), 70000 * image_id, np.int32)
+            segment_map[:2] = 300
+            self.add("gt", image_id, segment_map, {70000 * image_id: 5, 300: 1})
+            self.add("pred", image_id, segment_map, {70000 * image_id: 5, 300: 1})
+
+    def add(self, side, image_id, segment_map, segments):
+        write_id_png(self.root / side / f"{image_id}.png", segment_map)
+        rows = [
+            {"id": i, "category_id": c, "area": int((segment_map == i).sum()), "iscrowd": 0, "bbox": [0, 0, 1, 1]}
+            for i, c in segments.items()
+        ]
+        annotations = getattr(self, side)["annotations"]
+        annotations.append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": rows})
+
+    def evaluate(self, **options):
+        for side in ("gt", "pred"):
+            (self.root / f"{side}.json").write_text(json.dumps(getattr(self, side)))
+        return self.evaluate_as_is(**options)
+
+    def evaluate_as_is(self, **options):
+        paths = (self.root / name for name in ("gt.json", "gt", "pred.json", "pred"))
+        return evaluate_panoptic(*paths, workers=1, **options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+def test_perfect(files):
+    result = files.evaluate()
+    assert result.all == (1.0, 1.0, 1.0, 2)
+    assert (result.images, result.notes) == (2, ())
+
+
+def test_bare_predictions_count_the_same(files):
+    for annotation in files.pred["annotations"]:
+        annotation["segments_info"] = [{"id": i["id"], "category_id": i["category_id"]} for i in annotation["segments_info"]]
+    result = files.evaluate()
+    assert (result.all.pq, result.notes) == (1.0, ())
+
+
+def test_wrong_areas_change_nothing_and_are_reported(files):
+    files.gt["annotations"][0]["segments_info"][0]["area"] = 3
+    files.pred["annotations"][1]["segments_info"][1]["area"] = None
+    result = files.evaluate()
+    assert result.all == (1.0, 1.0, 1.0, 2)
+    assert result.notes == (
+        "segments whose area in the JSON is wrong; their pixels count: 2 "
+        "(gt.json image 1 segment 70000: area 3, 12 pixels, pred.json image 2 segment 300: area None, 12 pixels)",
+    )
+
+
+def test_a_missing_prediction_is_all_missed_and_said(files):
+    del files.pred["annotations"][1]
+    result = files.evaluate()
+    assert result.per_class[1][3:] == (1, 0, 1)
+    assert result.per_class[5][3:] == (1, 0, 1)
+    assert result.lost[1].missed == 1
+    assert result.notes == ("images without a prediction, all their segments counted as missed: 1 (image 2)",)
+
+
+def test_predictions_of_unknown_images_are_said(files):
+    files.add("pred", "other", np.full((2, 2), 300), {300: 1})
+    result = files.evaluate()
+    assert result.all.pq == 1.0
+    assert result.notes == ("predictions for images that the ground truth does not have, not scored: 1 (image other)",)
+
+
+def test_no_segments_at_all(files):
+    for side in (files.gt, files.pred):
+        side["annotations"] = []
+    assert files.evaluate().all == (0.0, 0.0, 0.0, 0)
+
+
+def test_an_empty_prediction(files):
+    write_id_png(files.root / "pred" / "1.png", np.zeros((4, 6), np.int32))
+    files.pred["annotations"][0]["segments_info"] = []
+    assert files.evaluate().per_class[1][3:] == (1, 0, 1)
+
+
+def test_tools_that_number_segments_from_zero(files):
+    segment_map = np.zeros((4, 6), np.int32)
+    segment_map[:2] = 1
+    files.pred["annotations"] = files.pred["annotations"][1:]
+    files.add("pred", 1, segment_map, {0: 5, 1: 1})
+    result = files.evaluate()
+    assert result.all == (1.0, 1.0, 1.0, 2)
+    (note,) = result.notes
+    assert note.startswith("segments with id 0, which usually means void; counted like any other: 1 (")
+    assert "pred.json, image 1" in note
+
+
+def test_no_stuff_category(files):
+    files.gt["categories"] = files.gt["categories"][:2]
+    for side in (files.gt, files.pred):
+        for annotation in side["annotations"]:
+            for info in annotation["segments_info"]:
+                info["category_id"] = 1
+    result = files.evaluate()
+    assert result.stuff == (0.0, 0.0, 0.0, 0)
+    assert result.all == result.things == (1.0, 1.0, 1.0, 1)
+
+
+def test_crowds_need_no_flag_on_other_segments(files):
+    infos = files.gt["annotations"][0]["segments_info"]
+    infos[1]["iscrowd"] = 1
+    del infos[0]["iscrowd"]
+    assert files.evaluate().per_class[1][3:] == (1, 0, 0)
+
+
+def test_what_this_project_writes_scores_unchanged(files):
+    truth = PanopticSegmentation(
+        np.repeat(np.arange(4, dtype=np.int32), 6).reshape(4, 6),
+        [Segment(i, c, c < 5, 0.9, 6, (0, i, 6, 1)) for i, c in ((1, 1), (2, 1), (3, 5))],
+        CategoryTable.from_coco(CATEGORIES),
+        image_id=3,
+    )
+    for side in (files.gt, files.pred):
+        side["annotations"] = [truth.to_coco()]
+    for side in ("gt", "pred"):
+        truth.save(files.root / side / "3.png")
+    result = files.evaluate()
+    assert result.all == (1.0, 1.0, 1.0, 2)
+    assert result.per_class[1].tp == 2
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_do_not_change_the_result(files, workers):
+    generator = np.random.default_rng(0)
+    for image_id in range(10, 60):
+        segment_map = generator.integers(1, 4, (3, 5)).repeat(4, 0).repeat(4, 1)
+        guess = np.where(generator.random(segment_map.shape) < 0.2, 3, segment_map)
+        files.add("gt", image_id, segment_map, {int(i): 1 for i in np.unique(segment_map)})
+        files.add("pred", image_id, guess, {int(i): 1 for i in np.unique(guess)})
+    alone = files.evaluate()
+    paths = [files.root / name for name in ("gt.json", "gt", "pred.json", "pred")]
+    assert repr(evaluate_panoptic(*paths, workers=workers)) == repr(alone)
+    assert 0 < alone.all.pq < 1
+
+
+def test_workers_must_be_positive(files):
+    files.evaluate()
+    with pytest.raises(EvaluationError, match="workers must be at least 1, but is 0"):
+        evaluate_panoptic(files.root / "gt.json", files.root / "gt", files.root / "pred.json", files.root / "pred", workers=0)
+
+
+def info(files, side="pred"):
+    return getattr(files, side)["annotations"][0]["segments_info"][0]
+
+
+def entry(files, side="pred"):
+    return getattr(files, side)["annotations"][0]
+
+
+REFUSED = {
+    "no file_name": (lambda f: entry(f).pop("file_name"), r"pred\.json, image 1: file_name must be the name .* but is None"),
+    "parent": (
+        lambda f: entry(f).update(file_name="../gt/1.png"),
+        r"image 1: file_name '\.\./gt/1\.png' leaves its folder; names must be relative to .*pred",
+    ),
+    "absolute": (lambda f: entry(f).update(file_name="/etc/passwd"), r"file_name '/etc/passwd' leaves its folder"),
+    "drive": (lambda f: entry(f, "gt").update(file_name="C:\\1.png"), r"gt\.json, image 1: file_name .* leaves its folder"),
+    "backslash": (lambda f: entry(f).update(file_name="a\\..\\..\\1.png"), r"leaves its folder"),
+    "zero byte": (lambda f: entry(f).update(file_name="a\0.png"), r"is no name that a file can have"),
+    "surrogate": (lambda f: entry(f).update(file_name="a\ud800.png"), r"is no name that a file can have"),
+    "no PNG": (lambda f: (f.root / "pred" / "1.png").unlink(), r"image 1: .*pred/1\.png: the annotation PNG is missing; check"),
+    "long name": (lambda f: entry(f).update(file_name="a" * 9999), r"image 1: file_name 'a+' is no name that a file can have"),
+    "empty PNG": (lambda f: (f.root / "gt" / "1.png").write_bytes(b""), r"image 1: .*gt/1\.png: not a readable picture"),
+    "no segments_info": (
+        lambda f: entry(f).pop("segments_info"),
+        r"pred\.json, image 1: segments_info must be a list with one object",
+    ),
+    "segments_info of numbers": (lambda f: entry(f).update(segments_info=[1]), r"segments_info must be a list with one object"),
+    "id as text": (
+        lambda f: info(f).update(id="7"),
+        r"pred\.json, image 1: segment id '7' must be an integer from 0 to 16777215",
+    ),
+    "id of 25 bits": (lambda f: info(f).update(id=2**24), r"segment id 16777216 must be an integer from 0 to 16777215"),
+    "no id": (lambda f: info(f).pop("id"), r"segment id None must be an integer"),
+    "no category": (lambda f: info(f).pop("category_id"), r"image 1, segment 70000: category_id None must be the integer id"),
+    "huge category": (lambda f: info(f).update(category_id=10**30), r"segment 70000: category_id 10+ must be the integer id"),
+    "unknown category": (
+        lambda f: info(f).update(category_id=3),
+        r"image 1 \(1\.png\): segment 70000 has category 3, which the ground",
+    ),
+    "crowd of 2": (
+        lambda f: info(f, "gt").update(iscrowd=2),
+        r"gt\.json, image 1, segment 70000: iscrowd must be 0 or 1, but is 2",
+    ),
+    "id twice": (lambda f: info(f).update(id=300), r"pred\.json, image 1 \(1\.png\): segment id 300 is listed twice"),
+    "id not in the PNG": (lambda f: info(f).update(id=12), r"the map has pixels of id 70000, but no such segment is listed"),
+    "truth not in the PNG": (
+        lambda f: entry(f, "gt")["segments_info"].append({"id": 8, "category_id": 1}),
+        r"gt\.json, image 1 \(1\.png\): segment 8 is listed but has no pixel in the map; leave it out",
+    ),
+    "annotation is text": (
+        lambda f: f.pred["annotations"].append("x"),
+        r"pred\.json, annotation 2: must be an object with image_id",
+    ),
+    "no image_id": (
+        lambda f: entry(f).pop("image_id"),
+        r"pred\.json, annotation 0: image_id must be a number or a name, but is None",
+    ),
+    "image twice": (lambda f: entry(f).update(image_id=2), r"pred\.json: image 2 has more than one annotation"),
+    "no annotations": (
+        lambda f: f.pred.pop("annotations"),
+        r"pred\.json: not a COCO-panoptic JSON: no list of 'annotations' in it",
+    ),
+    "no categories": (
+        lambda f: f.gt.pop("categories"),
+        r"gt\.json: 'categories' must be a list of objects with id, name and isthing",
+    ),
+    "no isthing": (lambda f: f.gt["categories"][0].pop("isthing"), r"gt\.json: category .* has no isthing"),
+    "huge category id": (
+        lambda f: f.gt["categories"][0].update(id=2**40),
+        r"gt\.json: category id 1099511627776 does not fit into 32",
+    ),
+    "another size": (
+        lambda f: write_id_png(f.root / "pred" / "1.png", np.full((4, 7), 300)),
+        r"pred\.json, image 1 \(1\.png\) is 7 x 4, but .*gt\.json, image 1 \(1\.png\) is 6 x 4; predict at the size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_scored_is_named(files, case):
+    spoil, message = REFUSED[case]
+    spoil(files)
+    with pytest.raises(EvaluationError, match=message):
+        files.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind"),
+    [
+        (np.zeros((4, 6), np.uint8), "grey"),
+        (np.zeros((4, 6, 4), np.uint8), "RGBA"),
+        (np.zeros((4, 6, 3), np.uint16), "16-bit RGB"),
+    ],
+)
+def test_pictures_that_are_no_id_maps(files, picture, kind):
+    cv2.imwrite(str(files.root / "pred" / "2.png"), picture)
+    with pytest.raises(
+        EvaluationError, match=rf"image 2: .*2\.png: a panoptic annotation must be an 8-bit RGB PNG .* is {kind}"
+    ):
+        files.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gt.json", b'{"annotations": [', r"gt\.json: not valid JSON \(.*\); it may be truncated"),
+        ("gt.json", b"\xff\xfe\x00", r"gt\.json: not valid JSON"),
+        ("pred.json", b"[" * 100_000, r"pred\.json: not valid JSON"),
+        ("pred.json", b"[1, 2]", r"pred\.json: not a COCO-panoptic JSON"),
+        ("pred.json", b'{"annotations": ' + b"9" * 5000 + b"}", r"pred\.json: not valid JSON"),
+    ],
+)
+def test_broken_json(files, name, content, message):
+    files.evaluate()
+    (files.root / name).write_bytes(content)
+    with pytest.raises(EvaluationError, match=message):
+        files.evaluate_as_is()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("gt.json", r"gt\.json: no such file; give the COCO-panoptic JSON"),
+        ("pred", r"pred: no such folder; it should hold the PNGs"),
+    ],
+)
+def test_missing_files(files, missing, message):
+    files.evaluate()
+    (files.root / missing).rename(files.root / "elsewhere")
+    with pytest.raises(EvaluationError, match=message):
+        files.evaluate_as_is()
+
+
+def test_a_folder_is_no_json(files):
+    files.evaluate()
+    with pytest.raises(EvaluationError, match=r"gt: cannot be read: Is a directory"):
+        evaluate_panoptic(files.root / "gt", files.root / "gt", files.root / "pred.json", files.root / "pred")
+
+
+def score_or_clear_error(files):
+    """Either scores within [0, 1] or an EvaluationError of one readable line; anything else fails the test."""
+    try:
+        result = files.evaluate_as_is()
+    except EvaluationError as error:
+        message = str(error)
+    else:
+        message = "no error, all is well"
+        check_scores(result)
+    assert 10 < len(message) < 1000
+
+
+def check_scores(result):
+    groups = [result.all, result.things, result.stuff, *result.per_class.values()]
+    assert all(0.0 <= value <= 1.0 for group in groups for value in group[:3])
+
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([1, 2, 5, 300, 70000]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(value, path=()):
+    """Every place inside a JSON value, as (container path, key)."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fuzzed_json(files, data):
+    files.evaluate()
+    name = data.draw(st.sampled_from(["gt", "pred"]))
+    content = copy.deepcopy(getattr(files, name))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, key = data.draw(st.sampled_from(sorted(places(content), key=repr)))
+        holder = content
+        for step in path:
+            holder = holder[step]
+        action = data.draw(st.sampled_from(["set", "delete", "double"]))
+        if action == "set":
+            holder[key] = data.draw(junk)
+        elif action == "delete":
+            del holder[key]
+        elif isinstance(holder, list):
+            holder.append(holder[key])
+        if not list(places(content)):
+            break
+    (files.root / f"{name}.json").write_text(json.dumps(content))
+    score_or_clear_error(files)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fuzzed_bytes(files, data):
+    files.evaluate()
+    path = files.root / data.draw(st.sampled_from(["gt.json", "pred.json", "gt/1.png", "pred/2.png"]))
+    original = path.read_bytes()
+    content = bytearray(original)
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
+    path.write_bytes(bytes(content))
+    try:
+        score_or_clear_error(files)
+    finally:
+        path.write_bytes(original)
