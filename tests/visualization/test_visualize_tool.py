@@ -1,0 +1,253 @@
+"""The tool on a small data set of scenes, with predictions made from the truth and with an untrained model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.evaluation.coco_ap import AveragePrecision
+from panoptic_detr.inference.files import PictureFile, PredictionFolder
+from panoptic_detr.inference.predictor import Predictor, load_model
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.structures import DetectorOutput, FeatureLevel, PanopticSegmentation
+from panoptic_detr.tools import visualize_models
+from panoptic_detr.tools.cli import run
+from panoptic_detr.tools.visualize import main
+from panoptic_detr.tools.visualize_models import add_layer
+from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
+from panoptic_detr.zoo import build_model
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 3, size=SIDE, seed=0, split="val", workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return CocoPanoptic.from_root(root, "val")
+
+
+@pytest.fixture(scope="module")
+def results(root, data, tmp_path_factory):
+    """Predictions: the truth, except that the first image lost its first thing."""
+    folder = PredictionFolder(tmp_path_factory.mktemp("results"), data.categories, overlays=False)
+    for i, image_id in enumerate(data.image_ids):
+        folder.add(
+            PictureFile(data.image_path(i), image_id, f"p{i}"),
+            data.image(i),
+            altered(data.truth(i)) if i == 0 else data.truth(i),
+        )
+    return folder.finish()
+
+
+def altered(truth):
+    thing = next(segment for segment in truth.segments if segment.isthing)
+    segment_map = np.where(truth.segment_map == thing.id, 0, truth.segment_map)
+    kept = [replace(segment, score=0.9, query=segment.id) for segment in truth.segments if segment is not thing]
+    return PanopticSegmentation(segment_map, kept, truth.categories)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    return save_model(data.categories, tmp_path_factory.mktemp("model") / "best.pt")
+
+
+def save_model(categories, path):
+    """A checkpoint of a small untrained model."""
+    torch.manual_seed(0)
+    model = build_model(
+        "detr_r50_panoptic",
+        num_labels=categories.num_labels,
+        backbone="resnet18",
+        hidden_dim=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        ffn_dim=64,
+        num_queries=8,
+    )
+    settings = InferenceSettings(threshold=0.0, short_side=SIDE)
+    return Predictor(model, categories, settings=settings).save(path)
+
+
+def source(root, *more):
+    return ["--root", str(root), "--split", "val", *map(str, more)]
+
+
+def read(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_truth_alone_is_drawn_once_per_image(root, data, tmp_path, capsys):
+    assert main(["coco", *source(root, "--output", tmp_path)]) == 0
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(f"{data.image_path(i).stem}.png" for i in range(3))
+    assert read(tmp_path / written[0]).shape == (SIDE, SIDE, 3)
+    assert "3" in capsys.readouterr().out
+
+
+def test_a_missed_thing_shows_in_the_error_view(root, data, results, tmp_path):
+    chosen = data.image_ids[0]
+    options = ["--pred-json", results, "--image-ids", chosen, "--show", "errors", "--output", tmp_path]
+    assert main(["coco", *source(root, *options)]) == 0
+    (path,) = tmp_path.iterdir()
+    lost = next(segment for segment in data.truth(0).segments if segment.isthing)
+    inside = cv2.erode((data.truth(0).segment_map == lost.id).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    drawn = read(path)[:SIDE].astype(int)
+    grey = 0.8 * cv2.cvtColor(data.image(0), cv2.COLOR_RGB2GRAY)[..., None]
+    expected = 0.2 * grey + 0.8 * np.array(ERROR_COLORS[ErrorKind.MISSED])
+    assert np.abs(drawn - expected)[inside].max() <= 1
+
+
+def test_side_by_side_with_a_prediction_is_wider(root, results, tmp_path):
+    assert main(["coco", *source(root, "--pred-json", results, "--limit", 1, "--scale", 2, "--output", tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert read(path).shape[1] > 3 * 2 * SIDE
+
+
+def test_svg_and_strips(root, results, tmp_path):
+    assert main(["coco", *source(root, "--kind", "svg", "--limit", 1, "--output", tmp_path / "svg")]) == 0
+    (path,) = (tmp_path / "svg").iterdir()
+    assert ElementTree.parse(path).getroot().get("viewBox") == f"0 0 {SIDE} {SIDE}"
+    assert main(["segments", *source(root, "--pred-json", results, "--output", tmp_path / "strips")]) == 0
+    assert len(list((tmp_path / "strips").iterdir())) == 3
+
+
+def test_zoom_shows_the_named_segment_of_every_image(root, data, results, tmp_path, capsys):
+    number = data.truth(1).segments[0].id
+    chosen = ["--pred-json", results, "--image-ids", data.image_ids[1], "--output", tmp_path]
+    assert main(["zoom", *source(root, *chosen, "--segment", number, "--side", 200)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert 200 <= max(read(path).shape) <= 240, "200 and the title"
+    assert f"there is no segment {10**6}" in told(capsys, "zoom", *source(root, *chosen, "--segment", 10**6))
+
+
+def test_results_of_predict_are_a_data_set_of_their_own(root, data, results, tmp_path):
+    places = ["--images", data.images, "--panoptic", results.parent / "panoptic", "--annotations", results]
+    assert main(["coco", *map(str, [*places, "--output", tmp_path])]) == 0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_report_from_results(root, data, results, tmp_path, capsys):
+    path = tmp_path / "new" / "report.html"
+    assert main(["report", str(results), *source(root, "--output", path, "--title", "Scenes")]) == 0
+    page = path.read_text(encoding="utf-8")
+    assert "<title>Scenes</title>" in page
+    assert page.count("<article") == 3
+    assert f'"query": {altered(data.truth(0)).segments[0].query}' in page, (
+        "the query of a segment travels through the results JSON"
+    )
+    assert str(path) in capsys.readouterr().out
+
+
+def test_report_of_a_run_shows_its_curves(root, checkpoint, tmp_path):
+    (checkpoint.parent / "log.csv").write_text("step,epoch,total\n1,0,3.5\n2,0,2.5\n")
+    assert main(["report", str(checkpoint.parent), *source(root, "--limit", 1, "--output", tmp_path / "r.html")]) == 0
+    assert "<b>total</b>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_explain_prints_and_draws_every_query(data, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    picture = data.image_path(0)
+    assert main(["explain", str(picture), "--model", str(checkpoint), "--output", str(tmp_path), "--threshold", "0.183"]) == 0
+    out = capsys.readouterr().out
+    prediction = predict(checkpoint, data, 0.183)
+    assert prediction.segments
+    for segment in prediction.segments:
+        assert f"segment {segment.id}" in out
+    for dropped in prediction.dropped:
+        assert dropped.reason.split()[0] in out
+    assert read(tmp_path / f"{picture.stem}.png").shape[0] > SIDE
+
+
+def test_attention_pictures_of_a_checkpoint(data, checkpoint, tmp_path):
+    picture = data.image_path(0)
+    options = ["--model", checkpoint, "--points", "0.5,0.5", "0.1,0.9", "--threshold", 0.0, "--output", tmp_path]
+    assert main([str(a) for a in ("attention", picture, *options)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{picture.stem}_{n}.png" for n in ("decoder", "encoder", "masks")
+    ]
+    with pytest.raises(SystemExit):
+        main(["attention", str(picture), "--model", str(checkpoint), "--points", "7,7", "--output", str(tmp_path)])
+
+
+def predict(checkpoint, data, threshold):
+    return load_model(checkpoint)(data.image(0), threshold)
+
+
+def test_sweep_draws_a_picture_per_threshold(root, checkpoint, tmp_path):
+    path = tmp_path / "sweep.png"
+    options = ["--model", checkpoint, "--thresholds", 0.1, 0.5, "--limit", 1, "--output", path]
+    assert main(["sweep", *source(root, *options)]) == 0
+    assert read(path).shape[1] > 3 * SIDE
+
+
+def test_pictures_of_queries(root, checkpoint, tmp_path):
+    assert main(["queries", *source(root, "--model", checkpoint, "--limit", 2, "--grid", 2, "--output", tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.png", "layers.png", "query_boxes.png"]
+
+
+def test_queries_are_scored_by_the_labels_of_the_model(data):
+    table = CategoryTable.from_coco(data.categories.to_coco(), labels="id")
+    truth = data.truth(0)
+    things = [segment for segment in truth.segments if segment.isthing and not segment.iscrowd]
+    corners = torch.tensor([segment.box for segment in things], dtype=torch.float32)  # left, top, width, height
+    boxes = torch.cat([corners[:, :2] + corners[:, 2:] / 2, corners[:, 2:]], dim=1) / SIDE
+    logits = torch.full((1, 1, len(things), table.num_labels + 1), -9.0)
+    for row, segment in enumerate(things):
+        logits[0, 0, row, table.label_of[segment.category_id]] = 9.0
+    level = FeatureLevel(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), 32)
+    output = DetectorOutput(logits, boxes[None, None], torch.zeros(1, len(things), 4), level, level.features, ())
+    scorers: dict[tuple[int, bool], AveragePrecision] = {}
+    add_layer(scorers, 0, output, table, data, 0)
+    assert scorers[0, False].compute().boxes.ap == pytest.approx(1.0)
+
+
+def test_the_labels_of_a_model_reach_the_scorer(root, data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(visualize_models, "add_layer", lambda *arguments: (seen.append(arguments[3]), add_layer(*arguments)))
+    path = save_model(CategoryTable.from_coco(data.categories.to_coco(), labels="id"), tmp_path / "ids.pt")
+    assert main(["queries", *source(root, "--model", path, "--limit", 1, "--grid", 1, "--output", tmp_path / "out")]) == 0
+    assert {table.labels for table in seen} == {"id"}
+
+
+def test_models_of_other_categories_are_refused(root, data, tmp_path, capsys):
+    rows = [{**row, "name": f"other {row['name']}"} for row in data.categories.to_coco()]
+    place = source(root, "--model", save_model(CategoryTable.from_coco(rows), tmp_path / "other.pt"), "--limit", 1)
+    for job, output in (("queries", tmp_path / "out"), ("sweep", tmp_path / "sweep.png")):
+        assert "with the categories that it was trained on" in told(capsys, job, *place, "--output", output)
+
+
+def told(capsys, *arguments):
+    assert run(main, [str(a) for a in arguments], "visualize") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, "one line"
+    return error
+
+
+def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
+    place = source(root, "--output", tmp_path)
+    assert "no image 12345 among its 3" in told(capsys, "coco", *place, "--image-ids", 12345)
+    assert "gone.json: no such file" in told(capsys, "coco", *place, "--pred-json", tmp_path / "gone.json")
+    assert "drawing 'errors' needs both" in told(capsys, "coco", *place, "--show", "errors")
+    assert "no image folder at" in told(capsys, "coco", "--root", tmp_path, "--split", "val", "--output", tmp_path)
+    content = json.loads(Path(results).read_text())
+    content["annotations"][0]["segments_info"][0]["category_id"] = 999
+    del content["annotations"][1]
+    broken = results.with_name("broken.json")
+    broken.write_text(json.dumps(content))
+    assert "category 999, unknown to the data set" in told(capsys, "coco", *place, "--pred-json", broken)
+    missing = told(capsys, "coco", *place, "--pred-json", broken, "--image-ids", data.image_ids[1])
+    assert "there is no result for it" in missing
