@@ -1,0 +1,1 @@
+"""One short script per job; each has `main(argv=None)`."""
