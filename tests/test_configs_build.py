@@ -1,0 +1,111 @@
+"""Every file under configs/ reads, builds its model and criterion, and says what it costs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from panoptic_detr.config import (
+    AugmentationConfig,
+    ConfigError,
+    DataConfig,
+    DetectorStage,
+    InferenceConfig,
+    MaskStage,
+    TrainConfig,
+)
+from panoptic_detr.config_reading import plain, read_config
+from panoptic_detr.data.coco_files import DataError
+from panoptic_detr.data.scenes import scene_categories
+from panoptic_detr.data.transforms import eval_transform
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.training import build
+from panoptic_detr.training.optimizer import parameter_groups, rate_factor
+from panoptic_detr.zoo import PANOPTIC, PUBLISHED, build_model
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+PAPER = {"detr_r50", "detr_r50_dc5", "detr_r101", "detr_r101_dc5"}
+
+
+def read(path):
+    stage = MaskStage if "masks" in path.stem else DetectorStage
+    return read_config(stage, ["--config", str(path)])
+
+
+def test_there_are_configs():
+    names = {path.stem for path in CONFIGS if path.parent.name == "coco"}
+    assert {f"{model}_{stage}" for model in PAPER for stage in ("boxes", "masks")} <= names
+    assert {path.stem for path in CONFIGS if path.parent.name == "scenes"} >= {"detector", "masks"}
+    finetune = {path.stem for path in CONFIGS if path.parent.name == "finetune"}
+    assert finetune >= {f"{name}_{stage}" for name in ("detr_r50", "nuclei", "overfit") for stage in ("boxes", "masks")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_builds(path):
+    stage, detector = read(path), read(path.with_name(path.name.replace("masks", "boxes" if "_" in path.stem else "detector")))
+    name = detector.model.name + (PANOPTIC if isinstance(stage, MaskStage) else "")
+    overrides = {**detector.model.overrides, **stage.model.overrides, "pretrained_backbone": False}
+    with torch.device("meta"):
+        model = build_model(name, num_labels=133, **overrides)
+    groups = {group.name: group.lr for group in parameter_groups(model, stage.optimizer)}
+    assert groups["transformer and heads"] == stage.optimizer.lr
+    assert build.new_criterion(name, 133, stage.loss).masks is isinstance(stage, MaskStage)
+    build.build_augmentation(stage.augmentation, eval_transform())
+    InferenceSettings.from_dict(plain(stage)["inference"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_opens_with_command_and_cost(path):
+    comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    text = "\n".join(comment)
+    assert f"configs/{path.parent.name}/{path.name}" in text
+    assert "Cost: " in text
+    assert "train_masks" in text if "masks" in path.stem else "train_detector" in text
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_paper_recipe(name):
+    folder = Path(__file__).parents[1] / "configs" / "coco"
+    boxes, masks = read(folder / f"{name}_boxes.yaml"), read(folder / f"{name}_masks.yaml")
+    assert boxes.model.name == name
+    for stage, epochs, drop in ((boxes, 300, 200), (masks, 25, 15)):
+        assert (stage.train.epochs, stage.optimizer.drop_at) == (epochs, [drop])
+        assert (stage.optimizer.lr, stage.optimizer.backbone_lr_scale) == (1e-4, 0.1)
+        assert (stage.optimizer.weight_decay, stage.optimizer.clip_norm) == (1e-4, 0.1)
+        assert stage.train.batch_size * stage.train.accumulate * 8 == 64
+        steps = [rate_factor(epoch * 10, epochs * 10, 10, stage.optimizer) for epoch in (0, drop - 1, drop, epochs - 1)]
+        assert steps == pytest.approx([1, 1, 0.1, 0.1])
+        assert stage.loss == {}
+    assert masks.inference == InferenceConfig(threshold=0.85)
+
+
+def test_own_data_starts_from_published_weights_and_the_converters_splits():
+    folder = Path(__file__).parents[1] / "configs" / "finetune"
+    for stage in (read(folder / "detr_r50_boxes.yaml"), read(folder / "detr_r50_masks.yaml")):
+        assert stage.model.weights in PUBLISHED
+        assert (stage.data.train_split, stage.data.val_split) == ("train", "val")
+
+
+def test_inference_settings_are_the_predictors():
+    assert plain(InferenceConfig()) == InferenceSettings().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "paper", "crop_size": 64}, "'augmentation.crop_size' belongs to preset crops, not to paper"),
+        ({"preset": "crops", "crop_probability": 0.5}, "'augmentation.crop_probability' does not go with preset crops"),
+        ({"preset": "crops", "crop_size": 512}, "a crop of 512 pixels needs short sides of at least that, but got 256"),
+    ],
+)
+def test_augmentation_settings_of_another_preset_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build.build_augmentation(AugmentationConfig(**settings), eval_transform())
+
+
+def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):
+    places = {f"train_{name}": tmp_path / name for name in ("images", "panoptic", "annotations")}
+    settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories())
+    assert build.open_val_set(DataConfig(**places), *settings) is None
+    with pytest.raises(DataError, match="no image folder at"):
+        build.open_val_set(DataConfig(**places, root=tmp_path), *settings)
