@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from panoptic_detr.evaluation.calibrate import CANDIDATES
 from panoptic_detr.tools import benchmark_hybrid
 from panoptic_detr.tools.benchmark_hybrid import SCHEMES, Outcome
 from panoptic_detr.training.criterion import build_criterion
@@ -14,7 +15,7 @@ from panoptic_detr.zoo import override_names
 
 
 def outcome(scheme, seed, ap, pq):
-    return Outcome(scheme, seed, {"box AP": [(5, ap / 2), (10, ap)], "PQ": [(4, pq)]})
+    return Outcome(scheme, seed, {"box AP": [(5, ap / 2), (10, ap)], "PQ": [(4, pq)]}, (0.3, 0.2), pq + 0.1)
 
 
 OUTCOMES = [outcome("plain", 0, 0.4, 0.5), outcome("plain", 1, 0.5, 0.7), outcome("hybrid branch", 0, 0.6, 0.8)]
@@ -26,6 +27,7 @@ def test_summary_is_of_the_last_scores_and_relative_to_plain():
     assert (plain["scheme"], plain["seeds"], plain["time_ratio"]) == ("plain", 2, 1.0)
     assert plain["box AP"] == {"mean": pytest.approx(0.45), "deviation": pytest.approx(0.0707, abs=1e-4)}
     assert branch["PQ"] == {"mean": 0.8, "deviation": 0.0}
+    assert branch["calibrated PQ"]["mean"] == pytest.approx(0.9)
     assert (branch["step_ms"], branch["time_ratio"]) == (132.0, pytest.approx(1.2))
 
 
@@ -55,7 +57,7 @@ def test_results_are_written_after_each_training_and_a_stopped_comparison_goes_o
     assert [row["scheme"] for row in json.loads((tmp_path / "hybrid.json").read_text())["schemes"]] == [n for n, _ in trained]
     with open(tmp_path / "hybrid.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 9
+    assert len(rows) == 12
     assert rows[0] == {"scheme": "plain", "seed": "0", "score": "box AP", "stage": "stage 1", "step": "5", "value": "0.25"}
     assert (tmp_path / "hybrid.png").stat().st_size > 5000
     trained.clear()
@@ -75,6 +77,8 @@ def test_command_trains_both_stages(tmp_path, monkeypatch, capsys):
     assert [step for step, _ in trained["curves"]["box AP"]] == [1, 2]
     assert [step for step, _ in trained["curves"]["PQ"]] == [1, 2]
     assert result["schemes"][0]["step_ms"] > 0
+    assert trained["thresholds"][0] in CANDIDATES
+    assert 0 <= trained["quality"] <= 1
     assert "num_one_to_many: 75" in (tmp_path / "runs" / "hybrid_branch_0" / "boxes" / "config.yaml").read_text()
     assert "hybrid branch" in capsys.readouterr().out
 
