@@ -4,6 +4,7 @@ A minute on two cores:
 
     python tools/benchmark.py steps --model detr_r50
 
+Next to each step stands the time of its convolutions and matrix products alone, which nothing around them can go below.
 Stage 2 is also run with the mask head on all queries, the usual way, of which the losses then see the matched ones. Images are
 noise, segments are patches, weights are random: a step's time does not depend on them.
 """
@@ -22,9 +23,11 @@ from panoptic_detr.config import OptimizerConfig
 from panoptic_detr.data.coco_panoptic import retarget
 from panoptic_detr.structures import DetectorOutput, Predictions, Target, map_tensors
 from panoptic_detr.tools.benchmark_measure import Clock, Stopwatch, autocast, check_variants, in_own_process, peak_memory
+from panoptic_detr.tools.benchmark_products import product_seconds
 from panoptic_detr.training.criterion import build_criterion
 from panoptic_detr.training.matcher import HungarianMatcher, Matches
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups
+from panoptic_detr.training.region_losses import MaskLossKind
 from panoptic_detr.training.step import freeze, set_train_mode
 from panoptic_detr.zoo import PANOPTIC, build_model
 
@@ -40,6 +43,7 @@ class Variant:
     channels_last: bool = False
     bf16: bool = False
     all_queries: bool = False
+    mask_loss: MaskLossKind = "full"
 
 
 VARIANTS = {
@@ -50,6 +54,7 @@ VARIANTS = {
         Variant("stage 1, channels-last, bf16", 1, channels_last=True, bf16=True),
         Variant("stage 2, mask head on all queries", 2, all_queries=True),
         Variant("stage 2", 2),
+        Variant("stage 2, losses at points", 2, mask_loss="points"),
         Variant("stage 2, channels-last", 2, channels_last=True),
         Variant("stage 2, channels-last, bf16", 2, channels_last=True, bf16=True),
     )
@@ -99,7 +104,7 @@ class Runner:
         if variant.channels_last:
             self.model.to(memory_format=torch.channels_last)
         # In stage 2 the losses of boxes and classes train nothing, and only the last layer is matched.
-        self.criterion = build_criterion(name, aux_loss=variant.stage == 1)
+        self.criterion = build_criterion(name, aux_loss=variant.stage == 1, mask_loss=variant.mask_loss)
         matcher = self.criterion.matcher
         settings = {f.name: getattr(matcher, f.name) for f in fields(matcher)}
         self.criterion.matcher = TimedMatcher(**settings, watch=self.watch)
@@ -179,7 +184,8 @@ def run(
         clock: "wall", or "cpu": the time of all threads, steadier on a busy machine with one thread.
 
     Returns:
-        `rows` of variant, `seconds` by part and, with `memory`, MiB; `matcher_seconds` for 300 queries, 100 objects, 7 layers.
+        `rows` of variant, `seconds` by part, `products_seconds` (its convolutions and matrix products, each alone) and, with
+        `memory`, MiB; `matcher_seconds` for 300 queries, 100 objects, 7 layers.
     """
     job = Job(model, picture, objects, batch_size, threads)
     _check(job, variants)
@@ -189,7 +195,10 @@ def run(
             runner.lap()
             if repeat < 0:
                 runner.watch.laps.clear()
-    rows: list[dict[str, Any]] = [{"variant": runner.variant.name, "seconds": runner.seconds()} for runner in runners]
+    rows: list[dict[str, Any]] = []
+    for runner in runners:
+        parts, alone = runner.seconds(), product_seconds(runner.lap, clock)
+        rows.append({"variant": runner.variant.name, "seconds": parts, "products_seconds": sum(alone.values())})
     large = time_matcher(Stopwatch(clock))
     del runners, runner
     for row in rows if memory else ():
@@ -262,12 +271,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
     rows, (height, width) = result["rows"], result["picture"]
     title = f"{result['model']}, {result['batch_size']} x {height} x {width}, {result['objects']} objects: {result['clock']} ms"
     sizes = {"peak_mib": "peak MiB", "above_import_mib": "above import", "mask_head_mib": "kept by mask head"}
-    view = Table("", *PARTS, "times faster", *sizes.values(), title=title, title_justify="left")
+    view = Table("", *PARTS, "times faster", "products alone", *sizes.values(), title=title, title_justify="left")
     for row in rows:
         cells = [f"{1000 * row['seconds'][part]:.0f}" for part in PARTS]
         first = next(other for other in rows if VARIANTS[other["variant"]].stage == VARIANTS[row["variant"]].stage)
         ratio = first["seconds"]["total"] / row["seconds"]["total"]
-        view.add_row(row["variant"], *cells, f"{ratio:.2f}", *(f"{row[name]:.0f}" if name in row else "" for name in sizes))
+        alone = row["products_seconds"]
+        cells += [f"{ratio:.2f}", f"{1000 * alone:.0f} (x {row['seconds']['total'] / alone:.2f})"]
+        view.add_row(row["variant"], *cells, *(f"{row[name]:.0f}" if name in row else "" for name in sizes))
     large = Table("matching 300 queries, 100 objects, 7 layers", "ms", "share of the step", title_justify="left")
     for row in rows:
         share = result["matcher_seconds"] / row["seconds"]["total"]

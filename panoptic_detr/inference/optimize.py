@@ -1,7 +1,6 @@
 """The same model, faster at inference: BatchNorm folded, ReLU and sums fused, channels-last convolutions."""
 
 import copy
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.inference.fused import FusedBlock, FusedConv, FusedFeedForward, FusedLinear, linear
-from panoptic_detr.models.backbone import FrozenBatchNorm2d
+from panoptic_detr.models.backbone import FrozenBatchNorm2d, NormalizedConv2d, conv_norm_pairs
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 
 
@@ -53,9 +52,12 @@ def optimize_for_inference(
 def _fold(model: nn.Module) -> None:
     for parent in model.modules():
         children = dict(parent.named_children())
-        for conv_name, norm_name in _sequences(parent):
+        for conv_name, norm_name in conv_norm_pairs(parent):
             conv, norm = children.get(conv_name), children.get(norm_name)
-            if type(conv) is nn.Conv2d and isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and _is_constant(norm):
+            # Other kinds of convolution may do something with their weight first.
+            if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, NormalizedConv2d):
+                continue
+            if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and _is_constant(norm):
                 parent.register_module(conv_name, _folded(conv, norm))
                 parent.register_module(norm_name, nn.Identity())
 
@@ -89,15 +91,6 @@ def _is_folded(parent: nn.Module) -> bool:
 def _copy_sharing_weights(model: nn.Module) -> nn.Module:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
-
-
-def _sequences(parent: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of which the second takes the first's output, and nobody else does."""
-    if isinstance(parent, nn.Sequential):
-        return list(pairwise(name for name, _ in parent.named_children()))
-    if isinstance(parent, BasicBlock | Bottleneck | IntermediateLayerGetter):
-        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
-    return []
 
 
 def _is_constant(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> bool:

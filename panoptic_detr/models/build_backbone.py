@@ -6,7 +6,14 @@ import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from panoptic_detr.models.backbone import RESNETS, Backbone, FrozenBatchNorm2d, NormKind, SmallBackbone
+from panoptic_detr.models.backbone import (
+    RESNETS,
+    Backbone,
+    FrozenBatchNorm2d,
+    NormKind,
+    SmallBackbone,
+    apply_norms_in_convolutions,
+)
 from panoptic_detr.models.timm_backbone import build_timm_backbone
 
 
@@ -52,6 +59,7 @@ def build_backbone(
     if norm == "frozen":
         _freeze_early_stages(net, trained_stages)
     body = IntermediateLayerGetter(net, {f"layer{level}": str(index) for index, level in enumerate(levels)})
+    apply_norms_in_convolutions(body)
     strides = [4, 8, 16, 16 if dilation else 32]
     base = 64 if name in ("resnet18", "resnet34") else 256
     return Backbone(body, [strides[level - 1] for level in levels], [base * 2 ** (level - 1) for level in levels])

@@ -12,6 +12,7 @@ from panoptic_detr.inference.coco_classes import coco_categories
 from panoptic_detr.inference.fused import FusedBlock
 from panoptic_detr.tools import benchmark, benchmark_inference, benchmark_measure, benchmark_steps
 from panoptic_detr.tools.benchmark_measure import Stopwatch, check_variants, in_own_process, peak_memory
+from panoptic_detr.tools.benchmark_products import is_product, product_seconds
 from panoptic_detr.tools.cli import run as run_tool
 
 TINY = {
@@ -152,8 +153,26 @@ def test_steps_count_every_part(tiny, tmp_path, capsys):
         assert min(seconds[part] for part in ("detector", "matching", "losses", "backward", "optimiser")) > 0
         parts = sum(seconds.values()) - seconds["total"]
         assert 0.5 * seconds["total"] < parts <= seconds["total"]
+        assert 0 < row["products_seconds"] < seconds["total"]
     assert figures["matcher_seconds"] > 0
     assert "matching 300 queries, 100 objects, 7 layers" in capsys.readouterr().out
+
+
+def test_products_are_found_forward_and_backward():
+    conv, linear = nn.Conv2d(3, 4, 3), nn.Linear(6, 5)
+    x, y = torch.randn(1, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 6, requires_grad=True)
+
+    def step():
+        (conv(x).relu().sum() + linear(y).exp().sum() + (y @ y.mT).sum()).backward()
+
+    step()
+    before = conv.weight.grad.clone()
+    found = product_seconds(step)
+    torch.testing.assert_close(conv.weight.grad, 2 * before)  # run again for its time, not for its effect
+    assert {"convolution", "convolution_backward", "bmm"} <= found.keys()
+    assert found.keys() & {"addmm", "mm"}
+    assert all(is_product(name) and seconds > 0 for name, seconds in found.items())
+    assert not any(is_product(name) for name in ("relu", "exp", "sum", "threshold_backward", "addmm_"))
 
 
 def test_stage_2_trains_the_mask_head_alone(tiny):
