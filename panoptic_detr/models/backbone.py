@@ -58,8 +58,9 @@ class FrozenBatchNorm2d(nn.Module):
 class NormalizedConv2d(nn.Conv2d):
     """A convolution that in training applies the frozen BatchNorm behind it: its weight is scaled instead of its output.
 
-    A step then reads and writes every activation, and every gradient, one time less: 5% of a step of DETR-R50 on a CPU. Names and values of parameters stay those of the two layers; at inference they are two (`optimize_for_inference`
-    makes them one for good).
+    A step then reads and writes every activation, and every gradient, one time less: 5% of a step of DETR-R50 on a CPU.
+    Names and values of parameters stay those of the two layers; at inference they are two (`optimize_for_inference` makes
+    them one for good).
 
     Args:
         conv: whose parameters this one takes over.
