@@ -2,7 +2,9 @@
 
 `sample_levels` is the operation itself. Three ways give the same numbers: `grid_sample` per level, on any device; an
 `embedding_bag` over one table of all levels, on a CPU, up to ten times faster; a Triton kernel, on CUDA. The environment
-variable PANOPTIC_DETR_SAMPLING = grid | table | triton forces one; otherwise the fastest that fits is taken.
+variable PANOPTIC_DETR_SAMPLING = grid | table | triton forces one; otherwise the fastest that fits is taken. On CUDA only the
+table sums gradients in a fixed order: where `torch.use_deterministic_algorithms` is on, it is taken, and the backward passes of
+the other two are refused (with `warn_only` they warn), as PyTorch does.
 """
 
 import math
@@ -44,6 +46,8 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
 def choose_sampler(value: Tensor) -> str:
     """Name of the way to sample tokens (B, N, M, d): the forced one, or the fastest for this device and size.
 
+    Where deterministic algorithms are asked for, the fastest on CUDA is the table, whatever Triton could do.
+
     Raises:
         ValueError: the environment variable names no way.
     """
@@ -52,6 +56,8 @@ def choose_sampler(value: Tensor) -> str:
         return forced
     if forced != "auto":
         raise ValueError(f"{SWITCH}={forced!r} in the environment: it must be auto, {', '.join(SAMPLERS)} or unset")
+    if value.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return "table"
     if value.device.type == "cuda" and value.dtype != torch.float64 and has_triton():
         return "triton"
     table = value.device.type == "cpu" and (value.shape[1] >= LARGE_MAP or not torch.is_grad_enabled())

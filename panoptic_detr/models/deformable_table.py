@@ -1,8 +1,8 @@
-"""Deformable sampling on a CPU: the cells of all levels and heads as one table whose rows are summed by `embedding_bag`.
+"""Deformable sampling without atomic sums: the cells of all levels and heads are rows of one table for `embedding_bag`.
 
 Each query and head is one bag of L * P * 4 rows, the cells around its points, weighted by bilinear share and attention. Nothing
 of the size (queries, points, width) is ever stored. Every level is framed by rows and columns of zeros, so that points outside
-need no test: they are clamped to the frame.
+need no test: they are clamped to the frame. It is the fast way on CPUs, and on CUDA the reproducible one.
 """
 
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ class SumOfRows(torch.autograd.Function):
 
 def _scatter_rows(gradient: Tensor, rows: Tensor, factors: Tensor, count: int) -> Tensor:
     """Add each bag's gradient (G, d) times its factors (G, K) to its rows: (count, d), as bags of the transposed relation."""
-    sorted_rows, order = rows.flatten().sort()
+    sorted_rows, order = rows.flatten().sort(stable=True)  # equal rows in order, so that sums repeat
     ends = torch.bincount(sorted_rows, minlength=count).cumsum(0)
     starts = F.pad(ends[:-1], (1, 0))
     bags = order.div(rows.shape[1], rounding_mode="floor")

@@ -2,9 +2,11 @@
 
 One program handles a block of queries for one image and head. It walks over levels and points, reads the four cells around
 each point and accumulates in float32; no sample is ever stored. Backward walks the same way and adds to the tokens' gradient
-atomically. With TRITON_INTERPRET=1 set before the import the same code runs on a CPU, which is how it is tested.
+atomically, in no fixed order: where `torch.use_deterministic_algorithms` is on, it refuses or warns. With TRITON_INTERPRET=1
+set before the import the same code runs on a CPU, which is how it is tested.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,6 +161,7 @@ class Sampling(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of tokens, locations and weights."""
+        refuse_where_deterministic()
         value, geometry, locations, weights = ctx.saved_tensors
         to_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         to_locations, to_weights = torch.empty_like(locations), torch.empty_like(weights)
@@ -166,6 +169,23 @@ class Sampling(torch.autograd.Function):
         inputs = (gradient.contiguous(), value, geometry, locations, weights)
         _backward[grid](*inputs, to_value, to_locations, to_weights, *sizes)
         return to_value.to(value.dtype), to_locations, to_weights, None
+
+
+def refuse_where_deterministic() -> None:
+    """Say that the sum of gradients has no fixed order, as PyTorch's own operations do.
+
+    Raises:
+        RuntimeError: `torch.use_deterministic_algorithms(True)` is on; with `warn_only` a `UserWarning` is given instead.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        "the backward pass of Triton's deformable sampling adds in no fixed order, but torch.use_deterministic_algorithms is "
+        "on: unset PANOPTIC_DETR_SAMPLING or set it to 'table', or train without train.deterministic"
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def _geometry(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:

@@ -86,7 +86,7 @@ class SinePositionEncoding(nn.Module):
         return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _positions(self, padding_mask: Tensor, axis: int) -> Tensor:
-        cells = (~padding_mask).cumsum(axis, dtype=torch.float32)  # (B, h, w), from 1
+        cells = (~padding_mask).cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
         if not self.normalize:
             return cells + self.offset
         last = cells.narrow(axis, cells.shape[axis] - 1, 1)

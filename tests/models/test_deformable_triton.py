@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from panoptic_detr.models import deformable_attention
-from panoptic_detr.models.deformable_attention import SWITCH, DeformableAttention, choose_sampler
+from panoptic_detr.models.deformable_attention import SWITCH, DeformableAttention, choose_sampler, sample_levels
 
 SCRIPT = """
 import torch
@@ -32,6 +33,13 @@ assert not far.any()
 half = sample_levels(value.bfloat16(), shapes, locations, weights)
 assert half.dtype == torch.float32
 torch.testing.assert_close(half, sample_with_grid(value.bfloat16().float(), shapes, locations, weights), atol=1e-5, rtol=1e-5)
+torch.use_deterministic_algorithms(True)
+try:
+    sample_levels(value, shapes, locations, weights).sum().backward()
+except RuntimeError as error:
+    assert "adds in no fixed order" in str(error), error
+else:
+    raise AssertionError("the kernel's backward pass must be refused")
 print("equal")
 """
 
@@ -80,6 +88,49 @@ def test_kernel_on_a_gpu(monkeypatch, dtype):
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     for ours, theirs in zip(*results, strict=True):
         assert ((ours - theirs).norm() / theirs.norm()).item() < tolerance
+
+
+@pytest.fixture
+def deterministic():
+    def switch(**options):
+        torch.use_deterministic_algorithms(True, **options)
+
+    yield switch
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_algorithms_take_the_table_on_cuda(monkeypatch, deterministic):
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(deformable_attention, "has_triton", lambda: True)
+    tokens = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, shape=(1, 8, 1, 4))
+    assert choose_sampler(tokens) == "triton"
+    deterministic()
+    assert choose_sampler(tokens) == "table"
+    monkeypatch.setenv(SWITCH, "triton")
+    assert choose_sampler(tokens) == "triton"  # the forced one, whose backward pass then says no
+
+
+def test_atomic_sums_warn_where_deterministic_algorithms_only_warn(deterministic):
+    pytest.importorskip("triton")
+    from panoptic_detr.models.deformable_triton import refuse_where_deterministic
+
+    refuse_where_deterministic()
+    deterministic(warn_only=True)
+    with pytest.warns(UserWarning, match="adds in no fixed order.*PANOPTIC_DETR_SAMPLING"):
+        refuse_where_deterministic()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_deterministic_algorithms_repeat_on_a_gpu(monkeypatch, deterministic):
+    monkeypatch.delenv(SWITCH, raising=False)
+    deterministic()
+    value = torch.randn(2, 80, 4, 16, device="cuda", requires_grad=True)
+    locations, weights = torch.rand(2, 500, 4, 2, 4, 2, device="cuda"), torch.rand(2, 500, 4, 2, 4, device="cuda")
+    probe = torch.randn(2, 500, 64, device="cuda")
+    first, *others = [
+        torch.autograd.grad(sample_levels(value, [(8, 8), (4, 4)], locations, weights), value, probe)[0] for _ in range(5)
+    ]
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_environment_forces_a_way(monkeypatch):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr.models.position_encoding import (
     LearnedPositionEncoding,
@@ -36,6 +37,25 @@ def test_padding_changes_nothing(offset: float) -> None:
     padded = torch.ones(1, 7, 9, dtype=torch.bool)
     padded[:, :4, :5] = False
     torch.testing.assert_close(encoding(padded)[:, :, :4, :5], encoding(padded[:, :4, :5]), atol=0, rtol=0)
+
+
+class FloatSums(TorchDispatchMode):
+    """Counts running sums of floats, which PyTorch refuses on CUDA where deterministic algorithms are asked for."""
+
+    found = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        self.found += operation is torch.ops.aten.cumsum.default and result.is_floating_point()
+        return result
+
+
+def test_cells_are_counted_in_integers() -> None:
+    with FloatSums() as sums:
+        torch.ones(3).cumsum(0)
+        assert sums.found == 1  # so it sees them
+        SinePositionEncoding(4)(torch.zeros(1, 2, 3, dtype=torch.bool))
+    assert sums.found == 1
 
 
 def test_odd_width_is_refused() -> None:
