@@ -4,18 +4,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
-from panoptic_detr.boxes import cxcywh_to_xyxy
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.structures import Sample
+from panoptic_detr.visualization.boxes import draw_boxes
 from panoptic_detr.visualization.layout import side_by_side
 from panoptic_detr.visualization.pictures import fit, save_picture
-from panoptic_detr.visualization.text import draw_plate
 
 LOOKED_AT = 32
 SHOWN = 8
@@ -66,7 +64,7 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataF
     count = min(LOOKED_AT, len(dataset))
     samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
     if picture is not None:
-        drawn = [draw_boxes(sample, dataset.categories) for sample in samples[:SHOWN]]
+        drawn = [draw_sample(sample, dataset.categories) for sample in samples[:SHOWN]]
         titles = [f"image {sample.target.image_id}" for sample in samples[:SHOWN]]
         save_picture(picture, side_by_side(drawn, titles, columns=4))
     by_label = dataset.categories.by_label
@@ -80,16 +78,13 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataF
     )
 
 
-def draw_boxes(sample: Sample, categories: CategoryTable) -> np.ndarray:
+def draw_sample(sample: Sample, categories: CategoryTable) -> np.ndarray:
     """A normalised sample as a picture (H, W, 3) uint8 with the box and name of every segment."""
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     image = ((sample.image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     scale = max(1, SHOWN_SIDE // max(image.shape[:2]))
     picture = np.ascontiguousarray(fit(np.repeat(np.repeat(image, scale, 0), scale, 1), SHOWN_SIDE))
-    height, width = picture.shape[:2]
-    corners = cxcywh_to_xyxy(sample.target.boxes) * torch.tensor([width, height, width, height])
-    for label, box in zip(sample.target.labels.tolist(), corners.round().int().tolist(), strict=True):
-        category = categories.by_label[label]
-        cv2.rectangle(picture, (box[0], box[1]), (box[2] - 1, box[3] - 1), category.color, 2)
-        draw_plate(picture, (max(box[1], 0), max(box[0], 0)), category.name, 11, category.color)
+    drawn = [categories.by_label[label] for label in sample.target.labels.tolist()]
+    boxes, colors = sample.target.boxes.numpy(), [category.color for category in drawn]
+    draw_boxes(picture, boxes, colors, [category.name for category in drawn])
     return picture

@@ -7,11 +7,12 @@ import numpy as np
 
 from panoptic_detr.structures import PanopticSegmentation
 from panoptic_detr.visualization.attention import Look, Sampling, boxes_of_queries
+from panoptic_detr.visualization.boxes import draw_boxes
 from panoptic_detr.visualization.layout import side_by_side
-from panoptic_detr.visualization.overlay import default_font_size, label_text, line_width
+from panoptic_detr.visualization.overlay import default_font_size, label_text
 from panoptic_detr.visualization.palette import segment_colors
 from panoptic_detr.visualization.pictures import Image, as_rgb
-from panoptic_detr.visualization.text import draw_plate, free_row, plate_size
+from panoptic_detr.visualization.text import draw_plate
 
 Color = tuple[int, int, int]
 
@@ -82,7 +83,7 @@ def draw_object_attention(
         drawn = drawn * (1 - strength) + color * strength
     drawn = np.round(drawn).clip(0, 255).astype(np.uint8)
     if boxes_cxcywh is not None:
-        _draw_boxes(drawn, boxes_cxcywh, [_rgb(color) for color in colors], names or [""] * len(colors))
+        draw_boxes(drawn, boxes_cxcywh, [_rgb(color) for color in colors], names or [""] * len(colors))
     return drawn
 
 
@@ -103,7 +104,7 @@ def draw_mask_attention(
     cells = [heat(image, one, scale=scale) for one in attention]
     if box_cxcywh is not None:
         subject = _enlarged(image, scale).copy()
-        _draw_boxes(subject, box_cxcywh[None], [(255, 255, 255)], [""])
+        draw_boxes(subject, box_cxcywh[None], [(255, 255, 255)], [""])
         cells, titles = [subject, *cells], [name, *titles]
     return side_by_side(cells, titles, columns=min(len(cells), 4 if box_cxcywh is None else 3))
 
@@ -139,7 +140,7 @@ def draw_sampling(
                 radius = max(1, round(largest * (weight / top) ** 0.5))
                 cv2.circle(drawn, (int(x * width), int(y * height)), radius, color, -1, cv2.LINE_AA)
     if boxes_cxcywh is not None:
-        _draw_boxes(drawn, boxes_cxcywh, [_rgb(color) for color in colors], names or [""] * len(colors))
+        draw_boxes(drawn, boxes_cxcywh, [_rgb(color) for color in colors], names or [""] * len(colors))
     return drawn
 
 
@@ -217,23 +218,3 @@ def _mark(picture: np.ndarray, point: tuple[float, float], text: str) -> None:
     cv2.circle(picture, (x, y), radius, (213, 94, 0), -1, cv2.LINE_AA)
     if text:
         draw_plate(picture, (y + radius, x + radius), text, default_font_size(picture.shape), (213, 94, 0))
-
-
-def _draw_boxes(picture: np.ndarray, boxes: np.ndarray, colors: Sequence[Color], names: Sequence[str]) -> None:
-    """Draw boxes (cxcywh, fractions), then their names, none over another, in place."""
-    height, width = picture.shape[:2]
-    center, half = boxes[:, :2], boxes[:, 2:] / 2
-    corners = np.concatenate([center - half, center + half], axis=1) * (width, height, width, height)  # (N, 4)
-    rows = corners.round().astype(int).tolist()
-    for (x0, y0, x1, y1), color in zip(rows, colors, strict=True):
-        cv2.rectangle(picture, (x0, y0), (x1, y1), color, line_width(picture.shape))
-    size = default_font_size(picture.shape)
-    taken: list[tuple[int, int, int, int]] = []
-    for (x0, y0, _, _), color, name in zip(rows, colors, names, strict=True):
-        if not name:
-            continue
-        plate = plate_size(name, size)
-        left = int(np.clip(x0, 0, max(0, width - plate[1])))
-        top = free_row(max(0, y0 - plate[0]), left, plate, taken, height)
-        if top is not None:
-            draw_plate(picture, (top, left), name, size, color)
