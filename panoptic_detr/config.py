@@ -170,6 +170,7 @@ class TrainConfig:
         on_disk_full: a checkpoint that cannot be written: `stop`, or `go_on` with the previous one kept.
         log_every: steps between lines of the CSV log.
         tensorboard: also write the log for TensorBoard, where it is installed.
+        sample_pictures: validation images whose truth and prediction are drawn for TensorBoard at every evaluation; 0 for none.
         overfit: train and evaluate on the first N training images without augmentation; 0 for a normal run.
     """
 
@@ -197,12 +198,13 @@ class TrainConfig:
     on_disk_full: Literal["stop", "go_on"] = "stop"
     log_every: int = 10
     tensorboard: bool = True
+    sample_pictures: int = 4
     overfit: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "accumulate", "devices", "threads", "nodes", "keep_last", "log_every"):
             _at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit"):
+        for name in ("evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from panoptic_detr.config import DetectorStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.tools.cli import run
-from panoptic_detr.training import build
+from panoptic_detr.training import build, validation
 from panoptic_detr.training.trainer import Trainer
 
 
@@ -35,6 +35,7 @@ def train_detector(stage: DetectorStage) -> None:
     model = build.new_model(stage.model, dataset.categories, console)
     build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
+    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,
         model,
@@ -44,7 +45,8 @@ def train_detector(stage: DetectorStage) -> None:
         train=stage.train,
         template=build.template_of(model, dataset.categories, stage.inference),
         settings=plain(stage),
-        evaluate=build.evaluator(stage, dataset.categories, fabric),
+        evaluate=validation.evaluator(stage, val_set, fabric),
+        draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,
     )
     build.announce(trainer, stage, dataset, console)

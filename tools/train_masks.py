@@ -20,7 +20,7 @@ from panoptic_detr.config import ConfigError, MaskStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.tools.cli import run
-from panoptic_detr.training import build
+from panoptic_detr.training import build, validation
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import PANOPTIC, build_model
@@ -60,6 +60,7 @@ def train_masks(stage: MaskStage) -> None:
     model.detector_bf16 = stage.detector_bf16
     template = build.template_of(model, dataset.categories, stage.inference)
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
+    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,
         model,
@@ -70,7 +71,8 @@ def train_masks(stage: MaskStage) -> None:
         template=template,
         settings=plain(stage),
         frozen=() if stage.joint else (model.detector,),
-        evaluate=build.evaluator(stage, dataset.categories, fabric),
+        evaluate=validation.evaluator(stage, val_set, fabric),
+        draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,
     )
     build.announce(trainer, stage, dataset, console)

@@ -21,7 +21,6 @@ from panoptic_detr.config import (
     DataConfig,
     DetectorStage,
     InferenceConfig,
-    MaskStage,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
@@ -31,7 +30,6 @@ from panoptic_detr.data.coco_files import resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
-from panoptic_detr.evaluation.evaluate import evaluate_model
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
 from panoptic_detr.training.criterion import Criterion, build_criterion
@@ -42,7 +40,7 @@ from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.sanity import inspect_samples
 from panoptic_detr.training.summary import print_groups, write_record
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
-from panoptic_detr.training.trainer import Evaluate, Trainer
+from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
 from panoptic_detr.zoo import build_model
 
@@ -216,30 +214,6 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
 def rank_zero_console(fabric: Fabric) -> Console:
     """Where the first process speaks; the others are silent."""
     return Console(stderr=True, quiet=not fabric.is_global_zero)
-
-
-def evaluator(stage: DetectorStage, categories: CategoryTable, fabric: Fabric) -> Evaluate | None:
-    """What to call for scores during training: PQ, or box AP of a detector without masks; None without validation set."""
-    dataset = open_val_set(stage.data, stage.inference, stage.train, categories)
-    if dataset is None:
-        return None
-    settings = InferenceSettings.from_dict(asdict(stage.inference))
-    with_masks = isinstance(stage, MaskStage)
-
-    def evaluate(model: nn.Module) -> Mapping[str, float]:
-        return evaluate_model(
-            model,
-            dataset,
-            settings=settings,
-            panoptic=with_masks,
-            ap="none" if with_masks else "boxes",
-            batch_size=stage.train.batch_size,
-            workers=stage.data.workers,
-            share=fabric.world_size > 1,
-            progress=False,
-        ).summary()
-
-    return evaluate
 
 
 def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceConfig) -> Checkpoint:

@@ -1,6 +1,6 @@
 """The log of a run as CSV: one row per logged step, safe to follow while it grows and to continue after a resume.
 
-TensorBoard gets the same rows where it is installed.
+TensorBoard gets the same rows, and pictures, where it is installed.
 """
 
 import csv
@@ -8,6 +8,8 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 
 class CsvLog:
@@ -81,6 +83,12 @@ class Board(Protocol):
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Add one number to one curve."""
 
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None:
+        """Add one picture to one series."""
+
+    def close(self) -> None:
+        """Write what is still waiting to be written."""
+
 
 def open_board(folder: Path, resume_step: int) -> Board | None:
     """A TensorBoard writer that hides what an earlier part of the run wrote after `resume_step`; None if not installed."""
@@ -98,6 +106,12 @@ def write_board(board: Board | None, group: str, row: Mapping[str, float]) -> No
     for name, value in row.items():
         if name != "step":
             board.add_scalar(f"{group}/{name.replace(' ', '_')}", value, int(row["step"]))
+
+
+def write_pictures(board: Board, pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Add (H, W, 3) uint8 RGB pictures, each to the series of its name."""
+    for name, picture in pictures.items():
+        board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
 
 
 def _text(value: float) -> str:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -22,13 +23,14 @@ from panoptic_detr.training.failures import TrainingError, describe_nonfinite, e
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.progress import Pace, TrainingProgress
 from panoptic_detr.training.run_files import RunFiles
-from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board
+from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board, write_pictures
 from panoptic_detr.training.run_state import RunState
 from panoptic_detr.training.snapshot import changed_settings, restore_snapshot, take_snapshot
 from panoptic_detr.training.step import TrainingStep, Work, freeze, set_train_mode
 from panoptic_detr.training.stopping import StopRequest
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+DrawSamples = Callable[[nn.Module], Mapping[str, np.ndarray]]
 
 
 class Loader(Protocol):
@@ -58,6 +60,7 @@ class Trainer:
         settings: the whole configuration as plain values, for the checkpoint.
         frozen: parts that stay as they are, in evaluation mode and without gradients.
         evaluate: scores of the model by name, the same in every process; the first decides which checkpoint is the best.
+        draw_samples: pictures (H, W, 3) by name of the model's predictions, for TensorBoard at every evaluation.
         resume_command: what to tell a user who stopped the run.
     """
 
@@ -74,12 +77,14 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
         frozen: Sequence[nn.Module] = (),
         evaluate: Evaluate | None = None,
+        draw_samples: DrawSamples | None = None,
         resume_command: str = "",
     ) -> None:
         freeze(frozen)
         self.fabric, self.model, self.criterion, self.loader = fabric, model, criterion, loader
         self.rates, self.config, self.template, self.settings = optimizer, train, template, dict(settings or {})
         self.frozen, self.evaluate, self.resume_command = tuple(frozen), evaluate, resume_command
+        self.draw_samples = draw_samples
         self.groups = parameter_groups(model, optimizer)
         adamw = build_optimizer(self.groups, optimizer, loss_scaling=train.precision == "16-mixed")
         self.step_module, self.optimizer = fabric.setup(TrainingStep(model, criterion), adamw)
@@ -238,6 +243,8 @@ class Trainer:
             self.model.eval()
             with torch.no_grad():
                 self.last_scores = scores = dict(evaluate(self.model))
+            if self.board is not None and self.draw_samples is not None:
+                write_pictures(self.board, self.draw_samples(self.model), self.state.step)
             first, value = next(iter(scores.items()))
             improved = self.state.best is None or value > self.state.best
             self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
@@ -276,6 +283,8 @@ class Trainer:
         elif self.evaluate is None or not self.files.best.exists():
             with self._weights_for_use():
                 self._export()
+        if self.board is not None:
+            self.board.close()
 
     def _say(self, text: str) -> None:
         if self.fabric.is_global_zero:

@@ -40,6 +40,13 @@ def call(tool, folder, *arguments):
     return run(tool.main, [str(argument) for argument in [*common, *arguments]], tool.__name__)
 
 
+def tensorboard_samples(run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard")).Reload().Tags()["images"]
+
+
 def masks(folder, output, *arguments):
     return call(train_masks, folder, "--detector", folder / "boxes" / "best.pt", "--train.output", output, *arguments)
 
@@ -55,6 +62,8 @@ def test_stage_2_leaves_the_detector_bit_identical(folder, tmp_path, capsys):
     assert detector.keys() == boxes.keys()
     assert [name for name in boxes if not torch.equal(boxes[name], detector[name])] == []
     assert "step 4: PQ 0." in capsys.readouterr().err
+    for made in (folder / "boxes", tmp_path / "masks"):
+        assert len(tensorboard_samples(made)) == 4
     assert load_model(tmp_path / "masks" / "best.pt").settings.threshold == 0.05
 
 

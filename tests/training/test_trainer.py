@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -322,6 +323,20 @@ def test_best_checkpoint_early_stop_and_scores(scenes, tmp_path):
     assert_equal(weights_of(tmp_path / "run" / "best.pt"), at_best)
     rows = read_rows(tmp_path / "run" / "scores.csv")
     assert [float(row["PQ"]) for row in rows] == [0.1, 0.5, 0.3, 0.2, 0.2]
+
+
+def test_sample_pictures_go_to_tensorboard_at_every_evaluation(scenes, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(scenes, tmp_path / "run", steps=2, evaluate_every=1, tensorboard=True)
+    trainer.evaluate = lambda model: {"PQ": 0.5}
+    drawn = []
+    trainer.draw_samples = lambda model: drawn.append(model.training) or {"3": np.zeros((8, 8, 3), np.uint8)}
+    trainer.fit()
+    assert drawn == [False, False]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("samples/3")] == [1, 2]
 
 
 def test_of_equal_scores_the_later_weights_are_best(scenes, tmp_path):
