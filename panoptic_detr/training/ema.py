@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 
 class AveragedWeights:
-    """Average of a model's weights over the steps; buffers are copied.
+    """Average of a model's trained weights and of its floating-point buffers over the steps; other buffers are copied.
+
+    So the running statistics of batch normalisation belong to the averaged weights, and counters are the model's own.
 
     The average follows faster at first, with decay min(decay, (1 + n) / (10 + n)) in the n-th step, so that a short run is not
     dominated by its random start.
 
     Args:
-        model: whose trained weights to average; frozen ones stay as they are and are not stored twice.
+        model: whose weights to average; frozen parameters stay as they are and are not stored twice.
         decay: weight of the past in one step.
     """
 

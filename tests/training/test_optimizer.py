@@ -99,16 +99,21 @@ def test_fused_adamw_equals_the_loops():
 def test_average_of_the_weights():
     layer = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.zeros_(layer[0].weight)
+    layer[1].bias.requires_grad_(False)
     average = AveragedWeights(layer, 0.5)
     nn.init.ones_(layer[0].weight)
     layer[1].num_batches_tracked.fill_(7)
+    layer[1].running_mean.fill_(1.0)  # was 0, as the weight
+    layer[1].bias.fill_(5.0)
     average.update(layer)  # the first step keeps 2 / 11
     average.update(layer)  # the second keeps 3 / 12
     expected = 1 - 2 / 11 * 3 / 12
     with average.applied(layer):
         assert layer[0].weight.item() == pytest.approx(expected)
         assert layer[1].num_batches_tracked == 7
-    assert layer[0].weight.item() == 1
+        assert layer[1].running_mean.item() == pytest.approx(expected)
+        assert layer[1].bias.item() == 5
+    assert layer[0].weight.item() == layer[1].running_mean.item() == 1
     other = AveragedWeights(layer, 0.5)
     other.load_state_dict(average.state_dict())
     assert other.steps == 2
