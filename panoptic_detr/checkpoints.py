@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 import platform
+import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,9 +23,15 @@ from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "panoptic_detr checkpoint"
 VERSION = 1
 SAFETENSORS = ".safetensors"
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class CheckpointError(ValueError):
@@ -139,24 +146,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Give `write` a temporary file beside `path`, flush it to the disk and rename it to `path`.
 
+    A process that is killed meanwhile leaves the temporary file, for `remove_stale_temporaries`.
+
     Raises:
         CheckpointError: it could not be written; nothing is left behind and an older file at `path` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of its own: other processes may write too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        with _temporary_beside(path) as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            if fcntl is None:
+                stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
+            os.replace(stream.name, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         kept = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{kept}") from error
     return path
+
+
+def remove_stale_temporaries(folder: Path) -> list[Path]:
+    """Remove what writers that were killed have left in a folder, and nothing that a living process is writing.
+
+    A writer holds a lock on its file until the rename, and the system drops the lock with the process, however it ends. Where
+    the file system (or Windows) has no such locks, nothing can be told and nothing is removed.
+
+    Returns:
+        The files that were removed.
+    """
+    removed = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not TEMPORARY_NAME.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError), open(path, "rb") as stream:
+            if _lock(stream, wait=False):
+                path.unlink()
+                removed.append(path)
+    return removed
 
 
 def state_dict_differences(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> list[str]:
@@ -169,6 +197,34 @@ def state_dict_differences(here: Mapping[str, Tensor], there: Mapping[str, Tenso
         if name in there and there[name].shape != value.shape
     ]
     return lines
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[BinaryIO]:
+    """A new file, locked by this process, with a name that no other process has; it is removed if the block fails."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                _lock(stream, wait=True)
+                if temporary.exists():  # nobody cleaned up between the two lines above
+                    yield stream
+                    return
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _lock(stream: BinaryIO, *, wait: bool) -> bool:
+    """Lock a file for this process; False if another one has it, or if there are no locks here."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,13 +1,22 @@
 import errno
+import multiprocessing
 import os
 import pickle
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from panoptic_detr.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    remove_stale_temporaries,
+    save_checkpoint,
+    write_atomically,
+)
 
 
 def table(*names):
@@ -158,3 +167,69 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         save_checkpoint(tmp_path / "file" / "x.pt", checkpoint_of(tiny_model()))
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def stall(path, started):
+    """Write half a file, say so, and never end."""
+
+    def write(stream):
+        stream.write(b"half")
+        stream.flush()
+        started.set()
+        signal.pause()
+
+    write_atomically(path, write)
+
+
+def stalled_writer(path):
+    started = FORK.Event()
+    child = FORK.Process(target=stall, args=(path, started))
+    child.start()
+    assert started.wait(60)
+    return child
+
+
+def kill(child):
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(saved):
+    folder = saved.parent
+    kill(stalled_writer(saved))
+    (left,) = folder.glob(".last.pt.*.tmp")
+    living = stalled_writer(folder / "best.pt")
+    try:
+        (folder / ".mine.tmp").write_text("not ours")
+        assert remove_stale_temporaries(folder) == [left]
+        assert len(list(folder.glob(".best.pt.*.tmp"))) == 1
+    finally:
+        kill(living)
+    assert len(remove_stale_temporaries(folder)) == 1
+    assert sorted(os.listdir(folder)) == [".mine.tmp", "last.pt"]
+    assert remove_stale_temporaries(folder / "none") == []
+
+
+def write_often(path, number):
+    for _ in range(20):
+        write_atomically(path, lambda stream: stream.write(bytes([number]) * 100_000))
+        remove_stale_temporaries(path.parent)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_several_processes_write_one_file_and_clean_up_meanwhile(tmp_path):
+    path = tmp_path / "last.pt"
+    children = [FORK.Process(target=write_often, args=(path, number)) for number in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4
+    data = path.read_bytes()
+    assert len(data) == 100_000
+    assert len(set(data)) == 1
+    assert os.listdir(tmp_path) == ["last.pt"]

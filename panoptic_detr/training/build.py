@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint
+from panoptic_detr.checkpoints import Checkpoint, remove_stale_temporaries
 from panoptic_detr.config import (
     AugmentationConfig,
     ConfigError,
@@ -228,6 +228,8 @@ def template_of(model: nn.Module, categories: CategoryTable, inference: Inferenc
 def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:
     """Make the run's folder, write its settings there, and return the command that goes on with the run.
 
+    What a killed run left half written is removed.
+
     Args:
         stage: settings.
         command: name of the tool.
@@ -245,6 +247,7 @@ def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fabric.is_global_zero:
+            remove_stale_temporaries(folder)
             save_config(stage, folder / "config.yaml")
     except OSError as error:
         raise TrainingError(
