@@ -3,7 +3,8 @@
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -58,6 +59,20 @@ class TrainingProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.console.is_terminal:
             self._live.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar off the terminal inside the context, so that another one may stand there."""
+        if not self.console.is_terminal:
+            yield
+            return
+        self._live.transient = True
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.transient = False
+            self._live.start(refresh=True)
 
     def update(self, step: int, losses: Mapping[str, float], facts: Mapping[str, str]) -> None:
         """Take in a step; draws at most four times a second.

@@ -239,7 +239,7 @@ class Trainer:
 
     def _score(self, evaluate: Evaluate) -> None:
         """Evaluate (with averaged weights, where there are some), and keep the model if it is the best so far."""
-        with self._weights_for_use():
+        with self.progress.paused(), self._weights_for_use():
             self.model.eval()
             with torch.no_grad():
                 self.last_scores = scores = dict(evaluate(self.model))

@@ -42,7 +42,6 @@ def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric
             batch_size=stage.train.batch_size,
             workers=stage.data.workers,
             share=fabric.world_size > 1,
-            progress=False,
         ).summary()
 
     return evaluate

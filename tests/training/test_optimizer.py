@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from panoptic_detr.config import OptimizerConfig
@@ -145,6 +146,25 @@ def test_progress_bar_in_a_terminal():
     assert "5/10" in text
     assert "wait 3%" in text
     assert "a line above the bar" in text
+
+
+def test_the_bar_makes_room_for_another_one():
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True)
+    with TrainingProgress(10, console) as progress:
+        with progress.paused(), Progress(console=console, auto_refresh=False) as other:  # two live bars would both be drawn
+            other.add_task("evaluating", total=3)
+            stream.truncate(0)
+            other.refresh()
+            assert "evaluating" in stream.getvalue()
+            assert "train" not in stream.getvalue()
+        stream.truncate(0)
+        progress._shown = 0.0
+        progress.update(7, {"loss": 1.0}, {})
+        assert "7/10" in stream.getvalue()
+    quiet = TrainingProgress(10, Console(file=io.StringIO()))
+    with quiet, quiet.paused():
+        assert not quiet._live.is_started
 
 
 def test_pace_and_duration():

@@ -1,6 +1,7 @@
 """The trainer on a tiny detector and 8 tiny scenes: equal gradients, exact resume, freezing, failures, files."""
 
 import csv
+import io
 import itertools
 import multiprocessing
 import os
@@ -15,16 +16,19 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
+from rich.console import Console
 
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint
-from panoptic_detr.config import OptimizerConfig, TrainConfig
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, write_atomically
+from panoptic_detr.config import DetectorStage, OptimizerConfig, TrainConfig
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.scenes import write_scenes
 from panoptic_detr.data.transforms import eval_transform, scenes_transform
+from panoptic_detr.training import build
 from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.criterion import build_criterion
 from panoptic_detr.training.failures import TrainingError
+from panoptic_detr.training.progress import TrainingProgress
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.zoo import build_model
 
@@ -330,11 +334,12 @@ def test_sample_pictures_go_to_tensorboard_at_every_evaluation(scenes, tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = make_trainer(scenes, tmp_path / "run", steps=2, evaluate_every=1, tensorboard=True)
-    trainer.evaluate = lambda model: {"PQ": 0.5}
-    drawn = []
+    trainer.progress = TrainingProgress(2, Console(file=io.StringIO(), force_terminal=True))
+    drawn, bars = [], []
+    trainer.evaluate = lambda model: bars.append(trainer.progress._live.is_started) or {"PQ": 0.5}
     trainer.draw_samples = lambda model: drawn.append(model.training) or {"3": np.zeros((8, 8, 3), np.uint8)}
     trainer.fit()
-    assert drawn == [False, False]
+    assert drawn == bars == [False, False]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Images("samples/3")] == [1, 2]
 
@@ -398,6 +403,23 @@ def test_resume_refuses_another_model_and_an_exported_file(scenes, tmp_path):
     (tmp_path / "run" / "best.pt").rename(tmp_path / "run" / "last.pt")
     with pytest.raises(CheckpointError, match="no training part to go on from"):
         make_trainer(scenes, tmp_path / "run", resume=True).fit()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_run_begins_by_removing_what_a_killed_one_left_half_written(tmp_path):
+    stage = DetectorStage(train=TrainConfig(output=tmp_path))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    child = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(tmp_path / "last.pt",))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".last.pt.*.tmp"))) == 1
+    build.open_run_folder(stage, "train_detector", fabric)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def die_while_writing(path):
+    write_atomically(path, lambda stream: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_resume_without_a_run_starts_one(scenes, tmp_path):

@@ -11,6 +11,8 @@ from panoptic_detr.config import DetectorStage, InferenceConfig, MaskStage, Trai
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.scenes import write_scenes
 from panoptic_detr.data.transforms import eval_transform
+from panoptic_detr.evaluation import evaluate as evaluate_module
+from panoptic_detr.evaluation.threads import progress_bar
 from panoptic_detr.training.run_log import open_board, write_pictures
 from panoptic_detr.training.validation import evaluator, sample_drawer
 from panoptic_detr.zoo import build_model
@@ -54,6 +56,22 @@ def test_truth_and_prediction_of_the_same_images_are_drawn_at_every_evaluation(k
         left = picture.shape[1] // count - 20
         np.testing.assert_array_equal(picture[:, :left], first[name][:, :left])
         assert not np.array_equal(picture[:, left:], first[name][:, left:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "first"), [(DetectorStage, "detr_r50", "box AP"), (MaskStage, "detr_r50_panoptic", "PQ")]
+)
+def test_an_evaluation_shows_its_own_bar(kind, name, first, dataset, monkeypatch):
+    seen = []
+
+    def bar(*, shown):
+        seen.append(shown)
+        return progress_bar(shown=False)
+
+    monkeypatch.setattr(evaluate_module, "progress_bar", bar)
+    evaluate = evaluator(stage_of(kind), dataset, Fabric(accelerator="cpu", devices=1))
+    assert next(iter(evaluate(tiny(name)))) == first
+    assert seen == [True]
 
 
 def test_without_validation_set_or_wish_there_is_nothing_to_call(dataset):
