@@ -108,7 +108,7 @@ def run(
         output: folder of results, trainings and scenes.
         seeds: trainings per scheme.
         steps: of the detector, 8 scenes each.
-        mask_steps: of the mask head.
+        mask_steps: of the mask head, 8 scenes each.
         scenes: to train on.
         held_out: scenes to score on.
 
@@ -140,6 +140,7 @@ def train(scheme: Scheme, seed: int, output: Path, steps: int, mask_steps: int) 
     folder = output / "runs" / f"{scheme.name.replace(' ', '_')}_{seed}"
     boxes, masks = folder / "boxes", folder / "masks"
     common = [f"--data.root={output / 'scenes'}", f"--train.seed={seed}", "--train.resume=true", "--train.tensorboard=false"]
+    common += ["--train.batch_size=8", "--train.threads=1"]  # fixed here, whatever the configurations say
     train_detector.main(
         [
             f"--config={CONFIGS / 'detector.yaml'}",
