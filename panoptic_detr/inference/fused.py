@@ -1,9 +1,9 @@
 """Convolutions and linear layers with the ReLU and the sum that follow, in one call of oneDNN: float32 inference on CPUs.
 
 As calls of their own, ReLU and sum read and write every activation once more. And PyTorch multiplies float32 matrices with
-MKL, which on other makers' CPUs with AVX-512 leaves half of their speed unused; oneDNN does not (with AVX2 both are alike). PyTorch has these calls for its own
-compiler. They are not part of its documented interface, so `available` tries them once on small numbers, and where they are
-missing or have changed, the plain calls are made. In bfloat16 they gain nothing.
+MKL, which on other makers' CPUs with AVX-512 leaves half of their speed unused; oneDNN does not (with AVX2 both are alike).
+PyTorch has these calls for its own compiler. They are not part of its documented interface, so `available` tries them once on
+small numbers, and where they are missing or have changed, the plain calls are made. In bfloat16 they gain nothing.
 """
 
 from functools import cache
