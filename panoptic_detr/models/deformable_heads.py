@@ -1,11 +1,11 @@
-"""Class and box heads of deformable detectors; they compute in float32 under autocast as well."""
+"""Class and box heads of deformable detectors; they compute in float32 whatever the model's precision."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.layers import MLP
+from panoptic_detr.models.layers import MLP, exact_linear
 
 PRIOR = 0.01  # initial probability of every class
 
@@ -14,11 +14,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logits of probabilities, finite at 0 and 1."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 if it has it: what boxes, classes and losses are computed in."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class ClassHead(nn.Module):
@@ -30,9 +25,8 @@ class ClassHead(nn.Module):
         nn.init.constant_(self.linear.bias, -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Class logits (..., C) of states (..., D), in full precision under autocast as well."""
-        with torch.autocast(states.device.type, enabled=False):
-            return full_precision(self.linear(states.to(self.linear.weight.dtype)))
+        """Class logits (..., C) of states (..., D)."""
+        return exact_linear(self.linear, states)
 
 
 class BoxHead(nn.Module):
@@ -52,14 +46,8 @@ class BoxHead(nn.Module):
             bias.copy_(torch.tensor([0.0, 0.0, initial_size, initial_size]))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Offsets (..., 4) of states (..., D), in full precision under autocast as well."""
-        with torch.autocast(states.device.type, enabled=False):
-            return full_precision(self.mlp(states.to(self.dtype)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.parameters()).dtype
+        """Offsets (..., 4) of states (..., D)."""
+        return self.mlp(states)
 
 
 def shift_boxes(references: Tensor, offsets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from panoptic_detr.models.deformable_heads import PredictionHeads, shift_boxes
 from panoptic_detr.models.deformable_transformer import Queries, TokenPyramid
+from panoptic_detr.models.layers import exact_linear
 from panoptic_detr.models.position_encoding import sine_of_boxes
 from panoptic_detr.structures import Predictions
 
@@ -32,8 +33,7 @@ class LearnedQueries(nn.Module):
         """Queries of all groups, the same for each of the `batch` images."""
         pairs = self.query_embed.weight[: sum(groups)].expand(batch, -1, -1)  # (B, Q, 2 D)
         positions, content = pairs.chunk(2, dim=-1)
-        with torch.autocast(positions.device.type, enabled=False):
-            references = self.reference_points(positions).sigmoid()  # (B, Q, 2)
+        references = exact_linear(self.reference_points, positions).sigmoid()  # (B, Q, 2)
         return Queries(content, positions, references, groups)
 
 

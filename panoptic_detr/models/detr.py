@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from panoptic_detr.models.backbone import Backbone, NormKind
 from panoptic_detr.models.build_backbone import build_backbone
 from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
-from panoptic_detr.models.layers import MLP
+from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
@@ -85,8 +85,8 @@ class DETR(nn.Module):
         memory = self.encoder(tokens, position if self.encoder_position == "attention" else None, mask)  # (B, N, D)
         states = self._decode(memory, position, mask)  # (L, B, Q, D)
         return DetectorOutput(
-            logits=self.class_embed(states).float(),
-            boxes=self.bbox_embed(states).float().sigmoid(),
+            logits=exact_linear(self.class_embed, states),
+            boxes=self.bbox_embed(states).sigmoid(),
             decoder_states=states[-1],
             memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
             projected=projected,

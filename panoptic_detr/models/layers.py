@@ -1,7 +1,8 @@
-"""Layers that the transformers share: multi-head attention, the feed-forward block, the box head's perceptron."""
+"""Layers that the transformers share: multi-head attention, the feed-forward block, the box head, exact linear layers."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,20 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
+def exact_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer (..., D) to (..., C) in full precision, under autocast and with half-precision weights as well.
+
+    The last layers of a detector need it: bfloat16 has 8 bits for a class logit, and places a box in a wide image to a few
+    pixels only.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if layer.weight.dtype in (torch.float32, torch.float64):
+            return layer(x.to(layer.weight.dtype))
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; the box head is one of three layers."""
+    """Linear layers with ReLU between them, in full precision always; the box head is one of three layers."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -94,6 +107,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_dim) to (..., out_dim)."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+        *inner, last = (cast(nn.Linear, layer) for layer in self.layers)
+        for layer in inner:
+            x = F.relu(exact_linear(layer, x))
+        return exact_linear(last, x)
