@@ -116,8 +116,7 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     try:
         device = best_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
         opened = open_model(options.checkpoint, device)
-        given = {name: getattr(options, name) for name in ("threshold", "stuff_threshold")}
-        settings = replace(opened.settings, **{name: value for name, value in given.items() if value is not None})
+        settings = opened.settings.with_thresholds(options.threshold, options.stuff_threshold)
         dataset = open_data(options, settings)
         if options.calibrate:
             settings = calibrate(options, opened, dataset, settings)

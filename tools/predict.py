@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = find_pictures(options.pictures)
     prepare_folder(options.output, overlays=options.overlays)
     predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
+    predictor.settings = predictor.settings.with_thresholds(options.threshold, options.stuff_threshold)
     folder = PredictionFolder(options.output, predictor.categories, overlays=options.overlays)
     started = time.perf_counter()
-    notes = predict_all(predictor, files, folder, options.threshold, options.explain)
+    notes = predict_all(predictor, files, folder, options.explain)
     folder.finish()
     report(folder, notes, time.perf_counter() - started)
     return 1 if notes.unreadable else 0
@@ -63,6 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("pictures", nargs="+", type=Path, help="pictures, or folders of pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is missing")
     parser.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")
+    parser.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
@@ -70,9 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def predict_all(
-    predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, threshold: float | None, explain: bool
-) -> Notes:
+def predict_all(predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool) -> Notes:
     """Predict and write one picture after the other (on a GPU in batches), under a progress bar."""
     notes = Notes()
     columns = (TextColumn("predict"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -81,7 +81,7 @@ def predict_all(
         for start in range(0, len(files), predictor.batch_size):
             chunk = files[start : start + predictor.batch_size]
             read = [(file, picture) for file in chunk if (picture := read_picture(file, notes)) is not None]
-            maps = predictor([picture for _, picture in read], threshold)
+            maps = predictor([picture for _, picture in read])
             for (file, picture), segmentation in zip(read, maps, strict=True):
                 folder.add(file, picture, segmentation)
                 take_notes(file, segmentation, notes, explain)

@@ -1,7 +1,6 @@
 """From pictures to panoptic maps: the predictor that users call, and the batch step that evaluation shares with it."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
@@ -196,9 +195,7 @@ class Predictor:
         Raises:
             PictureError: a missing or unreadable picture; the message names it.
         """
-        settings = self.settings
-        if threshold is not None:
-            settings = replace(settings, threshold=threshold, stuff_threshold=None)
+        settings = self.settings.with_thresholds(threshold)
         if not isinstance(images, list | tuple):
             return self._predict([self._sample(images)], settings)[0]
         results: list[PanopticSegmentation] = []

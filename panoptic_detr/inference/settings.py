@@ -1,7 +1,7 @@
 """How predictions become maps: the settings that travel with a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -81,6 +81,16 @@ class InferenceSettings:
         else:
             things, stuff = SIGMOID_THRESHOLD, SIGMOID_STUFF_THRESHOLD
         return things, stuff if self.stuff_threshold is None else self.stuff_threshold
+
+    def with_thresholds(self, threshold: float | None, stuff_threshold: float | None = None) -> "InferenceSettings":
+        """These settings with thresholds that someone gave anew, for prediction and evaluation alike.
+
+        Args:
+            threshold: for things and stuff, whatever threshold of its own stuff had; None leaves both as they are.
+            stuff_threshold: for stuff, where it differs.
+        """
+        chosen = self if threshold is None else replace(self, threshold=threshold, stuff_threshold=None)
+        return chosen if stuff_threshold is None else replace(chosen, stuff_threshold=stuff_threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints; `from_dict` reads them back."""

@@ -32,6 +32,24 @@ def test_a_threshold_that_is_set_counts_for_every_class_head(no_object):
     assert InferenceSettings(threshold=0.5, stuff_threshold=0.2).thresholds(no_object) == (0.5, 0.2)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((None,), (0.5, 0.2)),
+        ((0.7,), (0.7, 0.7)),
+        ((0.7, 0.1), (0.7, 0.1)),
+        ((None, 0.1), (0.5, 0.1)),
+        ((0.0, 0.0), (0.0, 0.0)),
+    ],
+)
+def test_thresholds_given_anew(given, expected):
+    settings = InferenceSettings(threshold=0.5, stuff_threshold=0.2, min_area=9)
+    found = settings.with_thresholds(*given)
+    assert found.thresholds(no_object=True) == expected
+    assert found.min_area == 9
+    assert settings.stuff_threshold == 0.2
+
+
 def test_round_trip():
     settings = InferenceSettings(threshold=0.3, stuff_threshold=0.2, min_visible=0.5, short_side=None, max_segments=40)
     assert InferenceSettings.from_dict(settings.to_dict()) == settings
