@@ -129,13 +129,15 @@ def build_detr(
     dropout: float = 0.1,
     pre_norm: bool = False,
     position_encoding: Encoding = "sine",
+    position_table_size: int = 50,
     encoder_position: Place = "attention",
     decoder_position: Place = "attention",
     query_position: Literal["attention", "input"] = "attention",
 ) -> DETR:
-    """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks."""
-    encodings = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
-    spatial = None if position_encoding == "none" else encodings[position_encoding](hidden_dim // 2)
+    """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks.
+
+    `position_table_size` is for `position_encoding="learned"`: rows and columns of the largest feature map (image / stride).
+    """
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )
@@ -149,7 +151,7 @@ def build_detr(
         build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone),
         encoder,
         decoder,
-        position_encoding=spatial,
+        position_encoding=_build_encoding(position_encoding, hidden_dim, position_table_size),
         hidden_dim=hidden_dim,
         num_labels=num_labels,
         num_queries=num_queries,
@@ -157,3 +159,9 @@ def build_detr(
         decoder_position=decoder_position,
         query_position=query_position,
     )
+
+
+def _build_encoding(kind: Encoding, hidden_dim: int, table_size: int) -> nn.Module | None:
+    if kind == "none":
+        return None
+    return SinePositionEncoding(hidden_dim // 2) if kind == "sine" else LearnedPositionEncoding(hidden_dim // 2, table_size)

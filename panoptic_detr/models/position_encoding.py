@@ -98,7 +98,7 @@ class LearnedPositionEncoding(nn.Module):
 
     Args:
         num_channels_per_axis: half of the model width.
-        size: rows and columns of the largest map.
+        size: rows and columns of the largest map; the published code's 50 hold images of 1600 pixels at stride 32.
     """
 
     def __init__(self, num_channels_per_axis: int, size: int = 50) -> None:
@@ -125,8 +125,8 @@ class LearnedPositionEncoding(nn.Module):
         batch, height, width = padding_mask.shape
         if max(height, width) > self.size:
             raise ValueError(
-                f"a feature map of {height}x{width} cells exceeds the learned position table of {self.size}x{self.size}; "
-                "use smaller images, a larger table or position_encoding=sine"
+                f"a feature map of {height}x{width} cells exceeds the learned position table of {self.size}x{self.size}; use "
+                f"smaller images, position_table_size={max(height, width)} or more (trained anew), or position_encoding=sine"
             )
         columns = self.col_embed.weight[:width].T[:, None, :].expand(-1, height, -1)  # (D / 2, h, w)
         rows = self.row_embed.weight[:height].T[:, :, None].expand(-1, -1, width)

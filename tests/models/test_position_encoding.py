@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from panoptic_detr import build_model
 from panoptic_detr.models.position_encoding import (
     LearnedPositionEncoding,
     SinePositionEncoding,
@@ -72,8 +73,21 @@ def test_learned_is_column_then_row() -> None:
 
 
 def test_learned_table_too_small() -> None:
-    with pytest.raises(ValueError, match="4x7 cells exceeds the learned position table of 6x6"):
+    message = "4x7 cells exceeds the learned position table of 6x6; use smaller images, position_table_size=7 or more"
+    with pytest.raises(ValueError, match=message):
         LearnedPositionEncoding(3, size=6)(torch.zeros(1, 4, 7, dtype=torch.bool))
+
+
+def test_the_learned_table_of_a_detector_can_be_larger() -> None:
+    tiny = {"backbone": "small", "hidden_dim": 8, "num_heads": 2, "encoder_layers": 0, "decoder_layers": 1, "num_queries": 2}
+    images, padding = torch.zeros(1, 3, 32, 52 * 32), torch.zeros(1, 32, 52 * 32, dtype=torch.bool)
+    published = build_model("detr_r50", position_encoding="learned", **tiny).eval()
+    assert published.position_encoding.row_embed.weight.shape == (50, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match="position_table_size=52"):
+        published(images, padding)
+    larger = build_model("detr_r50", position_encoding="learned", position_table_size=52, **tiny).eval()
+    with torch.no_grad():
+        assert larger(images, padding).boxes.isfinite().all()
 
 
 def test_boxes_are_encoded_in_their_own_order() -> None:
