@@ -235,13 +235,16 @@ class Criterion(nn.Module):
             raise ValueError(
                 f"the model has {slots} label slots, but the criterion was built with num_labels={self.num_labels}"
             )
-        for target in targets:
-            wrong = target.labels[(target.labels < 0) | (target.labels >= self.num_labels)]
-            if len(wrong):
-                raise ValueError(
-                    f"image {target.image_id}: label {int(wrong[0])} is outside the class head's "
-                    f"0..{self.num_labels - 1}; build the model with the data set's number of labels"
-                )
+        labels = torch.cat([target.labels for target in targets])
+        wrong = (labels < 0) | (labels >= self.num_labels)
+        if wrong.any():  # the only wait for the device, however many images there are
+            place = int(wrong.nonzero()[0])
+            ends = torch.tensor([len(target) for target in targets]).cumsum(0)
+            image = targets[int((ends <= place).sum())].image_id
+            raise ValueError(
+                f"image {image}: label {int(labels[place])} is outside the class head's "
+                f"0..{self.num_labels - 1}; build the model with the data set's number of labels"
+            )
 
 
 def build_criterion(

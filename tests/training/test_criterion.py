@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr import build_criterion, build_model
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions, Target, pad_images
@@ -327,6 +328,35 @@ def test_dense_loss_measures_in_the_unpadded_image():
 def test_bad_targets_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         build_criterion("detr_r50", num_labels=LABELS)(output(), change([target(1), target(2, 1)]))
+
+
+@pytest.mark.parametrize(("image", "label"), [(0, LABELS), (2, -1), (3, LABELS + 5)])
+def test_the_image_of_a_bad_label_is_found_among_many(image, label):
+    targets = [target(2, 0), target(0, 1), target(3, 2), target(1, 3)]
+    targets[image].labels[-1] = label
+    found = DetectorOutput(**{**vars(output()), **vars(predictions(batch=4)), "decoder_states": torch.zeros(4, 7, 8)})
+    with pytest.raises(ValueError, match=f"image {image}: label {label} is outside"):
+        build_criterion("detr_r50", num_labels=LABELS)(found, targets)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that wait for a device: reading a value, and sizes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        masked = operation is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        self.count += masked or operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("images", [1, 6])
+def test_labels_are_checked_with_one_wait_for_the_device(images):
+    found = predictions(batch=images)
+    whole = DetectorOutput(**{**vars(output()), **vars(found), "decoder_states": torch.zeros(images, 7, 8)})
+    with Waits() as waits:
+        build_criterion("detr_r50", num_labels=LABELS)._check(whole, [target(2, i) for i in range(images)])
+    assert waits.count == 1
 
 
 def test_a_criterion_for_another_head_is_refused():
