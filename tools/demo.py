@@ -24,6 +24,7 @@ from panoptic_detr.visualization.pictures import as_rgb, fit, save_picture
 CONFIGS = Path(train_detector.__file__).parent.with_name("configs") / "scenes"
 SIZE = 96
 MARK = "made_by_the_demo"
+PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png", "report.html")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step("Panoptic quality on the held-out scenes")
     best, held_out = str(out / "masks" / "best.pt"), ["--root", str(out / "scenes"), "--split", "val"]
     scored = ["--data.root", str(out / "scenes"), "--data.split", "val", "--output", str(out / "scores")]
-    evaluate.main([best, *scored, "--per-class"])
+    evaluate.main([best, *scored, "--per-class", "--batch-size", "8"])
 
     step("Pictures and report")
     pictures, report = out / "pictures", out / "report.html"
@@ -89,7 +90,7 @@ def steps(count: int | None) -> list[str]:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the output folder; replace what an earlier demo left there, and nothing else.
+    """Make the output folder; remove what an earlier demo made there (`PRODUCTS`), and nothing that lies beside it.
 
     Raises:
         DataError: the folder holds something that is not the demo's, or cannot be written.
@@ -97,8 +98,12 @@ def prepare_folder(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise DataError(f"'{folder}' is not empty and not made by an earlier demo; name another folder with --output")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        for product in (folder / name for name in PRODUCTS):
+            if product.is_dir() and not product.is_symlink():
+                shutil.rmtree(product)
+            else:
+                product.unlink(missing_ok=True)
         (folder / MARK).touch()
     except OSError as error:
         raise DataError(f"'{folder}' cannot be written: {error.strerror}; name another folder with --output") from None
