@@ -28,6 +28,10 @@ class OfficialWeightsError(ValueError):
     """A state dict that does not belong to the model."""
 
 
+class WeightsUnavailableError(OSError):
+    """Published weights that are neither cached nor reachable."""
+
+
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Fill a model with a published checkpoint.
 

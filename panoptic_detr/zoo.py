@@ -1,8 +1,9 @@
 """Model names: how each is built, where its authors publish weights, and what they report for them."""
 
 import argparse
+import inspect
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -17,7 +18,7 @@ from panoptic_detr.models.deformable_detr import build_deformable_detr
 from panoptic_detr.models.detr import build_detr
 from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.models.panoptic_detr import PanopticDETR
-from panoptic_detr.official_weights import load_official
+from panoptic_detr.official_weights import WeightsUnavailableError, load_official
 
 PANOPTIC = "_panoptic"
 MASK_OPTIONS: dict[str, Any] = {"mask_dropout": float, "mask_scale_maps": bool, "mask_output_bias": float}
@@ -106,6 +107,19 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
 def override_names(name: str) -> list[str]:
     """The overrides that `build_model` takes for this model."""
     return list(_override_types(name))
+
+
+def built_with(spec: Mapping[str, Any], override: str) -> Any:
+    """The value of an override that a model was built with: its own, or the default of the model's name.
+
+    Args:
+        spec: `spec` of a model, or the same from a checkpoint.
+        override: one of `override_names`.
+    """
+    if override in spec["overrides"]:
+        return spec["overrides"][override]
+    build = MaskHead if override in MASK_OPTIONS else BUILDERS[spec["name"].removesuffix(PANOPTIC)]
+    return inspect.signature(build).parameters[override.removeprefix("mask_")].default
 
 
 def fits_type(value: Any, wanted: Any) -> bool:
@@ -215,10 +229,6 @@ PUBLISHED: dict[str, Published] = {
     "h_deformable_detr_swin_t": Published(f"{H_DETR_FILES}swin_tiny_{H_DETR_NAME}_36eps.pth", True, {"AP": 53.2}),
     "h_deformable_detr_swin_l": Published(f"{H_DETR_FILES}drop_path0.5_swin_large_{H_DETR_NAME}_36eps.pth", True, {"AP": 57.1}),
 }
-
-
-class WeightsUnavailableError(OSError):
-    """Published weights that are neither cached nor reachable."""
 
 
 def load_published(name: str) -> nn.Module:

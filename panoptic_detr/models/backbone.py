@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from panoptic_detr.official_weights import WeightsUnavailableError
 from panoptic_detr.structures import FeatureLevel
 
 NormKind = Literal["frozen", "batch"]
@@ -166,6 +167,14 @@ class SmallBackbone(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def missing_weights(name: str, error: OSError, remedy: str) -> WeightsUnavailableError:
+    """The error of a backbone whose ImageNet weights are neither cached nor reachable, with all ways out."""
+    return WeightsUnavailableError(
+        f"backbone {name!r}: its ImageNet weights are not cached and could not be fetched ({error}); {remedy}, or train "
+        "without them: pretrained_backbone=false with backbone_norm=batch, or from a detector's checkpoint"
+    )
 
 
 def _forget_batch_count(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

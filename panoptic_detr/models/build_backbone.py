@@ -1,7 +1,10 @@
 """Backbones by name: the small one, torchvision's ResNets, and everything else through timm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -13,6 +16,7 @@ from panoptic_detr.models.backbone import (
     NormKind,
     SmallBackbone,
     apply_norms_in_convolutions,
+    missing_weights,
 )
 from panoptic_detr.models.timm_backbone import build_timm_backbone
 
@@ -39,6 +43,7 @@ def build_backbone(
 
     Raises:
         ValueError: an unknown name, or an option the backbone does not have.
+        WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     if name == "small":
         if dilation or pretrained:
@@ -54,8 +59,9 @@ def build_backbone(
         raise ValueError(
             f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
         )
-    weights = "IMAGENET1K_V1" if pretrained else None
-    net = torchvision.models.get_model(name, weights=weights, norm_layer=layer, replace_stride_with_dilation=dilate)
+    net = torchvision.models.get_model(name, norm_layer=layer, replace_stride_with_dilation=dilate)
+    if pretrained:
+        net.load_state_dict(_fetch_weights(name))
     if norm == "frozen":
         _freeze_early_stages(net, trained_stages)
     body = IntermediateLayerGetter(net, {f"layer{level}": str(index) for index, level in enumerate(levels)})
@@ -63,6 +69,17 @@ def build_backbone(
     strides = [4, 8, 16, 16 if dilation else 32]
     base = 64 if name in ("resnet18", "resnet34") else 256
     return Backbone(body, [strides[level - 1] for level in levels], [base * 2 ** (level - 1) for level in levels])
+
+
+def _fetch_weights(name: str) -> Mapping[str, Any]:
+    """ImageNet weights of torchvision, through the cache of torch.hub."""
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        remedy = f"download {weights.url} elsewhere and put it at {place}"
+        raise missing_weights(name, error, remedy) from None
 
 
 def _freeze_early_stages(net: nn.Module, trained_stages: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.models.backbone import Backbone, FrozenBatchNorm2d, NormKind
+from panoptic_detr.models.backbone import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
 
 SWIN = {
     "swin_t": "swin_tiny_patch4_window7_224",
@@ -135,11 +135,13 @@ def build_timm_backbone(
 
     Raises:
         ValueError: an unknown name, or timm is not installed.
+        WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     timm = _import_timm(name)
     strides = [2 ** (level + 1) for level in levels]
     if name in SWIN:
-        net = timm.create_model(SWIN[name], pretrained=pretrained, always_partition=True, num_classes=0, drop_path_rate=0.2)
+        options = {"always_partition": True, "num_classes": 0, "drop_path_rate": 0.2}
+        net = _create(timm, SWIN[name], pretrained, options)
         return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])
     if not timm.is_model(name):
         known = f"small, resnet18, resnet34, resnet50, resnet101, {', '.join(SWIN)}"
@@ -148,11 +150,22 @@ def build_timm_backbone(
     if not set(strides) <= set(reductions):
         raise ValueError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
     indices = [reductions.index(stride) for stride in strides]
-    net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices)
+    net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
     if norm == "frozen":
         freeze_norms(net)
         _freeze_first_stages(net)
     return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels())
+
+
+def _create(timm: ModuleType, name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except OSError as error:
+        remedy = (
+            f"run timm.create_model({name!r}, pretrained=True) on a machine with a network and copy its ~/.cache/huggingface "
+            "here (HF_HOME names another folder)"
+        )
+        raise missing_weights(name, error, remedy) from None
 
 
 def freeze_norms(module: nn.Module) -> None:
