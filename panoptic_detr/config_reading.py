@@ -138,10 +138,11 @@ def _explain(stage: type, message: str) -> str:
     kind = dict(_typed_keys(stage)).get(key.group(1)) if key else None
     if key is None or got is None or kind is None:
         return " ".join(message.split())
-    return f"setting {key.group(1)!r} must be {_type_name(kind)}, but got {got.group(1).strip()!r}"
+    return f"setting {key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """An annotated type in the words of a message: "float or null", "one of union, keep_first"."""
     if isinstance(kind, type) and not hasattr(kind, "__origin__"):
         return "a path" if kind is Path else "null" if kind is type(None) else kind.__name__
     arguments = getattr(kind, "__args__", ())
@@ -149,7 +150,7 @@ def _type_name(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if getattr(kind, "__origin__", None) in (list, dict):
         return str(kind).replace("typing.", "")
-    return " or ".join(_type_name(argument) for argument in arguments)
+    return " or ".join(type_name(argument) for argument in arguments)
 
 
 def _build(kind: type[Stage], values: Mapping[str, Any]) -> Stage:

@@ -103,6 +103,28 @@ def test_augmentation_settings_of_another_preset_are_refused(settings, message):
         build.build_augmentation(AugmentationConfig(**settings), eval_transform())
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_dice_weight": "abc"}, "setting 'loss.mask_dice_weight' must be float, but got 'abc'"),
+        ({"one_to_many_repeats": 2.5}, "setting 'loss.one_to_many_repeats' must be int, but got 2.5"),
+        ({"aux_loss": 1}, "setting 'loss.aux_loss' must be bool, but got 1"),
+        ({"class_weight": [1]}, r"setting 'loss.class_weight' must be float or null, but got \[1\]"),
+        ({"mask_loss": "some"}, "setting 'loss.mask_loss' must be one of full, points, but got 'some'"),
+        ({"hybrid": True}, "setting 'loss.hybrid' must be one of .*branch.* or one of auto, but got True"),
+        ({"box_weight": 1.0}, r"unknown setting 'loss.box_weight'; did you mean 'loss\."),
+    ],
+)
+def test_wrong_settings_of_the_loss_are_refused_by_name(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build.new_criterion("detr_r50_panoptic", 8, settings)
+
+
+def test_right_settings_of_the_loss_are_taken():
+    settings = {"mask_dice_weight": 3, "class_weight": None, "one_to_many_repeats": 2, "mask_loss": "points", "hybrid": "auto"}
+    assert build.new_criterion("h_deformable_detr_r50_panoptic", 8, settings).weights.mask_dice == 3
+
+
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):
     places = {f"train_{name}": tmp_path / name for name in ("images", "panoptic", "annotations")}
     settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories())

@@ -18,6 +18,21 @@ def test_every_detector_has_a_panoptic_model():
     assert set(pd.list_models()) == {*DETECTORS, *(name + "_panoptic" for name in DETECTORS)}
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "key", "value"),
+    [
+        ("detr_r50", {}, "num_queries", 100),
+        ("detr_r50_panoptic", {"num_queries": 25}, "num_queries", 25),
+        ("h_deformable_detr_r50_panoptic", {}, "num_queries", 300),
+        ("h_deformable_detr_r50", {}, "num_one_to_many", 1500),
+        ("detr_r50_panoptic", {}, "mask_scale_maps", False),
+        ("detr_r50_panoptic", {"mask_scale_maps": True}, "mask_scale_maps", True),
+    ],
+)
+def test_what_a_model_was_built_with(name, overrides, key, value):
+    assert zoo.built_with({"name": name, "num_labels": 8, "overrides": overrides}, key) == value
+
+
 @pytest.mark.parametrize("name", ["detr_r50", "deformable_detr_r50_two_stage", "h_deformable_detr_r50"])
 def test_a_model_is_rebuilt_from_its_spec(name):
     overrides = {

@@ -1,11 +1,10 @@
 """From settings to the parts of a run: devices, data, model. The one place where config objects are unpacked."""
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from lightning_fabric import Fabric
@@ -25,7 +24,7 @@ from panoptic_detr.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from panoptic_detr.config_reading import save_config
+from panoptic_detr.config_reading import save_config, type_name
 from panoptic_detr.data.coco_files import resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
@@ -42,7 +41,7 @@ from panoptic_detr.training.summary import print_groups, write_record
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
-from panoptic_detr.zoo import build_model
+from panoptic_detr.zoo import build_model, built_with, fits_type
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
@@ -162,15 +161,17 @@ def new_criterion(name: str, num_labels: int, settings: Mapping[str, Any]) -> Cr
     """Build the criterion of a model with the settings of the `loss` section.
 
     Raises:
-        ConfigError: a setting that the criterion does not have; names the nearest.
+        ConfigError: a setting that the criterion does not have (the message names the nearest), or a value of another type.
     """
-    known = [key for key in inspect.signature(build_criterion).parameters if key not in ("name", "num_labels")]
-    for key in settings:
+    known = {key: kind for key, kind in get_type_hints(build_criterion).items() if key not in ("name", "num_labels", "return")}
+    for key, value in settings.items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ConfigError(
                 f"unknown setting 'loss.{key}'; did you mean 'loss.{nearest}'? The criterion takes {', '.join(known)}"
             )
+        if not fits_type(value, known[key]):
+            raise ConfigError(f"setting 'loss.{key}' must be {type_name(known[key])}, but got {value!r}")
     return build_criterion(name, num_labels=num_labels, **settings)
 
 
@@ -191,12 +192,11 @@ def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, cons
     if not fabric.is_global_zero:
         return
     batch = train.batch_size * train.accumulate * fabric.world_size
-    overrides: Any = trainer.template.model["overrides"]
     facts = inspect_samples(dataset, train.output / "samples.png")
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(overrides.get("num_queries"))]
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
     write_record(train.output, dataset.categories)
 

@@ -36,7 +36,7 @@ class DataFacts:
     classes: dict[str, int]
     sizes: list[tuple[int, int]]
 
-    def lines(self, num_queries: int | None) -> list[str]:
+    def lines(self, num_queries: int) -> list[str]:
         """The facts as sentences, with a warning where something cannot work."""
         heights, widths = zip(*self.sizes, strict=True)
         found = [
@@ -44,7 +44,7 @@ class DataFacts:
             f"{np.mean(self.segments):.1f} segments per image (most {max(self.segments)})",
             "segments by class: " + ", ".join(f"{name} {count}" for name, count in list(self.classes.items())[:20]),
         ]
-        if num_queries is not None and max(self.segments) > num_queries:
+        if max(self.segments) > num_queries:
             found.append(
                 f"warning: an image has {max(self.segments)} segments but the model only {num_queries} queries, so some can "
                 "never be found; raise model.overrides.num_queries"

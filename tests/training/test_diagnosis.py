@@ -1,14 +1,21 @@
 """Each known failure is named once, and a healthy run hears nothing."""
 
+import io
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 import torch
+from rich.console import Console
 
+from panoptic_detr.config import DetectorStage, TrainConfig
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.scenes import scene_categories, write_scenes
 from panoptic_detr.data.transforms import scenes_transform
+from panoptic_detr.training import build
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
-from panoptic_detr.training.sanity import inspect_samples
+from panoptic_detr.training.sanity import DataFacts, inspect_samples
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.visualization.pictures import as_rgb
 from panoptic_detr.zoo import build_model
@@ -100,6 +107,21 @@ def test_samples_are_drawn_and_counted(scenes, tmp_path):
     assert "48-48 x 48-48 pixels" in text
     assert f"warning: an image has {max(facts.segments)} segments but the model only 2 queries" in text
     assert "warning" not in "\n".join(facts.lines(100))
+
+
+@pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
+def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
+    stream, table = io.StringIO(), scene_categories()
+    facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
+    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture: facts)
+    fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
+    template = SimpleNamespace(model={"name": "detr_r50", "overrides": overrides})
+    trainer = SimpleNamespace(fabric=fabric, total_steps=1, template=template, model=torch.nn.Linear(1, 1), groups=[])
+    dataset = MagicMock(categories=table)
+    dataset.__len__.return_value = 1
+    build.announce(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream))
+    text = " ".join(stream.getvalue().split())
+    assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
 
 
 def test_unreadable_images_are_left_out_and_named_once(scenes, capsys):
