@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-HIDDEN = ("step", "epoch", "lr", "seconds", "wait", "images", "gradient_norm", "confidence", "box_spread")
+HIDDEN = ("step", "epoch", "lr", "seconds", "wait", "wait_share", "images", "gradient_norm", "confidence", "box_spread")
 
 
 def draw_curves(folder: Path) -> Path | None:

@@ -16,6 +16,7 @@ from rich.text import Text
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 30.0
 SMOOTHING = 0.95
+LONG_WAIT = 0.2  # share of the time from which on waiting for data is worth advice
 HIDDEN = ("gradient_norm", "confidence", "box_spread")  # logged, not shown
 
 
@@ -117,16 +118,29 @@ def duration(seconds: float) -> str:
 
 
 class Pace:
-    """Smoothed speed of a run: images per second and the share of the time that is spent waiting for data."""
+    """Speed of a run: images per second and the share of the time that is spent waiting for data, smoothed and in all."""
 
     def __init__(self) -> None:
         self._seconds = self._wait = self._images = 0.0
+        self._steps, self._all_seconds, self._all_wait = 0, 0.0, 0.0
 
     def add(self, seconds: float, waited: float, images: int) -> None:
         """Take in a step: seconds of work, seconds of waiting for data before it, images of all processes."""
         self._seconds = SMOOTHING * self._seconds + seconds + waited
         self._wait = SMOOTHING * self._wait + waited
         self._images = SMOOTHING * self._images + images
+        self._steps += 1
+        if self._steps > 1:  # before the first step the loader starts
+            self._all_seconds += seconds + waited
+            self._all_wait += waited
+
+    def summary(self) -> str:
+        """One line about all steps but the first, with advice if they waited long; empty if there were none."""
+        if not self._all_seconds:
+            return ""
+        share = self._all_wait / self._all_seconds
+        line = f"steps waited for data {share:.0%} of the time"
+        return line if share <= LONG_WAIT else f"{line}: raise data.workers, or set data.cache if the images fit in memory"
 
     def facts(self, device: torch.device) -> dict[str, str]:
         """Ready to show."""

@@ -225,7 +225,9 @@ class Trainer:
             self._say(diagnosis)
         self.averages.add({**losses, "seconds": seconds + self._waited, "wait": self._waited, "images": images})
         if self.state.step % self.config.log_every == 0 or self.state.step == self.total_steps:
-            row = {"step": self.state.step, "epoch": self.state.epoch, "lr": rate, **self.averages.take()}
+            means = self.averages.take()
+            row = {"step": self.state.step, "epoch": self.state.epoch, "lr": rate, **means}
+            row["wait_share"] = means["wait"] / max(means["seconds"], 1e-9)
             self.log.write(row)
             write_board(self.board, "train", row)
 
@@ -278,6 +280,8 @@ class Trainer:
         """Leave a complete run folder behind."""
         if self._saved_step != self.state.step:
             self._save()
+        if summary := self.pace.summary():
+            self._say(summary)
         if self._agree(bool(stop)) and not self.complete:
             self._say(f"stopped by {stop.received} after step {self.state.step}; go on with: {self.resume_command}")
         elif self.evaluate is None or not self.files.best.exists():

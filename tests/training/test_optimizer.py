@@ -175,3 +175,14 @@ def test_pace_and_duration():
     assert (facts["img/s"], facts["wait"]) == ("8.0", "25%")
     assert float(facts["mem"][:-1]) > 0
     assert duration(3725.4) == "1:02:05"
+
+
+def test_the_summary_of_a_run_says_how_long_steps_waited_for_data():
+    pace = Pace()
+    pace.add(0.5, 60.0, 8)  # workers start
+    assert pace.summary() == ""
+    for _ in range(9):
+        pace.add(0.8, 0.2, 8)
+    assert pace.summary() == "steps waited for data 20% of the time"
+    pace.add(0.0, 1.0, 8)
+    assert pace.summary().startswith("steps waited for data 28% of the time: raise data.workers, or set data.cache")

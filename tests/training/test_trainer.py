@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import replace
@@ -127,7 +128,7 @@ def gradients_of_first_step(trainer):
     return kept
 
 
-def test_training_changes_weights_and_fills_the_folder(scenes, tmp_path):
+def test_training_changes_weights_and_fills_the_folder(scenes, tmp_path, capsys):
     trainer = make_trainer(scenes, tmp_path / "run", log_every=2)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     state = trainer.fit()
@@ -142,6 +143,8 @@ def test_training_changes_weights_and_fills_the_folder(scenes, tmp_path):
     assert float(rows[0]["loss"]) > 0
     assert 0 < float(rows[0]["confidence"]) < 1
     assert {"class", "box_l1", "box_giou", "class_layer0", "gradient_norm", "lr", "wait"} <= rows[0].keys()
+    assert float(rows[0]["wait_share"]) == pytest.approx(float(rows[0]["wait"]) / float(rows[0]["seconds"]), rel=1e-3)
+    assert re.search(r"steps waited for data \d+% of the time", capsys.readouterr().err)
 
 
 def test_same_seed_same_weights(scenes, tmp_path):
