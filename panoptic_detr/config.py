@@ -17,7 +17,7 @@ class ModelConfig:
     """Which model to build.
 
     Attributes:
-        name: one of `panoptic_detr.list_models()`.
+        name: one of `panoptic_detr.list_models()`; stage 2 builds that of its detector and refuses another one.
         overrides: keyword arguments of its builder that differ from the published model, for example `num_queries: 25`.
         weights: start from the weights of this checkpoint file or published model instead of a fresh initialisation; in stage 2
             the mask head starts from it (the detector has a setting of its own).
@@ -270,7 +270,7 @@ class MaskStage(DetectorStage):
     """Stage 2: the mask head on a frozen detector.
 
     Attributes:
-        model: what to build; the name and overrides of `detector` are used where this says nothing.
+        model: settings of the panoptic model; name and overrides are those of `detector` where this says nothing.
         data: what to train on.
         augmentation: of the training images.
         optimizer: AdamW and its schedule.
@@ -282,6 +282,7 @@ class MaskStage(DetectorStage):
         detector_bf16: run the frozen detector in bfloat16 in training steps; faster on hardware with bfloat16 units.
     """
 
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(name=""))
     detector: str | None = None
     joint: bool = False
     detector_bf16: bool = False

@@ -40,6 +40,14 @@ def test_file_and_command_line(config_file):
     assert stage.loss == {"class_weight": 2, "aux": False}
 
 
+def test_stage_2_names_no_model_of_its_own(tmp_path):
+    assert read_config(DetectorStage, []).model.name == "detr_r50"
+    stage = read_config(MaskStage, ["--model.overrides.num_queries", "5"])
+    assert (stage.model.name, stage.model.overrides) == ("", {"num_queries": 5})
+    save_config(stage, tmp_path / "saved.yaml")
+    assert read_config(MaskStage, ["--config", str(tmp_path / "saved.yaml")]) == stage
+
+
 def test_later_file_wins(config_file, tmp_path):
     later = tmp_path / "later.yaml"
     later.write_text("optimizer: {lr: 1}\n")

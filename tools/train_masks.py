@@ -22,7 +22,7 @@ from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.tools.cli import run
 from panoptic_detr.training import build, validation
 from panoptic_detr.training.trainer import Trainer
-from panoptic_detr.training.transfer import copy_mask_head, open_source, transfer_weights
+from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import PANOPTIC, build_model
 
 
@@ -84,9 +84,16 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
     """The panoptic model of a checkpoint's detector for the data's classes; if those are the checkpoint's, an exact copy."""
     name = source.model["name"]
     full_name = name if name.endswith(PANOPTIC) else name + PANOPTIC
+    if stage.model.name and stage.model.name not in (full_name, full_name.removesuffix(PANOPTIC)):
+        raise ConfigError(
+            f"model.name is {stage.model.name!r}, but the detector {stage.detector!r} is {name!r}, and stage 2 builds "
+            "the model of its detector; leave model.name out, or name another --detector"
+        )
     overrides = {**source.model["overrides"], **stage.model.overrides, "pretrained_backbone": False}
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
+    if name == full_name and stage.model.weights is None:  # otherwise the mask head comes from elsewhere
+        check_mask_settings(source, model)
     if source.categories is not None and not source.categories.differences(categories):
         source.load_into(model if name == full_name else model.detector)
         return model

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint
 from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
-from panoptic_detr.zoo import PUBLISHED, load_published
+from panoptic_detr.zoo import PUBLISHED, built_with, load_published
 
 CLASS_HEADS = ("class_embed", "dense_heads")
 QUERIES = "query_embed"
@@ -136,7 +137,7 @@ def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
         model: where to; a panoptic model too.
 
     Raises:
-        CheckpointError: the source has no mask head, or one of other shapes.
+        CheckpointError: the source has no mask head, or one of other shapes or with other settings.
     """
     where = f"{str(source.path or source.model['name'])!r}"
     start = "mask_head."
@@ -152,7 +153,19 @@ def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
             f"the mask head of {where} does not fit that of this model ({', '.join(differing[:3]) or 'it has more layers'}): "
             "leave model.weights out to start with a new one"
         )
+    check_mask_settings(source, model)
     model.get_submodule("mask_head").load_state_dict(head)
+
+
+def check_mask_settings(source: Checkpoint, model: nn.Module) -> None:
+    """Raise `CheckpointError` if the source's mask head computes something else than the model's with the same weights."""
+    spec: Any = model.spec
+    here, there = (str(built_with(built, "mask_scale_maps")).lower() for built in (spec, source.model))
+    if here != there:
+        raise CheckpointError(
+            f"the mask head of {str(source.path or source.model['name'])!r} was trained with mask_scale_maps "
+            f"{there}, but this model has {here}; give --model.overrides.mask_scale_maps {there}"
+        )
 
 
 def _common_labels(source: CategoryTable, target: CategoryTable) -> dict[int, int]:

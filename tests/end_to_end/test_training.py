@@ -79,6 +79,37 @@ def test_the_mask_head_starts_from_given_weights(folder, tmp_path, capsys):
     assert "has no mask head to start from" in capsys.readouterr().err
 
 
+def test_a_name_that_contradicts_the_detector_is_refused(folder, tmp_path, capsys):
+    assert masks(folder, tmp_path / "run", "--model.name", "detr_r101") == 1
+    error = capsys.readouterr().err
+    assert (
+        f"model.name is 'detr_r101', but the detector '{folder / 'boxes' / 'best.pt'}' is 'deformable_detr_r50_two_stage'"
+        in error
+    )
+    assert "leave model.name out, or name another --detector" in error
+
+
+def test_a_mask_head_with_another_setting_is_refused(folder, tmp_path, capsys):
+    assert masks(folder, tmp_path / "scaled", "--train.steps", 1, "--model.overrides.mask_scale_maps", "true") == 0
+    scaled = tmp_path / "scaled" / "best.pt"
+    assert masks(folder, tmp_path / "head", "--train.steps", 1, "--model.weights", scaled) == 1
+    told = (
+        f"the mask head of '{scaled}' was trained with mask_scale_maps true, but this model has false; give --model.overrides."
+    )
+    assert told in capsys.readouterr().err
+    given = (
+        "--train.steps",
+        1,
+        "--train.output",
+        tmp_path / "whole",
+        "--detector",
+        scaled,
+        "--model.overrides.mask_scale_maps",
+    )
+    assert call(train_masks, folder, *given, "false") == 1
+    assert told in capsys.readouterr().err
+
+
 def test_a_frozen_detector_may_run_in_bfloat16(folder, tmp_path, capsys):
     assert masks(folder, tmp_path / "full", "--train.steps", 1) == 0
     assert masks(folder, tmp_path / "half", "--train.steps", 1, "--detector_bf16", "true") == 0

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.checkpoints import Checkpoint, CheckpointError
-from panoptic_detr.training.transfer import open_source, transfer_weights
+from panoptic_detr.training.transfer import copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import build_model
 
 SMALL = {"backbone": "small", "backbone_norm": "batch", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16}
@@ -85,6 +85,22 @@ def test_heads_of_another_width_are_new():
     result = transfer_weights(source_of(old, categories), new, categories)
     assert "class_embed.weight: (2, 32) here, (2, 16) in the source" in result.fresh
     assert (result.classes_kept, result.classes_new) == ([], ["cat"])
+
+
+def test_a_mask_head_is_taken_over_unless_it_computes_something_else():
+    categories = table("cat")
+    plain, scaled, other = (
+        build("detr_r50_panoptic", categories, {**DETR, **overrides})
+        for overrides in ({}, {"mask_scale_maps": True}, {"mask_scale_maps": False})
+    )
+    copy_mask_head(source_of(plain, categories), other)
+    torch.testing.assert_close(other.mask_head.state_dict(), plain.mask_head.state_dict())
+    before = scaled.mask_head.out.weight.clone()
+    with pytest.raises(
+        CheckpointError, match=r"mask_scale_maps false, .* has true; give --model\.overrides\.mask_scale_maps false"
+    ):
+        copy_mask_head(source_of(plain, categories), scaled)
+    assert torch.equal(scaled.mask_head.out.weight, before)
 
 
 def test_refusals():
