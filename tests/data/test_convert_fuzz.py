@@ -9,52 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from data.fuzzing import DAMAGE, OWN_ERRORS, damaged, damaged_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from panoptic_detr.categories import CategoryError
-from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import check_dataset, find_splits
-from panoptic_detr.segment_maps import SegmentMapError
 
-OWN_ERRORS = (DataError, SegmentMapError, CategoryError)
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.sampled_from(["../x", "../../x.png", "/tmp/x", "a/../../x", "\ud800", "\0", ".", 2, 5, 7, 300, 10**400, -1, 0.5])
-)
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4
-)
-
-
-def places(value: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every value inside a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
-
-
-def damaged(original: Any, data: st.DataObject) -> Any:
-    """A JSON value with one or two of its values replaced or removed."""
-    content = copy.deepcopy(original)
-    for _ in range(data.draw(st.integers(1, 2))):
-        path = data.draw(st.sampled_from(places(content)[1:] or [()]))
-        if not path:
-            return content
-        place = content
-        for key in path[:-1]:
-            place = place[key]
-        if data.draw(st.booleans()):
-            place[path[-1]] = data.draw(VALUES)
-        else:
-            del place[path[-1]]
-    return content
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -101,14 +63,12 @@ def test_check_and_fix_take_any_json(layout, data):
 
 
 @pytest.mark.parametrize("attribute", ["json", "png", "jpg"])
-@given(position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
+@given(**DAMAGE)
 @fuzz
 def test_check_and_fix_take_any_file(layout, attribute, position, byte, cut):
     path = getattr(layout, attribute)
     original = path.read_bytes()
-    changed = bytearray(original)
-    changed[int(position * len(original))] = byte
-    path.write_bytes(changed[: int(position * len(original))] if cut else changed)
+    path.write_bytes(damaged_bytes(original, position, byte, cut))
     try:
         assert fenced(layout.root, lambda out: examine(layout.root, out))
     finally:
