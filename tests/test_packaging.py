@@ -1,5 +1,6 @@
 """`pip install .` alone gives the command with every job and the settings: the wheel is built, installed and used elsewhere."""
 
+import ast
 import json
 import os
 import shutil
@@ -8,9 +9,11 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from panoptic_detr.tools.cli import JOBS
 
@@ -86,6 +89,44 @@ def test_the_source_archive_holds_what_the_wheel_needs(source, tmp_path):
     with tarfile.open(build("sdist", source, tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert files("panoptic_detr", "tools", "configs") | {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+def requirements() -> dict[str, str]:
+    """Declared dependencies: name to version specifier."""
+    tomllib = pytest.importorskip("tomllib")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    parsed = [Requirement(line) for line in declared]
+    return {requirement.name: str(requirement.specifier) for requirement in parsed}
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Packages that a module imports when it is imported itself (what functions import later may be optional)."""
+    body = ast.parse(path.read_text()).body
+    plain = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {node.module for node in body if isinstance(node, ast.ImportFrom)}}
+
+
+def test_every_package_that_is_imported_is_declared():
+    paths = [path for folder in ("panoptic_detr", "tools") for path in (ROOT / folder).rglob("*.py")]
+    imported = set().union(*map(imported_at_once, paths)) - set(sys.stdlib_module_names) - {"panoptic_detr"}
+    assert {"torch", "cv2", "PIL", "yaml"} <= imported
+    imported -= {"triton"}  # of one module that is imported where Triton is
+    names = {package: {name.lower() for name in found} for package, found in packages_distributions().items()}
+    names |= {"cv2": {"opencv-python-headless"}}
+    declared = {name.lower() for name in requirements()}
+    assert {package for package in imported if not names[package] & declared} == set()
+
+
+@pytest.mark.parametrize(
+    ("use", "name", "first"),
+    [
+        ("torch.serialization.safe_globals", "torch", "2.5"),
+        ("cv2.IMREAD_COLOR_RGB", "opencv-python-headless", "4.11"),
+    ],
+)
+def test_lower_bounds_have_what_is_used(use, name, first):
+    assert any(use in path.read_text() for path in (ROOT / "panoptic_detr").rglob("*.py"))
+    assert f">={first}" in requirements()[name]
 
 
 def test_the_command_works_from_any_folder(installed, tmp_path):
