@@ -10,18 +10,17 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from panoptic_detr.checkpoints import Checkpoint, save_checkpoint
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.inference.choose import MergeError, choose_queries
-from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
+from panoptic_detr.inference.choose import choose_queries
 from panoptic_detr.inference.groups import same_size_groups
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.optimize import optimize_for_inference
+from panoptic_detr.inference.read_model import read_model
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation, Sample, Target
 from panoptic_detr.visualization.pictures import as_rgb
-from panoptic_detr.zoo import build_model, default_num_labels, load_published
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
@@ -246,10 +245,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
         ValueError: neither a file nor a model name, or a model without published weights or mask head.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file() or path.suffix or path.name != name:
-        return _from_checkpoint(path, device, precision)
-    return Predictor(load_published(name), coco_categories(default_num_labels(name)), device=device, precision=precision)
+    read = read_model(name_or_path)
+    return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
 
 
 def upright_rgb(picture: Picture) -> np.ndarray:
@@ -260,29 +257,6 @@ def upright_rgb(picture: Picture) -> np.ndarray:
         picture = np.asarray(turned if plain else turned.convert("RGB"))
     # OpenCV turns the pictures of files upright as it reads them.
     return np.require(as_rgb(picture), requirements=["C", "W"])
-
-
-def _from_checkpoint(path: Path, device: str | torch.device, precision: Precision) -> Predictor:
-    checkpoint = load_checkpoint(path)
-    model = build_model(checkpoint.model["name"], num_labels=checkpoint.model["num_labels"], **checkpoint.model["overrides"])
-    checkpoint.load_into(model)
-    try:
-        settings = InferenceSettings.from_dict(checkpoint.inference)
-    except MergeError as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} has unusable inference settings: {error}") from None
-    return Predictor(model, _class_table(checkpoint), settings=settings, device=device, precision=precision)
-
-
-def _class_table(checkpoint: Checkpoint) -> CategoryTable:
-    """The checkpoint's own table; converted published weights have none, but their label slots tell what they mean."""
-    if checkpoint.categories is not None:
-        return checkpoint.categories
-    if checkpoint.model["num_labels"] in (DETECTION_LABELS, PANOPTIC_LABELS):
-        return coco_categories(checkpoint.model["num_labels"])
-    raise CheckpointError(
-        f"checkpoint {str(checkpoint.path)!r} does not say what its {checkpoint.model['num_labels']} labels mean; "
-        "build a Predictor(model, categories) with the table of its data set"
-    )
 
 
 def _name_of(model: nn.Module) -> str:

@@ -274,7 +274,7 @@ def test_neither_checkpoint_nor_model(name, message):
 
 def test_published_name_loads_published_weights(model, monkeypatch):
     big = build_model("detr_r50_panoptic", backbone="small", hidden_dim=32, encoder_layers=0, decoder_layers=1, num_queries=2)
-    monkeypatch.setattr(predictor_module, "load_published", {"detr_r50_panoptic": big}.__getitem__)
+    monkeypatch.setattr("panoptic_detr.inference.read_model.load_published", {"detr_r50_panoptic": big}.__getitem__)
     loaded = load_model("detr_r50_panoptic")
     assert loaded.model is big
     assert (len(loaded.categories.things), len(loaded.categories.stuff)) == (80, 53)

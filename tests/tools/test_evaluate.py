@@ -10,6 +10,7 @@ import torch
 from panoptic_detr.checkpoints import Checkpoint, save_checkpoint
 from panoptic_detr.data.scenes import scene_categories, write_scenes
 from panoptic_detr.evaluation.open_model import best_device, open_model
+from panoptic_detr.inference.coco_classes import coco_categories
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.tools import cli, evaluate
 from panoptic_detr.zoo import build_model
@@ -147,8 +148,25 @@ def test_devices():
 def test_a_detector_that_does_not_say_its_classes(tmp_path):
     model = build_model("detr_r50", num_labels=4, **TINY)
     path = save_checkpoint(tmp_path / "nameless.pt", Checkpoint(model.spec, model.state_dict()))
-    with pytest.raises(ValueError, match=r"nameless\.pt: the checkpoint does not say what its labels mean"):
+    with pytest.raises(ValueError, match=r"nameless\.pt' does not say what its 4 labels mean; convert it with --categories"):
         open_model(str(path))
+
+
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_panoptic"])
+def test_a_model_is_optimised_once(name, tmp_path, monkeypatch):
+    calls = []
+    for module in ("panoptic_detr.evaluation.open_model", "panoptic_detr.inference.predictor"):
+        monkeypatch.setattr(f"{module}.optimize_for_inference", lambda model, **_: calls.append(model) or model.eval())
+    opened = open_model(write_checkpoint(tmp_path / "model.pt", name, scene_categories()))
+    assert calls == [opened.model]
+    assert opened.panoptic == name.endswith("_panoptic")
+    assert opened.settings.short_side == 48
+
+
+def test_a_converted_published_detector_is_known_by_its_label_slots(tmp_path):
+    model = build_model("detr_r50", num_labels=91, **TINY)
+    path = save_checkpoint(tmp_path / "converted.pt", Checkpoint(model.spec, model.state_dict()))
+    assert open_model(str(path)).categories == coco_categories(91)
 
 
 def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, capsys):

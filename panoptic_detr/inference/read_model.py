@@ -1,0 +1,65 @@
+"""Read a model with what it needs for use: a checkpoint or a published model, with or without a mask head."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
+from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.zoo import build_model, default_num_labels, load_published
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model as its file has it.
+
+    Attributes:
+        model: in training mode, on the CPU, not optimised.
+        categories: what its labels mean.
+        settings: thresholds, merging rules and image size.
+    """
+
+    model: nn.Module
+    categories: CategoryTable
+    settings: InferenceSettings
+
+
+def read_model(name_or_path: str | Path) -> ReadModel:
+    """Read a checkpoint of this project, or a published model by its name.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
+        ValueError: neither a file nor a model name, or a model without published weights.
+        WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_file() or path.suffix or path.name != name:
+        return _from_checkpoint(load_checkpoint(path))
+    return ReadModel(load_published(name), coco_categories(default_num_labels(name)), InferenceSettings())
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> ReadModel:
+    spec = checkpoint.model
+    model = build_model(spec["name"], num_labels=spec["num_labels"], **spec["overrides"])
+    checkpoint.load_into(model)
+    try:
+        settings = InferenceSettings.from_dict(checkpoint.inference)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
+    return ReadModel(model, _class_table(checkpoint), settings)
+
+
+def _class_table(checkpoint: Checkpoint) -> CategoryTable:
+    """The checkpoint's own table; converted published weights have none, but their label slots tell what they mean."""
+    labels = checkpoint.model["num_labels"]
+    if checkpoint.categories is not None:
+        return checkpoint.categories
+    if labels in (DETECTION_LABELS, PANOPTIC_LABELS):
+        return coco_categories(labels)
+    raise CheckpointError(
+        f"checkpoint {str(checkpoint.path)!r} does not say what its {labels} labels mean; convert it with --categories, "
+        "or build a Predictor(model, categories) with the table of its data set"
+    )
