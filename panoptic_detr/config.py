@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-
-class ConfigError(ValueError):
-    """A setting that does not exist, has the wrong type, or breaks a rule."""
+from panoptic_detr.config_checks import ConfigError, at_least
+from panoptic_detr.config_inference import InferenceSettings
 
 
 @dataclass
@@ -71,9 +70,9 @@ class DataConfig:
     on_unreadable: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        _at_least("data.workers", self.workers, 0)
-        _at_least("data.train_limit", self.train_limit, 1)
-        _at_least("data.val_limit", self.val_limit, 1)
+        at_least("data.workers", self.workers, 0)
+        at_least("data.train_limit", self.train_limit, 1)
+        at_least("data.val_limit", self.val_limit, 1)
 
 
 @dataclass
@@ -134,7 +133,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "backbone_lr_scale", "offset_lr_scale", "weight_decay", "clip_norm"):
-            _at_least(f"optimizer.{name}", getattr(self, name), 0)
+            at_least(f"optimizer.{name}", getattr(self, name), 0)
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"optimizer.warmup is a fraction of the run in [0, 1), but got {self.warmup}")
         if sorted(self.drop_at) != self.drop_at:
@@ -203,43 +202,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "accumulate", "devices", "threads", "nodes", "keep_last", "log_every"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
+            at_least(f"train.{name}", getattr(self, name), 0)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")
 
 
-@dataclass
-class InferenceConfig:
-    """How predictions become maps, in evaluation during training and, saved with the checkpoint, in later use.
-
-    Attributes:
-        threshold: least probability of a query that is kept; null for what suits the class head: 0.85 where classes compete
-            with no-object (DETR), 0.4 for things and 0.3 for stuff where they do not (Deformable DETR, H-DETR).
-        stuff_threshold: the same for stuff, where it differs.
-        min_area: least pixels of a segment.
-        min_visible: a thing that shows less than this share of its own mask is dropped; 0 keeps all.
-        duplicate_stuff: `union` unites masks of one stuff category; `keep_first` repeats the published code.
-        max_segments: masks per image, those of the highest scores; null for all that pass the threshold.
-        short_side: images are resized to this short side; null keeps their size.
-        long_side: limit of the long side.
-    """
-
-    threshold: float | None = None
-    stuff_threshold: float | None = None
-    min_area: int = 5
-    min_visible: float = 0.0
-    duplicate_stuff: Literal["union", "keep_first"] = "union"
-    max_segments: int | None = None
-    short_side: int | None = 800
-    long_side: int = 1333
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "stuff_threshold", "min_visible"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"setting 'inference.{name}' must be in [0, 1], but got {value}")
+InferenceConfig = InferenceSettings  # its name as a section of a stage
 
 
 @dataclass
@@ -262,7 +232,7 @@ class DetectorStage:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
 @dataclass
@@ -290,8 +260,3 @@ class MaskStage(DetectorStage):
     def __post_init__(self) -> None:
         if self.joint and self.detector_bf16:
             raise ConfigError("detector_bf16 is for a frozen detector; with joint use train.precision: bf16-mixed")
-
-
-def _at_least(key: str, value: float | None, low: float) -> None:
-    if value is not None and value < low:
-        raise ConfigError(f"setting {key!r} must be at least {low}, but got {value}")

@@ -86,10 +86,6 @@ def test_own_data_starts_from_published_weights_and_the_converters_splits():
         assert (stage.data.train_split, stage.data.val_split) == ("train", "val")
 
 
-def test_inference_settings_are_the_predictors():
-    assert plain(InferenceConfig()) == InferenceSettings().to_dict()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -6,17 +6,17 @@ best query. Every query that is no segment of the result is listed with the reas
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.config_inference import DuplicateStuff
 from panoptic_detr.inference.choose import Choice, MergeError, check_fraction, choose_queries
 from panoptic_detr.inference.contest import Contest, Frame
 from panoptic_detr.structures import Dropped, PanopticSegmentation, Segment, check_shape
 
-DuplicateStuff = Literal["union", "keep_first"]
 # Larger logits are cut, so that infinite ones do not become NaN between cells; no order within them changes.
 _LARGEST_LOGIT = 1e30
 

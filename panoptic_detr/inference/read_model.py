@@ -7,6 +7,7 @@ from torch import nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from panoptic_detr.config import ConfigError
 from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.zoo import build_model, default_num_labels, load_published
@@ -47,7 +48,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> ReadModel:
     checkpoint.load_into(model)
     try:
         settings = InferenceSettings.from_dict(checkpoint.inference)
-    except ValueError as error:
+    except ConfigError as error:
         raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
     return ReadModel(model, _class_table(checkpoint), settings)
 

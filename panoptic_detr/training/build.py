@@ -19,17 +19,16 @@ from panoptic_detr.config import (
     ConfigError,
     DataConfig,
     DetectorStage,
-    InferenceConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
+from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.config_reading import save_config, type_name
 from panoptic_detr.data.coco_files import resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
 from panoptic_detr.training.criterion import Criterion, build_criterion
 from panoptic_detr.training.curves import draw_curves
@@ -71,7 +70,7 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
 
 
 def open_train_set(
-    data: DataConfig, augmentation: AugmentationConfig, inference: InferenceConfig, train: TrainConfig
+    data: DataConfig, augmentation: AugmentationConfig, inference: InferenceSettings, train: TrainConfig
 ) -> CocoPanoptic:
     """The training set with its augmentation."""
     eval_size = eval_transform(inference.short_side, inference.long_side)
@@ -82,7 +81,7 @@ def open_train_set(
 
 
 def open_val_set(
-    data: DataConfig, inference: InferenceConfig, train: TrainConfig, categories: CategoryTable
+    data: DataConfig, inference: InferenceSettings, train: TrainConfig, categories: CategoryTable
 ) -> CocoPanoptic | None:
     """The validation set with the training set's class table; the training images themselves with `overfit`; None without.
 
@@ -216,13 +215,12 @@ def rank_zero_console(fabric: Fabric) -> Console:
     return Console(stderr=True, quiet=not fabric.is_global_zero)
 
 
-def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceConfig) -> Checkpoint:
+def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceSettings) -> Checkpoint:
     """What every checkpoint of a run says besides weights."""
     spec: Any = model.spec
     # A checkpoint brings all weights; rebuilding its model must not fetch others.
     overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
-    settings = InferenceSettings.from_dict(asdict(inference))
-    return Checkpoint({**spec, "overrides": overrides}, {}, categories, settings.to_dict())
+    return Checkpoint({**spec, "overrides": overrides}, {}, categories, inference.to_dict())
 
 
 def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:

@@ -10,12 +10,12 @@ from torch import nn
 
 from panoptic_detr.categories import Category
 from panoptic_detr.config import DetectorStage, MaskStage
+from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import collate
 from panoptic_detr.evaluation.evaluate import evaluate_model
 from panoptic_detr.inference.choose import choose_queries
 from panoptic_detr.inference.predictor import predict_batch
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
 from panoptic_detr.visualization.boxes import draw_boxes
 from panoptic_detr.visualization.entry import Entry, draw_entry
@@ -29,14 +29,14 @@ def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric
     """What to call for scores during training: PQ, or box AP of a detector without masks; None without validation set."""
     if dataset is None:
         return None
-    validation, settings = dataset, InferenceSettings.from_dict(vars(stage.inference))
+    validation = dataset
     with_masks = isinstance(stage, MaskStage)
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         return evaluate_model(
             model,
             validation,
-            settings=settings,
+            settings=stage.inference,
             panoptic=with_masks,
             ap="none" if with_masks else "boxes",
             batch_size=stage.train.batch_size,
@@ -54,7 +54,7 @@ def sample_drawer(stage: DetectorStage, dataset: CocoPanoptic | None) -> DrawSam
     count = min(stage.train.sample_pictures, len(dataset))
     chosen = dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
     draw = draw_panoptic if isinstance(stage, MaskStage) else draw_detections
-    return partial(draw, dataset=chosen, settings=InferenceSettings.from_dict(vars(stage.inference)))
+    return partial(draw, dataset=chosen, settings=stage.inference)
 
 
 def draw_panoptic(model: nn.Module, dataset: CocoPanoptic, settings: InferenceSettings) -> dict[str, np.ndarray]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from panoptic_detr.config import InferenceConfig
-from panoptic_detr.inference.choose import MergeError
+from panoptic_detr.config import ConfigError, DetectorStage, InferenceConfig
+from panoptic_detr.config_reading import read_config
 from panoptic_detr.inference.settings import InferenceSettings
 
 
@@ -56,9 +56,15 @@ def test_round_trip():
     assert InferenceSettings.from_dict(InferenceSettings().to_dict()).threshold is None
 
 
-def test_settings_of_a_training_run_are_understood():
-    values = vars(InferenceConfig(threshold=0.3))
-    assert values.items() <= InferenceSettings.from_dict(values).to_dict().items()
+def test_the_section_of_a_training_run_is_the_same_class():
+    assert InferenceConfig is InferenceSettings
+    arguments = ["--inference.threshold", "0.3", "--inference.short_side", "null", "--inference.duplicate_stuff", "keep_first"]
+    expected = InferenceSettings(threshold=0.3, short_side=None, duplicate_stuff="keep_first")
+    assert read_config(DetectorStage, arguments).inference == expected
+    with pytest.raises(ConfigError, match=r"'inference\.threshold' must be in \[0, 1\], but got 2"):
+        read_config(DetectorStage, ["--inference.threshold", "2"])
+    with pytest.raises(ConfigError, match=r"'inference\.min_area' must be int, but got 'x'"):
+        read_config(DetectorStage, ["--inference.min_area", "x"])
 
 
 @pytest.mark.parametrize(
@@ -66,14 +72,14 @@ def test_settings_of_a_training_run_are_understood():
     [
         ({"treshold": 0.5}, "no inference setting 'treshold'; did you mean 'threshold'"),
         ({"zzz": 0.5}, "no inference setting 'zzz'; there are threshold, stuff_threshold"),
-        ({"threshold": -1}, r"threshold must lie in \[0, 1\], but got -1"),
-        ({"stuff_threshold": 2}, r"stuff_threshold must lie in \[0, 1\]"),
-        ({"min_visible": 2}, r"min_visible must lie in \[0, 1\]"),
-        ({"duplicate_stuff": "all"}, "duplicate_stuff must be one of union, keep_first, but got 'all'"),
-        ({"max_segments": 0}, "max_segments must be at least 1, but got 0"),
-        ({"short_side": 0}, "short_side must be at least 1, but got 0"),
+        ({"threshold": -1}, r"'inference\.threshold' must be in \[0, 1\], but got -1"),
+        ({"stuff_threshold": 2}, r"'inference\.stuff_threshold' must be in \[0, 1\]"),
+        ({"min_visible": 2}, r"'inference\.min_visible' must be in \[0, 1\]"),
+        ({"duplicate_stuff": "all"}, "'inference.duplicate_stuff' must be one of union, keep_first, but got 'all'"),
+        ({"max_segments": 0}, "'inference.max_segments' must be at least 1, but got 0"),
+        ({"short_side": 0}, "'inference.short_side' must be at least 1, but got 0"),
     ],
 )
 def test_unusable_settings(values, message):
-    with pytest.raises(MergeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         InferenceSettings.from_dict(values)
