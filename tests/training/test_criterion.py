@@ -258,19 +258,53 @@ def test_padding_of_the_canvas_counts_as_background():
     assert terms["mask_focal"].item() == pytest.approx(0.25 * 30 * 8 / 16 / 2, rel=1e-4)
 
 
-def test_sampled_points_estimate_the_full_loss():
-    torch.manual_seed(0)
-    result = output()
-    blob = torch.zeros(16, 16)
-    blob[4:12, 4:12] = 1
-    result.segmenter = lambda _, queries: [(4 * blob - 2).expand(len(q), -1, -1) for q in queries]
-    targets = [Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.5, 0.5]]), blob.long()) for _ in range(2)]
-    full = build_criterion("detr_r50_panoptic", num_labels=LABELS)(result, targets).terms
-    points = build_criterion("detr_r50_panoptic", num_labels=LABELS, mask_loss="points", mask_points=4000)(
-        result, targets
-    ).terms
-    assert points["mask_dice"].item() == pytest.approx(full["mask_dice"].item(), abs=0.15)
-    assert 0 < points["mask_focal"].item() < 10 * full["mask_focal"].item() + 0.1
+def blob_case(logits):
+    """Terms of the full and of the sampled mask loss for one mask of 8 x 8 of 16 x 16 pixels, left of the middle."""
+    result, blob = output(), torch.zeros(16, 16, dtype=torch.long)
+    blob[4:12, 2:10] = 1
+    result.segmenter = lambda _, queries: [logits(blob.float()).expand(len(q), -1, -1) for q in queries]
+    targets = [Target(torch.tensor([1]), torch.tensor([[0.4, 0.5, 0.5, 0.5]]), blob) for _ in range(2)]
+    kinds = [{}, {"mask_loss": "points", "mask_points": 4000}]
+    return [build_criterion("detr_r50_panoptic", num_labels=LABELS, **kind)(result, targets).terms for kind in kinds]
+
+
+CASES = {
+    "right": lambda blob: 4 * blob - 2,
+    "turned": lambda blob: (4 * blob - 2).T,
+    "wrong": lambda blob: 2 - 4 * blob,
+    "slope": lambda blob: torch.linspace(-3, 3, 16).expand(16, 16),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_points_at_every_pixel_give_the_full_loss(name, monkeypatch):
+    centres = (torch.arange(16) + 0.5) / 16
+    every = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)  # (256, 2)
+    monkeypatch.setattr(
+        "panoptic_detr.training.region_losses.hard_points", lambda logits, *_: every.expand(len(logits), -1, -1)
+    )
+    full, points = blob_case(CASES[name])
+    for term in ("mask_dice", "mask_focal"):
+        torch.testing.assert_close(points[term], full[term], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_uniform_points_estimate_the_full_loss(name, monkeypatch):
+    uniform = torch.rand(1, 4000, 2)
+    monkeypatch.setattr(
+        "panoptic_detr.training.region_losses.hard_points", lambda logits, *_: uniform.expand(len(logits), -1, -1)
+    )
+    full, points = blob_case(CASES[name])
+    # Between cells the sampled logits are interpolated while the truth is not, which costs a sharp mask a little.
+    assert points["mask_dice"].item() == pytest.approx(full["mask_dice"].item(), abs=0.05)
+    assert points["mask_focal"].item() == pytest.approx(full["mask_focal"].item(), rel=0.15, abs=0.02)
+
+
+def test_hard_points_lie_where_a_mask_is_least_certain():
+    full, points = blob_case(CASES["right"])
+    assert points["mask_focal"].item() > 3 * full["mask_focal"].item()  # a right mask is uncertain at its border only
+    dice = [blob_case(CASES[name])[1]["mask_dice"].item() for name in ("right", "turned", "wrong")]
+    assert dice[0] + 0.1 < dice[1] < dice[2] - 0.1
 
 
 def test_a_sample_of_masks_estimates_the_loss_of_all():
