@@ -5,45 +5,32 @@ an image, K chosen queries. Every class checks its shapes where values enter; th
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from panoptic_detr.boxes import cxcywh_to_xyxy
-from panoptic_detr.categories import CategoryTable
+from panoptic_detr.structures_panoptic import Dropped, DropReason, PanopticSegmentation, Segment
+from panoptic_detr.structures_shapes import ShapeError, check_shape, map_tensors, move
 
-
-class ShapeError(ValueError):
-    """A tensor of a shape that its place does not allow."""
-
-
-def check_shape(name: str, value: Tensor | np.ndarray, expected: Sequence[int | str]) -> None:
-    """Raise `ShapeError` unless `value` has as many axes as `expected` and every integer in it agrees (strings are free)."""
-    got = tuple(value.shape)
-    fits = len(got) == len(expected) and all(isinstance(e, str) or e == g for e, g in zip(expected, got, strict=True))
-    if not fits:
-        raise ShapeError(f"{name} must be ({', '.join(map(str, expected))}), but got {got}")
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    """Copy tensors, dataclasses of tensors and sequences of these to `device`; leave everything else as it is."""
-    # A copy to the host must be complete on return; one to a device may overlap with what follows there.
-    overlap = torch.device(device).type != "cpu"
-    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=overlap))
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in a value made of tensors, dataclasses and sequences."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, function) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
-    return value
+__all__ = [
+    "Batch",
+    "DetectorOutput",
+    "DropReason",
+    "Dropped",
+    "FeatureLevel",
+    "PanopticSegmentation",
+    "Predictions",
+    "Sample",
+    "Segment",
+    "ShapeError",
+    "Target",
+    "check_shape",
+    "map_tensors",
+    "move",
+    "pad_images",
+]
 
 
 @dataclass
@@ -245,106 +232,6 @@ class DetectorOutput:
     def boxes_xyxy(self) -> Tensor:
         """Corner boxes of the last layer: (B, Q, 4), fractions of the unpadded image."""
         return cxcywh_to_xyxy(self.boxes[-1].float())
-
-
-DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One region of a panoptic result.
-
-    Attributes:
-        id: its value in the segment map, from 1.
-        category_id: the data set's category id.
-        isthing: countable or not.
-        score: probability of the class, 0..1 (1 for ground truth).
-        area: pixels.
-        box: (left, top, width, height) in pixels of the segment map.
-        query: the object query it came from, None for ground truth; of merged stuff the first.
-        iscrowd: ground truth only: a group that is not told apart.
-    """
-
-    id: int
-    category_id: int
-    isthing: bool
-    score: float
-    area: int
-    box: tuple[int, int, int, int]
-    query: int | None = None
-    iscrowd: bool = False
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A query that is not a segment of its own in the result, and why.
-
-    Attributes:
-        query: index of the object query.
-        reason: "no object" / "low score" / "no category" (not kept); "covered" (won no pixel), "small" (too few pixels),
-            "suppressed" (shows too little of its own mask, or repeats a stuff category where only the first is kept),
-            "merged" (joined the stuff segment `into`).
-        score: probability of its best class.
-        category_id: its class, if it has one.
-        area: pixels it had when it was dropped.
-        into: id of the segment that it joined.
-    """
-
-    query: int
-    reason: DropReason
-    score: float
-    category_id: int | None = None
-    area: int = 0
-    into: int | None = None
-
-
-@dataclass
-class PanopticSegmentation:
-    """One stuff-and-things map with its segments.
-
-    Attributes:
-        segment_map: (H, W) int32; 0 is void, other values are segment ids.
-        segments: every segment with at least one pixel.
-        categories: the table that the category ids refer to.
-        dropped: queries that are no segment of their own, and why.
-        image_id: the data set's id of the image, if it has one.
-    """
-
-    segment_map: np.ndarray
-    segments: list[Segment]
-    categories: CategoryTable
-    dropped: list[Dropped] = field(default_factory=list)
-    image_id: int | str | None = None
-
-    def __post_init__(self) -> None:
-        check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
-
-    def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, Any]:
-        """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""
-        image_id = self.image_id if image_id is None else image_id
-        return {
-            "image_id": image_id,
-            "file_name": f"{image_id}.png" if file_name is None else file_name,
-            "segments_info": [
-                {
-                    "id": s.id,
-                    "category_id": s.category_id,
-                    "isthing": int(s.isthing),
-                    "area": s.area,
-                    "bbox": list(s.box),
-                    "iscrowd": int(s.iscrowd),
-                    "score": round(s.score, 6),
-                    "query": s.query,
-                }
-                for s in self.segments
-            ],
-        }
-
-    def save(self, path: Any) -> None:
-        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B)."""
-        from panoptic_detr.segment_maps import write_id_png
-
-        write_id_png(path, self.segment_map)
 
 
 def pad_images(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,12 @@
+import ast
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from panoptic_detr import structures
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.structures import (
@@ -19,6 +22,7 @@ from panoptic_detr.structures import (
     pad_images,
 )
 
+ROOT = Path(__file__).parents[1]
 TABLE = CategoryTable.from_coco([{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}])
 
 
@@ -124,3 +128,16 @@ def test_results_in_coco_form(tmp_path):
     assert (read_id_png(tmp_path / "12.png") == segment_map).all()
     with pytest.raises(dataclasses.FrozenInstanceError):
         segment.score = 1.0
+
+
+def test_everything_that_flows_is_found_in_one_place():
+    for name in structures.__all__:
+        assert hasattr(structures, name)
+    used = {name for path in (ROOT / "panoptic_detr").rglob("*.py") for name in imported_from_structures(path)}
+    assert used <= set(structures.__all__)
+    assert "PanopticSegmentation" in used
+
+
+def imported_from_structures(path):
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return [alias.name for node in nodes if node.module == "panoptic_detr.structures" for alias in node.names]
