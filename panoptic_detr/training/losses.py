@@ -78,9 +78,10 @@ def mask_losses(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_class_loss(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
-    """Multi-label cross-entropy of the cells of a feature map, a scalar mean over valid cells and classes.
+    """Multi-label cross-entropy of the cells of a feature map: mean over an image's valid cells and classes, then over images.
 
-    Not in the papers: a help for short trainings from random weights.
+    Not in the papers: a help for short trainings from random weights. Every image counts the same, so that it does not matter
+    which images share a batch.
 
     Args:
         logits: (B, N, C).
@@ -88,7 +89,7 @@ def dense_class_loss(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
         valid: (B, N) bool, False on padding.
     """
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)  # (B, N)
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    return ((losses * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()
 
 
 def cells_inside_boxes(centres: Tensor, boxes_cxcywh: Tensor, labels: Tensor, num_labels: int, shrink: float = 0.9) -> Tensor:
