@@ -156,7 +156,8 @@ class TrainConfig:
         devices: processes on this machine, one device each.
         threads: CPU threads of PyTorch; null leaves the choice to it. Small models on small images are fastest with one.
         nodes: machines (start one process per device with torchrun or SLURM).
-        strategy: how several processes share the work: `auto` or `ddp`, gradients averaged over them.
+        strategy: how several processes share the work: `auto` or `ddp`, gradients averaged over them and weights in each;
+            `fsdp`, trained weights, gradients and the optimizer's state spread over them as well.
         precision: `32-true`, `bf16-mixed`, `16-mixed`.
         ema_decay: keep an exponential moving average of the weights, evaluate and export it; 0 for none.
         evaluate_every: steps between evaluations of PQ on the validation set; 0 for only at the end.
@@ -184,7 +185,7 @@ class TrainConfig:
     devices: int = 1
     threads: int | None = None
     nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema_decay: float = 0.0
     evaluate_every: int = 0
@@ -207,6 +208,8 @@ class TrainConfig:
             at_least(f"train.{name}", getattr(self, name), 0)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ConfigError("train.strategy: fsdp does not go with train.precision: 16-mixed; use bf16-mixed, or ddp")
 
 
 InferenceConfig = InferenceSettings  # its name as a section of a stage
@@ -234,6 +237,11 @@ class DetectorStage:
     loss: dict[str, Any] = field(default_factory=dict)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
+    def __post_init__(self) -> None:
+        for name in ("compile", "channels_last"):
+            if self.train.strategy == "fsdp" and getattr(self.model, name):
+                raise ConfigError(f"train.strategy: fsdp does not go with model.{name}; switch it off, or use ddp")
+
 
 @dataclass
 class MaskStage(DetectorStage):
@@ -258,5 +266,6 @@ class MaskStage(DetectorStage):
     detector_bf16: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.joint and self.detector_bf16:
             raise ConfigError("detector_bf16 is for a frozen detector; with joint use train.precision: bf16-mixed")

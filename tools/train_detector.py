@@ -16,6 +16,7 @@ from panoptic_detr.config import DetectorStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.tools.cli import run
 from panoptic_detr.training import build, validation
+from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.trainer import Trainer
 
 
@@ -28,14 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_detector(stage: DetectorStage) -> None:
     """Run stage 1 with these settings; the result is `best.pt` in the run's folder."""
-    fabric = build.start_fabric(stage.train)
+    fabric = build.start_fabric(stage.train, unused_parameters=build.switches_terms_off(stage.loss))
     resume_command = build.open_run_folder(stage, "train_detector", fabric)
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
-    console = build.rank_zero_console(fabric)
+    console = rank_zero_console(fabric)
     model = build.new_model(stage.model, dataset.categories, console)
     build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
-    build.check_one_to_many(model, criterion)
     val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,

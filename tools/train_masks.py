@@ -21,6 +21,7 @@ from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.tools.cli import run
 from panoptic_detr.training import build, validation
+from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import PANOPTIC, build_model
@@ -48,8 +49,8 @@ def train_masks(stage: MaskStage) -> None:
     """Run stage 2 with these settings; the result is `best.pt` in the run's folder."""
     if stage.detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
-    fabric = build.start_fabric(stage.train, unused_parameters=True)
-    console = build.rank_zero_console(fabric)
+    fabric = build.start_fabric(stage.train, unused_parameters=stage.joint and build.switches_terms_off(stage.loss))
+    console = rank_zero_console(fabric)
     resume_command = build.open_run_folder(stage, "train_masks", fabric)
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     model = panoptic_model(open_source(stage.detector), stage, dataset.categories, console)
@@ -60,8 +61,6 @@ def train_masks(stage: MaskStage) -> None:
     model.detector_bf16 = stage.detector_bf16
     template = build.template_of(model, dataset.categories, stage.inference)
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
-    if stage.joint:
-        build.check_one_to_many(model, criterion)
     val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,

@@ -13,10 +13,15 @@ def recompute_layers(model: nn.Module) -> int:
     Returns:
         How many layers were found.
     """
-    layers = [layer for name, layer in model.named_modules() if _is_layer(name)]
+    layers = transformer_layers(model)
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return len(layers)
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """Encoder and decoder layers of the detector inside."""
+    return [layer for name, layer in model.named_modules() if _is_layer(name)]
 
 
 def use_channels_last(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
 """From settings to the parts of a run: devices, data, model. The one place where config objects are unpacked."""
 
 import difflib
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import overfit_verdict
 from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
+from panoptic_detr.training.processes import sharding_strategy
 from panoptic_detr.training.sanity import inspect_samples
 from panoptic_detr.training.summary import print_groups, write_record
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
@@ -48,12 +51,24 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
 
     Args:
         train: settings.
-        unused_parameters: some trained parameters may get no gradient in a step (a batch without any object has no masks).
+        unused_parameters: trained parameters may stay without gradient (see `switches_terms_off`).
+
+    Raises:
+        ConfigError: torchrun or srun started another number of processes than the settings say, or PyTorch is too old for FSDP.
     """
+    wanted = train.devices * train.nodes
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if started > 1 and started != wanted:
+        raise ConfigError(
+            f"{started} processes were started (torchrun or srun), but train.devices x train.nodes is {wanted}; train.devices "
+            "must be the processes on one machine, and train.nodes the machines"
+        )
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    strategy: str | Strategy = train.strategy
-    if strategy == "ddp" or (strategy == "auto" and train.devices * train.nodes > 1):
+    strategy: str | Strategy = "auto"
+    if wanted > 1 and train.strategy == "fsdp":
+        strategy = sharding_strategy(wanted)
+    elif wanted > 1 or train.strategy == "ddp":
         strategy = DDPStrategy(find_unused_parameters=unused_parameters)
     fabric = Fabric(
         accelerator=train.accelerator,
@@ -62,6 +77,7 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
         strategy=strategy,
         precision=train.precision,
     )
+    logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)  # no greeting from each process
     fabric.launch()
     # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
     fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
@@ -174,23 +190,12 @@ def new_criterion(name: str, num_labels: int, settings: Mapping[str, Any]) -> Cr
     return build_criterion(name, num_labels=num_labels, **settings)
 
 
-def check_one_to_many(model: nn.Module, criterion: Criterion) -> None:
-    """Refuse one-to-many queries that no loss trains, and a hybrid branch without queries.
+def switches_terms_off(loss: Mapping[str, Any]) -> bool:
+    """Whether the `loss` section leaves terms out (a weight of 0, no auxiliary losses), so that nothing may reach a head.
 
-    Raises:
-        ConfigError: the model and the matching scheme contradict each other.
+    With every term on, each trained parameter gets a gradient in every step, even without any object in the images.
     """
-    queries, scheme = getattr(getattr(model, "detector", model), "num_one_to_many", 0), criterion.hybrid.scheme
-    if queries and scheme != "branch":
-        raise ConfigError(
-            f"the model has {queries} one-to-many queries, which cost time in training, but 'loss.hybrid: {scheme}' trains "
-            "none of them; give --model.overrides.num_one_to_many 0, or --loss.hybrid branch"
-        )
-    if scheme == "branch" and not queries:
-        raise ConfigError(
-            "'loss.hybrid: branch' trains one-to-many queries, and the model has none; give "
-            "--model.overrides.num_one_to_many 1500 (H-DETR's number, for 300 queries), or another loss.hybrid"
-        )
+    return any(value == 0 for value in loss.values())
 
 
 def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -> None:
@@ -227,11 +232,6 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
     console.print(f"result: {trainer.files.best}", highlight=False, soft_wrap=True)
     if stage.train.overfit and trainer.last_scores:
         console.print(overfit_verdict(trainer.last_scores), highlight=False, soft_wrap=True)
-
-
-def rank_zero_console(fabric: Fabric) -> Console:
-    """Where the first process speaks; the others are silent."""
-    return Console(stderr=True, quiet=not fabric.is_global_zero)
 
 
 def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceSettings) -> Checkpoint:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.training.processes import local, spread_like, whole
+
 
 class AveragedWeights:
     """Average of a model's trained weights and of its floating-point buffers over the steps; other buffers are copied.
@@ -32,7 +34,7 @@ class AveragedWeights:
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
         live = _moving(model)
         names = [name for name in self._average if self._average[name].is_floating_point()]
-        torch._foreach_lerp_([self._average[name] for name in names], [live[name] for name in names], 1 - keep)
+        torch._foreach_lerp_([local(self._average[name]) for name in names], [local(live[name]) for name in names], 1 - keep)
         for name in self._average.keys() - set(names):
             self._average[name].copy_(live[name])
 
@@ -52,14 +54,14 @@ class AveragedWeights:
         self._average = {name: value.detach().clone() for name, value in _moving(model).items()}
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """For checkpoints."""
-        return {"steps": self.steps, **self._average}
+        """For checkpoints; every process must call it."""
+        return {"steps": self.steps, **whole(self._average)}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
         """Go on from a checkpoint."""
         self.steps = int(state["steps"])
         for name, value in self._average.items():
-            value.copy_(torch.as_tensor(state[name]))
+            value.copy_(spread_like(torch.as_tensor(state[name]), value))
 
 
 def _moving(model: nn.Module) -> dict[str, Tensor]:
@@ -71,4 +73,4 @@ def _moving(model: nn.Module) -> dict[str, Tensor]:
 def _copy(values: Mapping[str, Tensor], model: nn.Module) -> None:
     live = _moving(model)
     for name, value in values.items():
-        live[name].copy_(value)
+        local(live[name]).copy_(local(value))

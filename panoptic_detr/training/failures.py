@@ -39,7 +39,6 @@ def describe_nonfinite(step: int, values: Mapping[str, float], group: Sequence[B
         saved: where the batches were kept.
     """
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    wrong = wrong or ["in another process"]
     ids = ", ".join(str(image_id) for batch in group for image_id in batch.image_ids)
     where = f"; the batch is kept in {str(saved)!r}" if saved else ""
     return f"step {step} is not finite ({', '.join(wrong[:4])}) on images {ids}{where}"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,6 +19,13 @@ LINE_SECONDS = 30.0
 SMOOTHING = 0.95
 LONG_WAIT = 0.2  # share of the time from which on waiting for data is worth advice
 HIDDEN = ("gradient_norm", "confidence", "box_spread")  # logged, not shown
+
+
+def rank_zero_console(fabric: Fabric) -> Console:
+    """Where the first process speaks; the others are silent and show no bar."""
+    if fabric.is_global_zero:
+        return Console(stderr=True)
+    return Console(stderr=True, quiet=True, force_terminal=False)
 
 
 class TrainingProgress:

@@ -1,16 +1,16 @@
 """Everything of a run that a resume needs, out of the objects and back into them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from panoptic_detr.checkpoints import Checkpoint, CheckpointError
 from panoptic_detr.training.ema import AveragedWeights
+from panoptic_detr.training.processes import gather, spread_like, whole
 from panoptic_detr.training.run_state import RunState, capture_random_state, restore_random_state
 
 
@@ -28,13 +28,13 @@ def take_snapshot(
     """
     return {
         "state": state.to_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": whole(optimizer.state_dict()),
         "scaler": fabric.strategy.precision.state_dict(),
-        "random": _gather(fabric, capture_random_state()),
+        "random": gather(fabric, capture_random_state()),
         "processes": fabric.world_size,
         "settings": dict(settings),
         "ema": None if ema is None else ema.state_dict(),
-        "model": None if ema is None else {name: value.detach().clone() for name, value in model.state_dict().items()},
+        "model": None if ema is None else {name: whole(value).detach().clone() for name, value in model.state_dict().items()},
     }
 
 
@@ -54,9 +54,11 @@ def restore_snapshot(
             f"{where} was written by {training['processes']} processes and this run has {fabric.world_size}; an exact resume "
             "needs as many. Start a new run from its weights instead (--model.weights)"
         )
-    replace(checkpoint, state_dict=training["model"] or checkpoint.state_dict).load_into(model)
+    live = model.state_dict()
+    weights = {name: spread_like(value, live.get(name)) for name, value in (training["model"] or checkpoint.state_dict).items()}
+    replace(checkpoint, state_dict=weights).load_into(model)
     rates = [(part["base_lr"], part["weight_decay"]) for part in optimizer.param_groups]
-    optimizer.load_state_dict(training["optimizer"])
+    optimizer.load_state_dict(_spread_optimizer(training["optimizer"], optimizer))
     for part, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
         part["base_lr"], part["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
     fabric.strategy.precision.load_state_dict(training["scaler"])
@@ -66,6 +68,16 @@ def restore_snapshot(
         ema.restart(model)  # switched on with this resume: it has averaged only the random weights from before loading
     restore_random_state(training["random"][fabric.global_rank])
     return RunState(**training["state"])
+
+
+def _spread_optimizer(saved: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The saved state, its tensors spread over the processes as the parameters are."""
+    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    state = {
+        index: {name: spread_like(value, parameters[index]) for name, value in values.items()}
+        for index, values in saved["state"].items()
+    }
+    return {**saved, "state": state}
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -79,12 +91,3 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
                 f"{section}.{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)
             ]
     return lines
-
-
-def _gather(fabric: Fabric, value: Any) -> Sequence[Any]:
-    """The value of every process."""
-    if fabric.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values

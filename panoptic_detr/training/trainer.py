@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ from panoptic_detr.training.diagnosis import VITAL_SIGNS, Diagnosis
 from panoptic_detr.training.ema import AveragedWeights
 from panoptic_detr.training.failures import TrainingError, describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
-from panoptic_detr.training.progress import Pace, TrainingProgress
+from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
+from panoptic_detr.training.progress import Pace, TrainingProgress, rank_zero_console
 from panoptic_detr.training.run_files import RunFiles
 from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board, write_pictures
 from panoptic_detr.training.run_state import RunState
@@ -85,16 +86,18 @@ class Trainer:
         self.rates, self.config, self.template, self.settings = optimizer, train, template, dict(settings or {})
         self.frozen, self.evaluate, self.resume_command = tuple(frozen), evaluate, resume_command
         self.draw_samples = draw_samples
+        self.step_module = fabric.setup_module(TrainingStep(model, criterion).to(fabric.device))
         self.groups = parameter_groups(model, optimizer)
         adamw = build_optimizer(self.groups, optimizer, loss_scaling=train.precision == "16-mixed")
-        self.step_module, self.optimizer = fabric.setup(TrainingStep(model, criterion), adamw)
+        self.optimizer: Any = fabric.setup_optimizers(adamw)
         self.ema = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
         self.state = RunState()
         self.files = RunFiles(train.output, train.keep_last)
         steps_per_epoch = math.ceil(len(loader) / train.accumulate)
         self.total_steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch
         self.drop_unit = 1 if train.steps is not None else steps_per_epoch
-        self.averages, self.pace, self.progress = Averages(), Pace(), TrainingProgress(self.total_steps)
+        self.averages, self.pace = Averages(), Pace()
+        self.progress = TrainingProgress(self.total_steps, rank_zero_console(fabric))
         self.diagnosis = Diagnosis(self.total_steps)
         self.last_scores: dict[str, float] = {}
         self.log: CsvLog | None = None
@@ -168,7 +171,7 @@ class Trainer:
         norm: Any = self.fabric.clip_gradients(
             self.step_module, self.optimizer, max_norm=self.rates.clip_norm or math.inf, error_if_nonfinite=False
         )
-        values = dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), norm]).tolist(), strict=True))
+        values = dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), whole(norm)]).tolist(), strict=True))
         if self._is_usable(values, group):
             self.optimizer.step()
             if self.ema is not None:
@@ -198,19 +201,25 @@ class Trainer:
         gradient is ordinary (the loss scale is searched that way) and only the loss counts. The first bad batch is kept.
         """
         watched = "loss" if self.config.precision == "16-mixed" else "gradient_norm"
-        if not self._agree(not (math.isfinite(values[watched]) and math.isfinite(values["loss"]))):
+        bad_loss = not math.isfinite(values["loss"])
+        if not self._agree(bad_loss or not math.isfinite(values[watched])):
             return True
         self.state.skipped += 1
-        stops, saved = self.config.on_nonfinite == "stop", None
-        if stops or self.state.skipped == 1:
-            saved = save_batch(group, self.config.output, self.state.step, self.fabric.global_rank)
-        message = describe_nonfinite(self.state.step, values, group, saved)
-        if stops:
+        only_gradients = not self._agree(bad_loss)
+        message = self._explain(values, group, concerned=bad_loss or only_gradients)
+        if self.config.on_nonfinite == "stop":
             raise TrainingError(message + "; train.on_nonfinite=skip leaves such steps out")
         if self.state.skipped > self.config.max_skipped:
             raise TrainingError(f"{message}; more than {self.config.max_skipped} steps were skipped (train.max_skipped)")
-        self.progress.message(f"skipped: {message}")
+        self._say(f"skipped: {message}")
         return False
+
+    def _explain(self, values: Mapping[str, float], group: Sequence[Batch], concerned: bool) -> str:
+        """What the processes that are concerned say about a bad step; each keeps its batch of the first one."""
+        keeps = concerned and (self.config.on_nonfinite == "stop" or self.state.skipped == 1)
+        saved = save_batch(group, self.config.output, self.state.step, self.fabric.global_rank) if keeps else None
+        own = describe_nonfinite(self.state.step, values, group, saved) if concerned else None
+        return "; ".join(text for text in gather(self.fabric, own) if text)
 
     def _account(self, losses: Mapping[str, float], group: Sequence[Batch], seconds: float) -> None:
         """Log and show a step."""
@@ -241,7 +250,7 @@ class Trainer:
 
     def _score(self, evaluate: Evaluate) -> None:
         """Evaluate (with averaged weights, where there are some), and keep the model if it is the best so far."""
-        with self.progress.paused(), self._weights_for_use():
+        with self.progress.paused(), self._weights_for_use(), whole_modules(self.step_module):
             self.model.eval()
             with torch.no_grad():
                 self.last_scores = scores = dict(evaluate(self.model))
@@ -271,10 +280,7 @@ class Trainer:
 
     def _agree(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
-        if self.fabric.world_size == 1:
-            return flag
-        votes: Any = self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum")
-        return float(votes) > 0
+        return any_process(self.fabric, flag)
 
     def _close(self, stop: StopRequest) -> None:
         """Leave a complete run folder behind."""
@@ -283,8 +289,9 @@ class Trainer:
         if summary := self.pace.summary():
             self._say(summary)
         if self._agree(bool(stop)) and not self.complete:
-            self._say(f"stopped by {stop.received} after step {self.state.step}; go on with: {self.resume_command}")
-        elif self.evaluate is None or not self.files.best.exists():
+            by = stop.received or "another process"
+            self._say(f"stopped by {by} after step {self.state.step}; go on with: {self.resume_command}")
+        elif self.evaluate is None or not gather(self.fabric, self.files.best.exists())[0]:
             with self._weights_for_use():
                 self._export()
         if self.board is not None:
@@ -294,31 +301,39 @@ class Trainer:
         if self.fabric.is_global_zero:
             self.progress.message(text)
 
-    def _weights_for_use(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.ema is None else self.ema.applied(self.model)
+    @contextmanager
+    def _weights_for_use(self) -> Iterator[None]:
+        """The model as it is evaluated and exported: averaged weights, where there are some, and the same in every process."""
+        with nullcontext() if self.ema is None else self.ema.applied(self.model):
+            share_buffers(self.fabric, self.model)
+            yield
 
     def _export(self) -> None:
         """Write the weights in use now as `best.pt`."""
-        if self.fabric.is_global_zero:
-            self._write(lambda: self.files.save_best(replace(self.template, state_dict=self.model.state_dict())))
+        checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()))
+        self._write(lambda: self.files.save_best(checkpoint))
 
     def _save(self) -> None:
         """Write `last.pt`: weights, and everything that a resume needs."""
         training = take_snapshot(self.fabric, self.model, self.optimizer, self.ema, self.state, self.settings)
         self._saved_step = self.state.step
-        if self.fabric.is_global_zero:
-            with self._weights_for_use():
-                checkpoint = replace(self.template, state_dict=self.model.state_dict(), training=training)
-                self._write(lambda: self.files.save_last(checkpoint, self.state.step))
-        self.fabric.barrier()
+        with self._weights_for_use():
+            checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()), training=training)
+            self._write(lambda: self.files.save_last(checkpoint, self.state.step))
 
     def _write(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except CheckpointError as error:
-            if self.config.on_disk_full == "stop":
-                raise
-            self._say(f"{error}; training goes on (train.on_disk_full=go_on)")
+        """Let the first process write; if it cannot, all go on or stop together."""
+        failure = None
+        if self.fabric.is_global_zero:
+            try:
+                write()
+            except CheckpointError as error:
+                failure = str(error)
+        failure = gather(self.fabric, failure)[0]
+        if failure and self.config.on_disk_full == "stop":
+            raise CheckpointError(failure)
+        if failure:
+            self._say(f"{failure}; training goes on (train.on_disk_full=go_on)")
 
     def _resume(self) -> None:
         """Go on from `last.pt`, if there is one."""

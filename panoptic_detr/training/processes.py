@@ -1,0 +1,97 @@
+"""Several processes that act as one: what they tell each other, and weights that are spread over them (FSDP)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
+from torch import Tensor, distributed, nn
+
+from panoptic_detr.config import ConfigError
+from panoptic_detr.training.acceleration import transformer_layers
+
+
+def gather(fabric: Fabric, value: Any) -> list[Any]:
+    """The value of every process, in every process."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * fabric.world_size
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def any_process(fabric: Fabric, flag: bool) -> bool:
+    """Whether the flag is up in any process; every process must ask."""
+    if fabric.world_size == 1:
+        return flag
+    votes: Any = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return float(votes) > 0
+
+
+def share_buffers(fabric: Fabric, model: nn.Module) -> None:
+    """Give every process the first one's buffers: each collects batch statistics from its own images."""
+    if fabric.world_size > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
+def sharding_strategy(processes: int) -> ModelParallelStrategy:
+    """Fully sharded data parallelism: trained weights, their gradients and the optimizer's state are spread over processes.
+
+    Raises:
+        ConfigError: PyTorch is too old for it.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):
+        raise ConfigError(f"train.strategy: fsdp needs PyTorch 2.7 or newer, but this is {torch.__version__}; use ddp")
+    return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
+
+
+def _shard(step: nn.Module, mesh: Any) -> nn.Module:
+    """Spread the first process's weights: each transformer layer is one part, the rest another; frozen ones stay whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in [*step.parameters(), *step.buffers()]:
+        distributed.broadcast(tensor.detach(), src=0)
+    frozen = {parameter for parameter in step.parameters() if not parameter.requires_grad}
+    for module in [*transformer_layers(step), step]:
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            fully_shard(module, mesh=mesh["data_parallel"], ignored_params=frozen)
+    return step
+
+
+@contextmanager
+def whole_modules(model: nn.Module) -> Iterator[None]:
+    """Inside the context every process holds all weights, and can use the model without the others."""
+    parts: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not parts[0], recurse=False)  # the outermost part stays whole until backward
+            part.reshard()
+
+
+def whole(value: Any) -> Any:
+    """A tensor put together from the parts of all processes; in mappings, every tensor; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: whole(item) for name, item in value.items()}
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a tensor that is spread, sharing its memory; any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def spread_like(value: Any, live: Any) -> Any:
+    """A whole tensor spread as the live one of the same shape is; anything else as it is."""
+    if not hasattr(live, "full_tensor") or not isinstance(value, Tensor) or value.shape != live.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(live.device), live.device_mesh, live.placements)
