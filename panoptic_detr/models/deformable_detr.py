@@ -20,6 +20,7 @@ from panoptic_detr.models.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
     EncoderKind,
+    LayerSizes,
     TokenPyramid,
     build_deformable_decoder,
     build_deformable_encoder,
@@ -266,26 +267,10 @@ def build_deformable_detr(
             f"memory_level must be in [{-used}, {used - 1}], one of the {used} backbone levels, but got {memory_level}"
         )
     total = num_queries + num_one_to_many
-    transformer_encoder = build_deformable_encoder(
-        kind=encoder,
-        num_layers=encoder_layers,
-        dim=hidden_dim,
-        num_levels=num_levels,
-        num_heads=num_heads,
-        num_points=num_points,
-        ffn_dim=ffn_dim,
-        dropout=dropout,
-    )
+    sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
+    transformer_encoder = build_deformable_encoder(sizes, kind=encoder, num_layers=encoder_layers)
     transformer_decoder = build_deformable_decoder(
-        num_layers=decoder_layers,
-        dim=hidden_dim,
-        num_levels=num_levels,
-        num_heads=num_heads,
-        num_points=num_points,
-        ffn_dim=ffn_dim,
-        dropout=dropout,
-        refine=box_refine,
-        look_forward_twice=look_forward_twice,
+        sizes, num_layers=decoder_layers, refine=box_refine, look_forward_twice=look_forward_twice
     )
     reset_transformer(transformer_encoder)
     reset_transformer(transformer_decoder)

@@ -231,49 +231,41 @@ class DeformableDecoder(nn.Module):
         return Decoded(torch.stack(states), torch.stack(logits), torch.stack(boxes))
 
 
-def build_deformable_encoder(
-    *,
-    kind: EncoderKind,
-    num_layers: int,
-    dim: int,
-    num_levels: int,
-    num_heads: int,
-    num_points: int,
-    ffn_dim: int,
-    dropout: float,
-) -> DeformableEncoder:
+@dataclass(frozen=True)
+class LayerSizes:
+    """What the layers of encoder and decoder share: width D, levels L, heads M, points P, feed-forward width, dropout."""
+
+    dim: int
+    num_levels: int
+    num_heads: int
+    num_points: int
+    ffn_dim: int
+    dropout: float
+
+    def attention(self) -> DeformableAttention:
+        """A new deformable attention of these sizes."""
+        return DeformableAttention(self.dim, self.num_levels, self.num_heads, self.num_points)
+
+
+def build_deformable_encoder(sizes: LayerSizes, *, kind: EncoderKind, num_layers: int) -> DeformableEncoder:
     """Build an encoder of `num_layers` layers, all of one kind."""
+    dim, heads, ffn_dim, dropout = sizes.dim, sizes.num_heads, sizes.ffn_dim, sizes.dropout
     layers: list[DeformableEncoderLayer | DenseLayer] = []
     for _ in range(num_layers):
         if kind == "dense":
-            layers.append(DenseLayer(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=False))
+            layers.append(DenseLayer(dim=dim, num_heads=heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=False))
         else:
-            attention = DeformableAttention(dim, num_levels, num_heads, num_points)
-            layers.append(DeformableEncoderLayer(attention, dim=dim, ffn_dim=ffn_dim, dropout=dropout))
+            layers.append(DeformableEncoderLayer(sizes.attention(), dim=dim, ffn_dim=ffn_dim, dropout=dropout))
     return DeformableEncoder(layers)
 
 
 def build_deformable_decoder(
-    *,
-    num_layers: int,
-    dim: int,
-    num_levels: int,
-    num_heads: int,
-    num_points: int,
-    ffn_dim: int,
-    dropout: float,
-    refine: bool,
-    look_forward_twice: bool,
+    sizes: LayerSizes, *, num_layers: int, refine: bool, look_forward_twice: bool
 ) -> DeformableDecoder:
     """Build a decoder of at least one layer."""
+    dim, heads, ffn_dim, dropout = sizes.dim, sizes.num_heads, sizes.ffn_dim, sizes.dropout
     layers = [
-        DeformableDecoderLayer(
-            DeformableAttention(dim, num_levels, num_heads, num_points),
-            dim=dim,
-            num_heads=num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-        )
+        DeformableDecoderLayer(sizes.attention(), dim=dim, num_heads=heads, ffn_dim=ffn_dim, dropout=dropout)
         for _ in range(num_layers)
     ]
     return DeformableDecoder(layers, refine=refine, look_forward_twice=look_forward_twice)
