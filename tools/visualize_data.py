@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import track
 
 from panoptic_detr.categories import CategoryTable
@@ -17,7 +18,7 @@ from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
 from panoptic_detr.structures import PanopticSegmentation, Segment
 from panoptic_detr.visualization.entry import Entry, draw_entry
 from panoptic_detr.visualization.layout import mask_strip, zoom
-from panoptic_detr.visualization.pictures import save_picture
+from panoptic_detr.visualization.pictures import Image, save_picture
 from panoptic_detr.visualization.report import write_report
 from panoptic_detr.visualization.report_tables import read_curves
 from panoptic_detr.visualization.svg import svg_overlay
@@ -42,23 +43,26 @@ def coco(options: Namespace) -> str:
 
 def segments(options: Namespace) -> str:
     """Cut out every segment by itself, one strip per image; of the prediction, where there is one."""
-    data, folder = open_data(options), make_folder(options.output)
-    for entry in track(entries(data, predictions(options, data)), "drawing", len(data)):
-        drawn = entry.prediction or entry.truth
-        if drawn is not None:
-            save_picture(folder / f"{Path(entry.name).stem}.png", mask_strip(entry.image, drawn, palette=options.palette))
-    return f"strips: {len(data)} in {folder}"
+    return draw_each(options, "strips", lambda image, drawn: mask_strip(image, drawn, palette=options.palette))
 
 
 def enlarge(options: Namespace) -> str:
     """Enlarge one segment of each image, its surroundings dimmed; of the prediction, where there is one."""
+
+    def draw(image: Image, drawn: PanopticSegmentation) -> np.ndarray:
+        return zoom(image, drawn, options.segment, long_side=options.side, palette=options.palette)
+
+    return draw_each(options, "enlarged", draw)
+
+
+def draw_each(options: Namespace, what: str, draw: Callable[[Image, PanopticSegmentation], np.ndarray]) -> str:
+    """Save a picture of each image's prediction, or of its truth where there is none; say how many and where."""
     data, folder = open_data(options), make_folder(options.output)
     for entry in track(entries(data, predictions(options, data)), "drawing", len(data)):
         drawn = entry.prediction or entry.truth
         if drawn is not None:
-            picture = zoom(entry.image, drawn, options.segment, long_side=options.side, palette=options.palette)
-            save_picture(folder / f"{Path(entry.name).stem}.png", picture)
-    return f"enlarged: {len(data)} in {folder}"
+            save_picture(folder / f"{Path(entry.name).stem}.png", draw(entry.image, drawn))
+    return f"{what}: {len(data)} in {folder}"
 
 
 def report(options: Namespace) -> str:
