@@ -1,5 +1,6 @@
 """Every file under configs/ reads, builds its model and criterion, and says what it costs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,28 @@ def test_wrong_settings_of_the_loss_are_refused_by_name(settings, message):
 def test_right_settings_of_the_loss_are_taken():
     settings = {"mask_dice_weight": 3, "class_weight": None, "one_to_many_repeats": 2, "mask_loss": "points", "hybrid": "auto"}
     assert build.new_criterion("h_deformable_detr_r50_panoptic", 8, settings).weights.mask_dice == 3
+
+
+@pytest.mark.parametrize(
+    ("queries", "hybrid", "message"),
+    [
+        (5, "branch", None),
+        (0, "epoch", None),
+        (0, "none", None),
+        (5, "epoch", "the model has 5 one-to-many queries, which cost time in training, but 'loss.hybrid: epoch' trains none"),
+        (5, "none", "give --model.overrides.num_one_to_many 0, or --loss.hybrid branch"),
+        (0, "branch", "'loss.hybrid: branch' trains one-to-many queries, and the model has none"),
+    ],
+)
+@pytest.mark.parametrize("name", ["deformable_detr_r50_two_stage", "deformable_detr_r50_two_stage_panoptic"])
+def test_one_to_many_queries_and_their_losses_go_together(name, queries, hybrid, message):
+    sizes = {"hidden_dim": 16, "num_heads": 2, "ffn_dim": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 3}
+    if name.endswith("_panoptic"):
+        sizes |= {"hidden_dim": 128, "num_heads": 8}
+    model = build_model(name, num_labels=8, backbone="small", num_one_to_many=queries, **sizes)
+    criterion = build.new_criterion(name, 8, {"hybrid": hybrid})
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        build.check_one_to_many(model, criterion)
 
 
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):

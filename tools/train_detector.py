@@ -36,6 +36,7 @@ def train_detector(stage: DetectorStage) -> None:
     model = build.new_model(stage.model, dataset.categories, console)
     build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
+    build.check_one_to_many(model, criterion)
     val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,

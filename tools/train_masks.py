@@ -61,6 +61,8 @@ def train_masks(stage: MaskStage) -> None:
     model.detector_bf16 = stage.detector_bf16
     template = build.template_of(model, dataset.categories, stage.inference)
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
+    if stage.joint:
+        build.check_one_to_many(model, criterion)
     val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
     trainer = Trainer(
         fabric,

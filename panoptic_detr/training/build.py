@@ -190,6 +190,25 @@ def new_criterion(name: str, num_labels: int, settings: Mapping[str, Any]) -> Cr
     return build_criterion(name, num_labels=num_labels, **settings)
 
 
+def check_one_to_many(model: nn.Module, criterion: Criterion) -> None:
+    """Refuse one-to-many queries that no loss trains, and a hybrid branch without queries.
+
+    Raises:
+        ConfigError: the model and the matching scheme contradict each other.
+    """
+    queries, scheme = getattr(getattr(model, "detector", model), "num_one_to_many", 0), criterion.hybrid.scheme
+    if queries and scheme != "branch":
+        raise ConfigError(
+            f"the model has {queries} one-to-many queries, which cost time in training, but 'loss.hybrid: {scheme}' trains "
+            "none of them; give --model.overrides.num_one_to_many 0, or --loss.hybrid branch"
+        )
+    if scheme == "branch" and not queries:
+        raise ConfigError(
+            "'loss.hybrid: branch' trains one-to-many queries, and the model has none; give "
+            "--model.overrides.num_one_to_many 1500 (H-DETR's number, for 300 queries), or another loss.hybrid"
+        )
+
+
 def switches_terms_off(loss: Mapping[str, Any]) -> bool:
     """Whether the `loss` section leaves terms out (a weight of 0, no auxiliary losses), so that nothing may reach a head.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class Criterion(nn.Module):
         matcher: its class cost also says whether the head is a softmax or a sigmoid one.
         weights: of the terms.
         no_object_weight: class weight of unmatched queries, for softmax heads.
-        aux_loss: also on the earlier decoder layers.
+        aux_loss: also on the earlier decoder layers (of both groups of queries) and on the proposals.
         masks: also the mask losses, from the output's `segment`.
         mask_loss: "full": at the images' resolution (paper); "points": at `mask_points` places of every mask.
         mask_points: places per mask for "points".
@@ -110,6 +110,8 @@ class Criterion(nn.Module):
         hybrid: HybridMatching | None = None,
     ) -> None:
         super().__init__()
+        if mask_loss not in get_args(MaskLossKind):
+            raise ValueError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
         self.num_labels = num_labels
         self.matcher = matcher
         self.weights = weights
@@ -144,9 +146,7 @@ class Criterion(nn.Module):
         """
         self._check(output, targets)
         counts = self.counts(targets) if counts is None else counts
-        main = Predictions(output.logits, output.boxes)
-        if not self.aux_loss:
-            main = Predictions(main.logits[-1:], main.boxes[-1:])
+        main = self._trained_layers(Predictions(output.logits, output.boxes))
         repeats = self.hybrid.main_repeats(len(main.logits), self.progress)
         matches = self.matcher(main, targets, repeats)
         terms = self._group(main, targets, matches, repeats, counts, "")
@@ -155,7 +155,7 @@ class Criterion(nn.Module):
             terms |= self._proposals(output.proposals, targets, counts)
         weights = {name: self.weights.of(_term(name)) for name in terms}
         if output.one_to_many is not None and self.hybrid.scheme == "branch":
-            extra = self._one_to_many(output.one_to_many, targets, counts)
+            extra = self._one_to_many(self._trained_layers(output.one_to_many), targets, counts)
             terms |= extra
             weights |= {name: self.weights.of(_term(name)) * self.hybrid.weight for name in extra}
         if output.dense and self.weights.dense:
@@ -168,6 +168,10 @@ class Criterion(nn.Module):
             weights |= {name: self.weights.of(name) for name in found}
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         return Losses(total, terms, weights, pairs)
+
+    def _trained_layers(self, predictions: Predictions) -> Predictions:
+        """The decoder layers that losses are for: all, or the last."""
+        return predictions if self.aux_loss else Predictions(predictions.logits[-1:], predictions.boxes[-1:])
 
     def _group(
         self,
@@ -268,7 +272,7 @@ def build_criterion(
     hybrid: Scheme | Literal["auto"] = "auto",
     one_to_many_repeats: int = 6,
     one_to_many_weight: float = 1.0,
-    one_to_many_epochs: float = 2 / 3,
+    one_to_many_share: float = 2 / 3,
     one_to_many_layers: int = 3,
 ) -> Criterion:
     """Build the criterion that belongs to a model name, with the papers' weights as defaults.
@@ -294,7 +298,7 @@ def build_criterion(
         hybrid: matching scheme; "auto" is the hybrid branch for h_ models and none for others.
         one_to_many_repeats: K.
         one_to_many_weight: lambda.
-        one_to_many_epochs: rho, for "epoch".
+        one_to_many_share: rho, for "epoch": the share of the training that is one-to-many, 0..1.
         one_to_many_layers: L1, for "layer".
     """
     check_name(name)
@@ -320,7 +324,7 @@ def build_criterion(
         mask_loss=mask_loss,
         mask_points=mask_points,
         masks_per_image=masks_per_image,
-        hybrid=HybridMatching(scheme, one_to_many_repeats, one_to_many_weight, one_to_many_epochs, one_to_many_layers),
+        hybrid=HybridMatching(scheme, one_to_many_repeats, one_to_many_weight, one_to_many_share, one_to_many_layers),
     )
 
 

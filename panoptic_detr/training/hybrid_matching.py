@@ -19,7 +19,11 @@ class HybridMatching:
         repeats: K, how often each object is matched one-to-many (paper: 6).
         weight: lambda, the weight of the one-to-many branch (paper: 1).
         epoch_share: rho, for "epoch": the share of the training that is one-to-many.
-        one_to_many_layers: L1, for "layer": the first decoder layers that are one-to-many.
+        one_to_many_layers: L1, for "layer": the first decoder layers that are one-to-many. The last one never is: its queries
+            are the result.
+
+    Raises:
+        ValueError: an unknown scheme, or a number that makes no sense.
     """
 
     scheme: Scheme = "none"
@@ -33,6 +37,12 @@ class HybridMatching:
             raise ValueError(f"hybrid must be 'none', 'branch', 'epoch' or 'layer', but got {self.scheme!r}")
         if self.repeats < 1:
             raise ValueError(f"one_to_many_repeats must be at least 1, but got {self.repeats}")
+        if self.weight < 0:
+            raise ValueError(f"one_to_many_weight must be at least 0, but got {self.weight}")
+        if not 0 <= self.epoch_share <= 1:
+            raise ValueError(f"one_to_many_share is a share of the training, 0 to 1, but got {self.epoch_share}")
+        if self.one_to_many_layers < 0:
+            raise ValueError(f"one_to_many_layers must be at least 0, but got {self.one_to_many_layers}")
 
     def main_repeats(self, num_layers: int, progress: float) -> list[int]:
         """How often each object is matched in each decoder layer of the main queries.

@@ -212,6 +212,33 @@ def test_hybrid_schemes_switch_where_they_should(scheme, progress, repeats):
     assert hybrid.main_repeats(4, progress) == repeats
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hybrid": "both"}, "hybrid must be 'none', 'branch', 'epoch' or 'layer', but got 'both'"),
+        ({"one_to_many_repeats": 0}, "one_to_many_repeats must be at least 1, but got 0"),
+        ({"one_to_many_weight": -1.0}, "one_to_many_weight must be at least 0, but got -1.0"),
+        ({"one_to_many_share": 8.0}, "one_to_many_share is a share of the training, 0 to 1, but got 8.0"),
+        ({"one_to_many_layers": -1}, "one_to_many_layers must be at least 0, but got -1"),
+        ({"mask_loss": "pts"}, "mask_loss must be 'full' or 'points', but got 'pts'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_criterion("h_deformable_detr_r50", **settings)
+
+
+def test_the_last_layer_is_never_matched_one_to_many_by_the_layer_scheme():
+    assert HybridMatching("layer", 6, one_to_many_layers=9).main_repeats(3, 0.0) == [6, 6, 1]
+
+
+def test_without_auxiliary_losses_both_groups_train_their_last_layer_only():
+    found = output(no_object=False, one_to_many=predictions(queries=18, slots=LABELS), proposals=predictions(1, slots=LABELS))
+    criterion = build_criterion("h_deformable_detr_r50", num_labels=LABELS, aux_loss=False)
+    names = {"class", "box_l1", "box_giou"}
+    assert criterion(found, [target(3), target(2, 1)]).terms.keys() == names | {f"{name}_one_to_many" for name in names}
+
+
 def test_mask_losses_touch_matched_queries_only():
     model = build_model(
         "detr_r50_panoptic",

@@ -133,6 +133,19 @@ def test_training_changes_weights_and_fills_the_folder(scenes, tmp_path, capsys)
     assert re.search(r"steps waited for data \d+% of the time", capsys.readouterr().err)
 
 
+def test_the_criterion_knows_how_much_of_the_training_is_done(scenes, tmp_path):
+    seen = []
+
+    def record(trainer):
+        inner = trainer.criterion.forward
+        trainer.criterion.forward = lambda *given: seen.append(trainer.criterion.progress) or inner(*given)
+        return trainer
+
+    stop_at(record(make_trainer(scenes, tmp_path)), 3).fit()
+    record(make_trainer(scenes, tmp_path, resume=True)).fit()
+    assert seen == [step / 6 for step in range(6)]
+
+
 def test_same_seed_same_weights(scenes, tmp_path):
     first, second, other = (make_trainer(scenes, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     for trainer in (first, second, other):
