@@ -1,5 +1,6 @@
 """Every file under configs/ reads, builds its model and criterion, and says what it costs."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -150,3 +151,12 @@ def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_pat
     assert build.open_val_set(DataConfig(**places), *settings) is None
     with pytest.raises(DataError, match="no image folder at"):
         build.open_val_set(DataConfig(**places, root=tmp_path), *settings)
+
+
+def test_the_short_schedule_of_h_detr_that_its_file_names():
+    (path,) = (path for path in CONFIGS if path.stem == "h_deformable_detr_r50_boxes")
+    options = re.findall(r"\(48\.7 in 12: (.*)\)", path.read_text())[0].split()
+    stage = read_config(DetectorStage, ["--config", str(path), *options])
+    assert stage.train.epochs == 12
+    factors = [rate_factor(epoch, 12, 1, stage.optimizer) for epoch in (0, 10, 11)]
+    assert factors == pytest.approx([1, 1, 0.1])
