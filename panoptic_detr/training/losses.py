@@ -155,7 +155,9 @@ def hard_points(logits: Tensor, count: int, generator: torch.Generator | None = 
     pool = torch.rand(masks, 3 * count, 2, generator=generator, device=logits.device)
     with torch.no_grad():
         grid = 2 * pool[:, None] - 1
-        certainty = F.grid_sample(logits[:, None], grid, align_corners=False)[:, 0, 0].abs()  # (K, 3 * count)
+        certainty = F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[
+            :, 0, 0
+        ].abs()  # (K, 3 * count)
     hard = certainty.topk(3 * count // 4, dim=1, largest=False).indices  # (K, 3/4 count)
     chosen = pool.gather(1, hard[..., None].expand(-1, -1, 2))
     rest = torch.rand(masks, count - hard.shape[1], 2, generator=generator, device=logits.device)

@@ -12,6 +12,7 @@ from panoptic_detr import build_criterion, build_model
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions, Target, pad_images
 from panoptic_detr.training.criterion import GlobalCounts
 from panoptic_detr.training.hybrid_matching import HybridMatching
+from panoptic_detr.training.losses import hard_points
 from panoptic_detr.training.matcher import HungarianMatcher
 
 LABELS = 4
@@ -325,6 +326,14 @@ def test_uniform_points_estimate_the_full_loss(name, monkeypatch):
     # Between cells the sampled logits are interpolated while the truth is not, which costs a sharp mask a little.
     assert points["mask_dice"].item() == pytest.approx(full["mask_dice"].item(), abs=0.05)
     assert points["mask_focal"].item() == pytest.approx(full["mask_focal"].item(), rel=0.15, abs=0.02)
+
+
+def test_the_border_of_a_certain_mask_is_certain():
+    torch.manual_seed(0)
+    logits = torch.full((1, 8, 8), 9.0)
+    logits[:, 3:5, 3:5] = 0.0
+    points = hard_points(logits, 400)[0, :300]  # those chosen for their uncertainty
+    assert ((points > 1 / 16) & (points < 15 / 16)).all(1).float().mean() > 0.98
 
 
 def test_hard_points_lie_where_a_mask_is_least_certain():
