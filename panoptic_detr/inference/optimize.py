@@ -94,8 +94,8 @@ def _copy_sharing_weights(model: nn.Module) -> nn.Module:
 
 
 def _is_constant(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> bool:
-    """Whether the layer is the same affine map for every input in eval mode."""
-    return isinstance(norm, FrozenBatchNorm2d) or (norm.running_var is not None and norm.affine)
+    """Whether the layer is the same affine map for every input in eval mode, and nothing more: timm's hold the activation."""
+    return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_var is not None and norm.affine)
 
 
 def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> nn.Conv2d:

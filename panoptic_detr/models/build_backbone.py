@@ -18,7 +18,7 @@ from panoptic_detr.models.backbone import (
     apply_norms_in_convolutions,
     missing_weights,
 )
-from panoptic_detr.models.timm_backbone import build_timm_backbone
+from panoptic_detr.models.timm_backbone import SWIN, build_timm_backbone
 
 
 def build_backbone(
@@ -29,6 +29,7 @@ def build_backbone(
     levels: Sequence[int] = (1, 2, 3, 4),
     pretrained: bool = False,
     trained_stages: int = 3,
+    drop_path: float | None = None,
 ) -> Backbone:
     """Build a backbone by name.
 
@@ -39,12 +40,16 @@ def build_backbone(
         dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
         levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
         pretrained: load torchvision's ImageNet weights.
-        trained_stages: how many of the last stages train; the stem and the others are frozen (paper: 3). Only for frozen norm.
+        trained_stages: how many of the last stages train; the stem and the others are frozen (paper: 3). Only for torchvision's
+            ResNets with frozen norm; for other networks see `build_timm_backbone`.
+        drop_path: stochastic depth of Swin, by default 0.2; other backbones have none.
 
     Raises:
         ValueError: an unknown name, or an option the backbone does not have.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
+    if drop_path is not None and name not in SWIN:
+        raise ValueError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
         if dilation or pretrained:
             raise ValueError("backbone 'small' has neither a dilated form nor pretrained weights")
@@ -52,7 +57,7 @@ def build_backbone(
     if name not in RESNETS:
         if dilation:
             raise ValueError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
-        return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm)
+        return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path)
     layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
     dilate = [False, False, dilation]
     if dilation and name in ("resnet18", "resnet34"):

@@ -203,6 +203,7 @@ def build_deformable_detr(
     dilation: bool = False,
     backbone_norm: NormKind = "frozen",
     pretrained_backbone: bool = False,
+    drop_path: float | None = None,
     backbone_levels: Sequence[int] = (1, 2, 3, 4),
     num_levels: int = 4,
     num_backbone_levels: int = 3,
@@ -232,6 +233,7 @@ def build_deformable_detr(
         dilation: DC5.
         backbone_norm: "frozen" or "batch".
         pretrained_backbone: ImageNet weights.
+        drop_path: stochastic depth of a Swin backbone, by default 0.2.
         backbone_levels: backbone stages to compute; those finer than the memory are handed to the mask head.
         num_levels: levels L of the transformer.
         num_backbone_levels: at most so many of them come from the backbone; the others are strided convolutions.
@@ -259,7 +261,12 @@ def build_deformable_detr(
     """
     _check_settings(encoder, decoder_layers, box_refine, two_stage, mixed_selection, look_forward_twice)
     body = build_backbone(
-        backbone, norm=backbone_norm, dilation=dilation, levels=backbone_levels, pretrained=pretrained_backbone
+        backbone,
+        norm=backbone_norm,
+        dilation=dilation,
+        levels=backbone_levels,
+        pretrained=pretrained_backbone,
+        drop_path=drop_path,
     )
     used = min(num_backbone_levels, num_levels, len(body.num_channels))
     if not -used <= memory_level < used:

@@ -120,6 +120,7 @@ def build_detr(
     dilation: bool = False,
     backbone_norm: NormKind = "frozen",
     pretrained_backbone: bool = False,
+    drop_path: float | None = None,
     num_queries: int = 100,
     hidden_dim: int = 256,
     num_heads: int = 8,
@@ -137,6 +138,7 @@ def build_detr(
     """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks.
 
     `position_table_size` is for `position_encoding="learned"`: rows and columns of the largest feature map (image / stride).
+    `drop_path` is the stochastic depth of a Swin backbone, by default 0.2.
     """
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
@@ -148,7 +150,7 @@ def build_detr(
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
     return DETR(
-        build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone),
+        build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone, drop_path=drop_path),
         encoder,
         decoder,
         position_encoding=_build_encoding(position_encoding, hidden_dim, position_table_size),

@@ -19,8 +19,9 @@ SWIN = {
     "swin_t": "swin_tiny_patch4_window7_224",
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
-    "swin_l": "swin_large_patch4_window7_224",
+    "swin_l": "swin_large_patch4_window7_224.ms_in22k",  # as H-DETR: without the fine-tuning on ImageNet-1k
 }
+DROP_PATH = 0.2  # H-DETR's Swin-T
 TRAINED_STAGES = ("layer2", "layer3", "layer4")
 
 
@@ -122,7 +123,12 @@ class ConvolutionalBody(nn.Module):
 
 
 def build_timm_backbone(
-    name: str, *, levels: Sequence[int] = (1, 2, 3, 4), pretrained: bool = False, norm: NormKind = "frozen"
+    name: str,
+    *,
+    levels: Sequence[int] = (1, 2, 3, 4),
+    pretrained: bool = False,
+    norm: NormKind = "frozen",
+    drop_path: float | None = None,
 ) -> Backbone:
     """Build a backbone from timm.
 
@@ -131,16 +137,22 @@ def build_timm_backbone(
             for example resnext50_32x4d.
         levels: which levels to return, 1 (stride 4) to 4 (stride 32).
         pretrained: load timm's ImageNet weights.
-        norm: "frozen" replaces BatchNorm by its frozen form and, as for ResNets, freezes the stem and the first stage.
+        norm: "frozen" replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1
+            to layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on.
+        drop_path: for Swin: how often the last block is left out in training (stochastic depth; the others in proportion to
+            their depth); by default 0.2, as for H-DETR's Swin-T.
 
     Raises:
-        ValueError: an unknown name, or timm is not installed.
+        ValueError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     timm = _import_timm(name)
     strides = [2 ** (level + 1) for level in levels]
     if name in SWIN:
-        options = {"always_partition": True, "num_classes": 0, "drop_path_rate": 0.2}
+        rate = DROP_PATH if drop_path is None else drop_path
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path must be in [0, 1), the share of left-out blocks, but got {drop_path}")
+        options = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
         net = _create(timm, SWIN[name], pretrained, options)
         return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])
     if not timm.is_model(name):
@@ -152,8 +164,10 @@ def build_timm_backbone(
     indices = [reductions.index(stride) for stride in strides]
     net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
     if norm == "frozen":
-        freeze_norms(net)
-        _freeze_first_stages(net)
+        freeze_norms(net, name)
+        if net.feature_info.module_name() == [f"layer{level}" for level in levels]:  # built like a ResNet
+            for parameter_name, parameter in net.named_parameters():
+                parameter.requires_grad_(parameter_name.startswith(TRAINED_STAGES))
     return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels())
 
 
@@ -168,22 +182,35 @@ def _create(timm: ModuleType, name: str, pretrained: bool, options: dict[str, An
         raise missing_weights(name, error, remedy) from None
 
 
-def freeze_norms(module: nn.Module) -> None:
-    """Replace every BatchNorm below a module by its frozen form."""
+def freeze_norms(module: nn.Module, backbone: str) -> None:
+    """Replace every BatchNorm below a module by its frozen form, timm's BatchNorm with activation included.
+
+    Args:
+        module: changed in place.
+        backbone: its name, for the error.
+
+    Raises:
+        ValueError: a kind of BatchNorm whose further doings are not known here.
+    """
+    with_activation = importlib.import_module("timm.layers").BatchNormAct2d
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
+            setattr(module, name, _frozen(child))
+        elif isinstance(child, nn.BatchNorm2d) and type(child) is with_activation:
+            parts = [child.get_submodule(part) for part in ("drop", "act")]
+            setattr(module, name, nn.Sequential(_frozen(child), *parts))
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"backbone {backbone!r}: its {type(child).__name__} has no frozen form here; set backbone_norm=batch"
+            )
         else:
-            freeze_norms(child)
+            freeze_norms(child, backbone)
 
 
-def _freeze_first_stages(net: nn.Module) -> None:
-    names = [name for name, _ in net.named_children()]
-    if set(TRAINED_STAGES) <= set(names):  # built like a ResNet
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(name.startswith(TRAINED_STAGES))
+def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    frozen.load_state_dict({name: value for name, value in norm.state_dict().items() if "." not in name})
+    return frozen
 
 
 def _import_timm(name: str) -> ModuleType:

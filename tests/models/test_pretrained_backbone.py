@@ -7,6 +7,7 @@ import torch
 import torchvision
 
 from panoptic_detr.models.build_backbone import build_backbone
+from panoptic_detr.models.timm_backbone import SWIN
 from panoptic_detr.official_weights import WeightsUnavailableError
 
 FILE = "resnet18-f37072fd.pth"
@@ -43,6 +44,12 @@ def test_without_network_the_file_its_place_and_the_ways_without_it_are_named(ca
     assert "no route to host" in message
     assert f"download https://download.pytorch.org/models/{FILE} elsewhere and put it at {cache / FILE}" in message
     assert "pretrained_backbone=false with backbone_norm=batch" in message
+
+
+def test_swin_l_starts_from_weights_that_were_not_fine_tuned():
+    timm = pytest.importorskip("timm")
+    known = {name: timm.get_pretrained_cfg(SWIN[name]).tag for name in ("swin_t", "swin_l")}
+    assert known == {"swin_t": "ms_in1k", "swin_l": "ms_in22k"}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import sys
 import pytest
 import torch
 
+from panoptic_detr.inference.optimize import optimize_for_inference
 from panoptic_detr.models.backbone import FrozenBatchNorm2d
 from panoptic_detr.models.build_backbone import build_backbone
-from panoptic_detr.models.timm_backbone import SwinBody, shift_mask, windowed_attention
+from panoptic_detr.models.deformable_detr import build_deformable_detr
+from panoptic_detr.models.timm_backbone import SwinBody, freeze_norms, shift_mask, windowed_attention
 
 timm_swin = pytest.importorskip("timm.models.swin_transformer")
 
@@ -76,12 +78,72 @@ def test_convolutional_network_by_name():
     assert frozen == {"conv1", "layer1"}
 
 
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "res2net50_26w_4s"])
+def test_stem_and_first_stage_are_frozen_whichever_levels_are_wanted(name):
+    backbone = build_backbone(name, levels=(1, 2, 3))
+    trained = {parameter.split(".")[2] for parameter, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {"layer2", "layer3"}
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "hrnet_w18_small"])
+def test_networks_of_another_build_train_from_the_first_layer(name):
+    assert all(p.requires_grad for p in build_backbone(name).parameters())
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "efficientnet_b0", "densenet121"])
+def test_norms_with_activation_are_frozen_and_do_the_same(name):
+    backbone = build_backbone(name, norm="batch", levels=(1, 2)).eval()
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert any(type(norm) is not torch.nn.BatchNorm2d for norm in norms)
+    for norm in norms:
+        norm.running_mean.normal_(0, 0.1)
+        torch.nn.init.normal_(norm.bias, std=0.1)
+    images, padding = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        wanted = [level.features for level in backbone(images, padding)]
+        freeze_norms(backbone, name)
+        found = [level.features for level in backbone.train()(images, padding)]
+        folded = [level.features for level in optimize_for_inference(backbone)(images, padding)]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
+    assert sum(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()) == len(norms)
+    for features in (found, folded):
+        for level, expected in zip(features, wanted, strict=True):
+            torch.testing.assert_close(level, expected, rtol=1e-4, atol=float(1e-5 * expected.abs().max()))
+
+
+def test_an_optimised_network_keeps_the_activations_of_its_norms():
+    layers = pytest.importorskip("timm.layers")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), layers.BatchNormAct2d(4)).eval()
+    images = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(optimize_for_inference(net)(images), net(images))
+
+
+def test_norms_without_frozen_form_are_named():
+    net = torch.nn.Sequential(torch.nn.Sequential(torch.nn.SyncBatchNorm(4)))
+    with pytest.raises(ValueError, match="backbone 'some': its SyncBatchNorm has no frozen form here; set backbone_norm=batch"):
+        freeze_norms(net, "some")
+
+
+@pytest.mark.parametrize(("options", "last"), [({}, 0.2), ({"drop_path": 0.5}, 0.5), ({"drop_path": 0.0}, 0.0)])
+def test_stochastic_depth_grows_to_the_last_block(options, last):
+    model = build_deformable_detr(
+        backbone="swin_t", hidden_dim=16, num_heads=2, encoder_layers=0, decoder_layers=1, ffn_dim=16, **options
+    )
+    blocks = [block for stage in model.backbone.body.layers for block in stage.blocks]
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([last * index / 11 for index in range(12)])
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("swin_x", {}, "there is no backbone 'swin_x'; use one of small, resnet18"),
         ("vit_tiny_patch16_224", {}, "'vit_tiny_patch16_224' has levels at strides .*, but"),
         ("swin_t", {"dilation": True}, "no dilated"),
+        ("swin_t", {"drop_path": 1.0}, r"drop_path must be in \[0, 1\), .* but got 1\.0"),
+        ("resnet50", {"drop_path": 0.1}, "drop_path is for Swin backbones; 'resnet50' has none: leave it out"),
+        ("small", {"drop_path": 0.0}, "drop_path is for Swin backbones; 'small' has none: leave it out"),
+        ("resnext50_32x4d", {"drop_path": 0.1}, "drop_path is for Swin backbones; 'resnext50_32x4d' has none: leave it out"),
     ],
 )
 def test_what_is_refused(name, options, message):
