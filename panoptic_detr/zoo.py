@@ -21,7 +21,12 @@ from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.official_weights import WeightsUnavailableError, load_official
 
 PANOPTIC = "_panoptic"
-MASK_OPTIONS: dict[str, Any] = {"mask_dropout": float, "mask_scale_maps": bool, "mask_output_bias": float}
+MASK_OPTIONS: dict[str, Any] = {
+    "mask_dropout": float,
+    "mask_scale_maps": bool,
+    "mask_inside_boxes": bool,
+    "mask_output_bias": float,
+}
 DETR_FILES = "https://dl.fbaipublicfiles.com/detr/"
 DRIVE = "https://drive.google.com/file/d/"
 H_DETR_FILES = "https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/"
@@ -82,7 +87,7 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
         name: one of `list_models()`.
         num_labels: label slots without no-object; by default the published ones.
         **overrides: the builder's own keyword arguments (`build_detr`, `build_deformable_detr`); panoptic models also take
-            `mask_dropout`, `mask_scale_maps` and `mask_output_bias` for the mask head.
+            `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes` and `mask_output_bias` for the mask head (see `MaskHead`).
 
     Returns:
         A model whose call gives a `DetectorOutput`; `model.spec` holds what it was built from, as plain values.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.structures import DetectorOutput, FeatureLevel
+from panoptic_detr.structures import DetectorOutput
 
 CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
 # On CPUs 4 such masks: the C library reuses blocks below 32 MB; larger ones come fresh from the kernel, page by page.
@@ -27,8 +27,8 @@ class AttentionMaps(nn.Module):
         dim: model width D.
         num_heads: maps per query, M.
         dropout: on the maps, in training.
-        scale_maps: multiply the maps by M * N, so that their mean is 1. The paper does not; without it the head hardly sees
-            its queries at first, and a short training starts slowly.
+        scale_maps: multiply the maps by the number of heads times that of open cells, so that their mean there is 1. The paper
+            does not; without it the head hardly sees its queries at first, and a short training starts slowly.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, scale_maps: bool = False) -> None:
@@ -50,24 +50,24 @@ class AttentionMaps(nn.Module):
         weight = self.k_linear.weight[:, :, None, None]
         return F.conv2d(memory, weight, self.k_linear.bias).unflatten(1, (self.num_heads, -1)).flatten(3)
 
-    def forward(self, states: Tensor, keys: Tensor, padding_mask: Tensor) -> Tensor:
+    def forward(self, states: Tensor, keys: Tensor, closed: Tensor) -> Tensor:
         """Attend.
 
         Args:
             states: (K, D) decoder states of the chosen queries.
             keys: (K or 1, M, D / M, N) of each query's image, from `keys`.
-            padding_mask: (K or 1, h, w) bool of each query's image, True on padding.
+            closed: (K or 1, h, w) bool, True where a query may not look: on padding at least.
 
         Returns:
-            (K, M, h, w); each query's maps sum to 1 over heads and positions together.
+            (K, M, h, w); each query's maps sum to 1 over heads and positions together, unless they are scaled.
         """
         queries = self.q_linear(states).unflatten(-1, (self.num_heads, -1)) * self.scale  # (K, M, D / M)
         scores = torch.einsum("kmc,kmcn->kmn", queries, keys.expand(len(states), -1, -1, -1)).float()  # (K, M, N)
-        scores = scores.masked_fill(padding_mask.flatten(1)[:, None], -torch.inf)
+        scores = scores.masked_fill(closed.flatten(1)[:, None], -torch.inf)
         maps = scores.flatten(1).softmax(-1).view_as(scores)  # (K, M, N)
         if self.scale_maps:
-            maps = maps * (maps.shape[1] * maps.shape[2])
-        return self.dropout(maps.unflatten(2, padding_mask.shape[1:]))  # (K, M, h, w)
+            maps = maps * (self.num_heads * (~closed).flatten(1).sum(1))[:, None, None]
+        return self.dropout(maps.unflatten(2, closed.shape[1:]))  # (K, M, h, w)
 
 
 class MaskHead(nn.Module):
@@ -80,6 +80,9 @@ class MaskHead(nn.Module):
         num_heads: attention maps per query.
         dropout: on the attention maps, in training.
         scale_maps: see `AttentionMaps`.
+        inside_boxes: a query attends only inside of the box that the detector predicts for it, and one cell around. The paper
+            does not; where an image holds dozens of things that look alike, such as cells under a microscope, the states of
+            the decoder hardly say which of them is meant, and the box does.
         output_bias: initial bias of the mask logits.
     """
 
@@ -91,9 +94,11 @@ class MaskHead(nn.Module):
         num_heads: int = 8,
         dropout: float = 0.0,
         scale_maps: bool = False,
+        inside_boxes: bool = False,
         output_bias: float = 0.0,
     ) -> None:
         super().__init__()
+        self.inside_boxes = inside_boxes
         steps = len(feature_channels)
         context = [dim // 2 ** (step + 1) for step in range(steps)]  # 128, 64, 32
         widths = [dim + num_heads, dim + num_heads, *context, context[-1] // 2]
@@ -125,15 +130,31 @@ class MaskHead(nn.Module):
         images = torch.repeat_interleave(
             torch.arange(len(queries), device=shared.device), torch.tensor([len(q) for q in queries], device=shared.device)
         )
-        states = output.decoder_states[images, torch.cat(list(queries)).to(images.device)]  # (K, D)
+        chosen = torch.cat(list(queries)).to(images.device)
+        states = output.decoder_states[images, chosen]  # (K, D)
+        closed = self.closed_cells(output, images, chosen)  # (K or 1, h, w)
         cells = min(CHUNK_CELLS, CPU_CHUNK_CELLS) if shared.device.type == "cpu" else CHUNK_CELLS
         chunk = max(1, cells // pyramid[-1][0, 0].numel())
         chunks = [
-            self._segment(states[rows], images[rows], keys, shared, pyramid, output.memory)
+            self._segment(states[rows], images[rows], keys, shared, pyramid, closed if len(closed) == 1 else closed[rows])
             for rows in torch.arange(len(images), device=images.device).split(chunk)
         ]
         masks = torch.cat(chunks) if len(images) else self._nothing(keys, shared, pyramid)
         return list(masks.split([len(q) for q in queries]))
+
+    def closed_cells(self, output: DetectorOutput, images: Tensor, queries: Tensor) -> Tensor:
+        """Where chosen queries may not look in the memory.
+
+        Args:
+            output: of the detector.
+            images: (K,) each query's image.
+            queries: (K,) its index there.
+
+        Returns:
+            (K or 1, h, w) bool.
+        """
+        padding = _of_image(output.memory.padding_mask, images)
+        return padding | cells_outside_boxes(output.boxes[-1][images, queries], padding) if self.inside_boxes else padding
 
     @property
     def _first(self) -> nn.Conv2d:
@@ -145,10 +166,10 @@ class MaskHead(nn.Module):
         return F.conv2d(projected, first.weight[:, : projected.shape[1]], first.bias, padding=1)
 
     def _segment(
-        self, states: Tensor, images: Tensor, keys: Tensor, shared: Tensor, pyramid: list[Tensor], memory: FeatureLevel
+        self, states: Tensor, images: Tensor, keys: Tensor, shared: Tensor, pyramid: list[Tensor], closed: Tensor
     ) -> Tensor:
         """Masks of K queries; `images` (K,) says which image each belongs to. Returns (K, h, w)."""
-        maps = self.attention(states, _of_image(keys, images), _of_image(memory.padding_mask, images))  # (K, M, h, w)
+        maps = self.attention(states, _of_image(keys, images), closed)  # (K, M, h, w)
         first = self._first
         x = F.conv2d(maps.to(shared.dtype), first.weight[:, -maps.shape[1] :], padding=1).add_(_of_image(shared, images))
         x = F.relu_(self.norms[0](x))  # (K, D + M, h, w)
@@ -162,6 +183,26 @@ class MaskHead(nn.Module):
         """(0, h, w) that still depends on every parameter, so that distributed training does not wait for gradients."""
         touched = sum((p.sum() for p in self.parameters()), keys.new_zeros(()))
         return shared.new_zeros((0, *pyramid[-1].shape[-2:])) + 0 * touched
+
+
+def cells_outside_boxes(boxes_cxcywh: Tensor, padding_mask: Tensor) -> Tensor:
+    """Which cells of a feature map have their centre more than a cell outside of a box.
+
+    Args:
+        boxes_cxcywh: (K, 4), where 0..1 spans the unpadded image.
+        padding_mask: (K or 1, h, w) bool, True on padding.
+
+    Returns:
+        (K, h, w) bool; of every box with its centre in the image, at least one cell is not outside.
+    """
+    boxes = boxes_cxcywh.detach().float()
+    near = []
+    for axis in (1, 0):  # y, x
+        valid = (~padding_mask).any(1 + axis).sum(1, keepdim=True)  # (K or 1, 1) unpadded cells
+        centres = (torch.arange(padding_mask.shape[2 - axis], device=boxes.device) + 0.5) / valid
+        reach = boxes[:, 2 + axis, None] / 2 + 1 / valid
+        near.append((centres - boxes[:, axis, None]).abs() <= reach)  # (K, h), (K, w)
+    return ~(near[0][:, :, None] & near[1][:, None, :])
 
 
 def _reset(conv: nn.Conv2d, *, bias: float) -> None:

@@ -160,12 +160,13 @@ def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
 def check_mask_settings(source: Checkpoint, model: nn.Module) -> None:
     """Raise `CheckpointError` if the source's mask head computes something else than the model's with the same weights."""
     spec: Any = model.spec
-    here, there = (str(built_with(built, "mask_scale_maps")).lower() for built in (spec, source.model))
-    if here != there:
-        raise CheckpointError(
-            f"the mask head of {str(source.path or source.model['name'])!r} was trained with mask_scale_maps "
-            f"{there}, but this model has {here}; give --model.overrides.mask_scale_maps {there}"
-        )
+    for name in ("mask_scale_maps", "mask_inside_boxes"):
+        here, there = (str(built_with(built, name)).lower() for built in (spec, source.model))
+        if here != there:
+            raise CheckpointError(
+                f"the mask head of {str(source.path or source.model['name'])!r} was trained with {name} {there}, "
+                f"but this model has {here}; give --model.overrides.{name} {there}"
+            )
 
 
 def _common_labels(source: CategoryTable, target: CategoryTable) -> dict[int, int]:

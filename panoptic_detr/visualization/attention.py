@@ -132,9 +132,10 @@ class Look:
         """
         if self.mask_head is None:
             raise AttentionError("this model is a detector without a mask head; its '..._panoptic' variant has mask attention")
-        attention, memory = self.mask_head.attention, self.output.memory
-        states = self.output.decoder_states[0, list(queries)]  # (K, D)
-        return attention(states, attention.keys(memory.features), memory.padding_mask).float().cpu().numpy()
+        attention, features = self.mask_head.attention, self.output.memory.features
+        chosen = torch.tensor(list(queries), dtype=torch.long, device=features.device)
+        closed = self.mask_head.closed_cells(self.output, torch.zeros_like(chosen), chosen)
+        return attention(self.output.decoder_states[0, chosen], attention.keys(features), closed).float().cpu().numpy()
 
     def _pick(self, part: str, layer: int) -> tuple[Any, tuple[Any, ...]]:
         """A layer's attention module and what went into it."""

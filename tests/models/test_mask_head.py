@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from panoptic_detr.models import mask_head
-from panoptic_detr.models.mask_head import MaskHead
+from panoptic_detr.models.mask_head import MaskHead, cells_outside_boxes
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
 DIM, HEADS, QUERIES = 32, 8, 7
@@ -124,6 +124,40 @@ def test_scaled_maps_have_the_stated_scale():
         output.decoder_states[0], head.attention.keys(output.memory.features)[0, None], output.memory.padding_mask[0, None]
     )
     torch.testing.assert_close(maps.mean((1, 2, 3)), torch.ones(QUERIES))
+
+
+def test_cells_outside_boxes_by_hand():
+    padding = torch.zeros(1, 4, 8, dtype=torch.bool)
+    padding[:, :, 4:] = True  # 4 x 4 cells of image, each a quarter of it
+    boxes = torch.tensor([[0.125, 0.125, 0.01, 0.01], [0.5, 0.5, 1.0, 0.01], [0.5, 0.5, 1.0, 1.0]])
+    inside = ~cells_outside_boxes(boxes, padding) & ~padding
+    assert inside[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]  # its own cell and the neighbours
+    assert inside[1].sum(1).tolist() == [0, 4, 4, 0]
+    assert inside[2].sum() == 16
+
+
+def test_queries_attend_inside_of_their_boxes_only():
+    head = MaskHead(dim=DIM, feature_channels=(12, 16, 20), num_heads=HEADS, scale_maps=True, inside_boxes=True)
+    output = make_output()
+    images, queries = torch.tensor([0, 0, 1]), torch.tensor([2, 6, 3])
+    closed = head.closed_cells(output, images, queries)
+    assert 0 < closed[0].float().mean() < 1
+    keys = head.attention.keys(output.memory.features)[images]
+    maps = head.attention(output.decoder_states[images, queries], keys, closed)
+    assert (maps.amax(1)[closed] == 0).all()
+    assert (maps.amin(1)[~closed] > 0).all()
+    torch.testing.assert_close(maps.sum((1, 2, 3)) / (HEADS * (~closed).sum((1, 2))), torch.ones(3))
+    alone = head(output, [torch.tensor([6]), torch.tensor([], dtype=torch.long)])[0]
+    torch.testing.assert_close(alone[0], head(output, [torch.tensor([2, 6]), torch.tensor([3])])[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_boxes_tell_alike_things_apart():
+    head = MaskHead(dim=DIM, feature_channels=(12, 16, 20), num_heads=HEADS, inside_boxes=True)
+    output = make_output(batch=1, padded=False)
+    output.decoder_states[:] = output.decoder_states[:, :1]  # all queries have the same state
+    output.boxes[0, 0, :2] = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1]])
+    masks = head(output, [torch.tensor([0, 1])])[0]
+    assert not torch.allclose(masks[0], masks[1], atol=1e-3)
 
 
 def test_wrong_number_of_lists_is_named(head):
