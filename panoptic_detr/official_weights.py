@@ -40,11 +40,15 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         state_dict: what the authors published, bare or under "model".
 
     Raises:
-        OfficialWeightsError: names missing, left over, or of another shape; all are listed and the model is unchanged.
+        OfficialWeightsError: not a state dict; or names missing, left over, or of another shape: all are listed. In every case the
+            model is unchanged.
     """
-    published = state_dict.get("model", state_dict)
+    published = state_dict.get("model", state_dict) if isinstance(state_dict, Mapping) else state_dict
     if not isinstance(published, Mapping) or not all(isinstance(value, Tensor) for value in published.values()):
-        raise OfficialWeightsError("expected a state dict (name to tensor), bare or under 'model', but got something else")
+        hint = "; give its state_dict()" if isinstance(published, nn.Module) else ""
+        raise OfficialWeightsError(
+            f"expected a state dict (name to tensor), bare or under 'model', but got {_described(published)}{hint}"
+        )
     named = translate(published)
     _check_fit(model.state_dict(), named)
     model.load_state_dict(named)
@@ -66,6 +70,15 @@ def translate(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise OfficialWeightsError(f"{name} and another entry both mean {ours} here, but hold different values")
         named[ours] = value
     return named
+
+
+def _described(value: object) -> str:
+    """Type of a value and, of a mapping, the first entry that is no tensor."""
+    kind = type(value).__name__
+    if not isinstance(value, Mapping):
+        return kind
+    name = next(name for name, entry in value.items() if not isinstance(entry, Tensor))
+    return f"a {kind} with {type(value[name]).__name__} under {name!r}"
 
 
 def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -27,6 +27,9 @@ _DETR_RULES: Rules = (
     (r"\.cross_attn\.", ".multihead_attn."),
 )
 _DEFORMABLE_RULES: Rules = (
+    # Swin: timm's stages open with the downsampling that ends the authors' one before; the finest stage's goes first.
+    *((rf"^backbone\.0\.body\.layers\.{i}\.downsample\.", f"backbone.0.body.layers.{i - 1}.downsample.") for i in (1, 2, 3)),
+    (r"^backbone\.0\.body\.norms\.(\d)\.", r"backbone.0.body.norm\1."),
     (r"(^|\.)level_embed$", r"\1transformer.level_embed"),
     (r"(^|\.)input_proj\.levels\.", r"\1input_proj."),
     (r"(^|\.)queries\.query_embed\.", r"\1query_embed."),
@@ -49,7 +52,8 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state_dict: of a model from `build_model`.
 
     Returns:
-        The state dict that belongs under "model" in a published file. Names of one shared tensor hold the same tensor.
+        The state dict that belongs under "model" in a published file. Names of one shared tensor hold the same tensor. What
+        follows from the sizes alone, Swin's `relative_position_index`, is left out; the authors' code builds it anew.
 
     Raises:
         OfficialWeightsError: the model has parts that do not exist in the authors' code; they are named.

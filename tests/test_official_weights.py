@@ -48,9 +48,21 @@ def test_missing_unexpected_and_reshaped_names_are_all_listed_and_nothing_change
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_something_else_is_refused():
-    with pytest.raises(OfficialWeightsError, match="expected a state dict"):
-        pd.load_official(pd.build_model("detr_r50"), {"epoch": 3})
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"epoch": 3}, "a dict with int under 'epoch'"),
+        ({"model": {"a": torch.zeros(1), "b": None}}, "a dict with NoneType under 'b'"),
+        ([torch.zeros(1)], "list"),
+        (3, "int"),
+        ({"model": 3}, "int"),
+        (torch.nn.Linear(1, 1), r"Linear; give its state_dict\(\)"),
+        ({"model": torch.nn.Linear(1, 1)}, r"Linear; give its state_dict\(\)"),
+    ],
+)
+def test_something_else_is_refused(given, found):
+    with pytest.raises(OfficialWeightsError, match=f"expected a state dict .*, but got {found}$"):
+        pd.load_official(torch.nn.Identity(), given)
 
 
 def test_panoptic_weights_do_not_fit_a_detector():

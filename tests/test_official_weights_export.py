@@ -19,6 +19,7 @@ PUBLISHED = {
     "deformable_detr_r50_two_stage": ("deformable_detr_r50_two_stage", {}),
     "h_deformable_detr_r50_hybrid_branch": ("h_deformable_detr_r50", {"num_queries": 100, "num_one_to_many": 200}),
 }
+KINDS = ("weight", "bias")
 TINY = {"backbone": "resnet18", "hidden_dim": 16, "ffn_dim": 16, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 2}
 SMALL = {
     "detr": ("detr_r50", {}),
@@ -29,11 +30,15 @@ SMALL = {
     "two-stage": ("deformable_detr_r50_two_stage", {}),
     "hybrid": ("h_deformable_detr_r50", {"num_one_to_many": 8, "num_queries": 4}),
     "single scale": ("deformable_detr_r50_single_scale", {}),
+    "single scale DC5": ("deformable_detr_r50_single_scale_dc5", {"backbone": "resnet50"}),
+    "Swin": ("h_deformable_detr_swin_t", {"backbone": "swin_t", "num_one_to_many": 8, "num_queries": 4}),
 }
 
 
 def small(case):
     name, overrides = SMALL[case]
+    if case == "Swin":
+        pytest.importorskip("timm")
     return build_model(name, num_labels=3, **{**TINY, **overrides})
 
 
@@ -56,6 +61,23 @@ def test_a_round_trip_brings_every_value_back(case):
     before, after = model.state_dict(), other.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_swin_has_the_authors_names():
+    names = [name.removeprefix("backbone.0.body.") for name in to_official(small("Swin").state_dict()) if "backbone" in name]
+    block = {
+        *(f"{part}.{kind}" for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") for kind in KINDS),
+        "attn.relative_position_bias_table",
+    }
+    down = {"downsample.norm.weight", "downsample.norm.bias", "downsample.reduction.weight"}
+    expected = {
+        f"{part}.{kind}" for part in ("patch_embed.proj", "patch_embed.norm", "norm1", "norm2", "norm3") for kind in KINDS
+    }
+    for stage, depth in enumerate((2, 2, 6, 2)):
+        expected |= {f"layers.{stage}.blocks.{index}.{part}" for index in range(depth) for part in block}
+        expected |= {f"layers.{stage}.{part}" for part in down} if stage < 3 else set()
+    assert len(names) == 175
+    assert set(names) == expected
 
 
 def test_heads_that_all_layers_share_are_one_tensor():
