@@ -40,8 +40,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         state_dict: what the authors published, bare or under "model".
 
     Raises:
-        OfficialWeightsError: not a state dict; or names missing, left over, or of another shape: all are listed. In every case the
-            model is unchanged.
+        OfficialWeightsError: not a state dict; or names missing, left over or of another shape, all listed. Nothing is changed.
     """
     published = state_dict.get("model", state_dict) if isinstance(state_dict, Mapping) else state_dict
     if not isinstance(published, Mapping) or not all(isinstance(value, Tensor) for value in published.values()):
