@@ -140,7 +140,7 @@ def train(scheme: Scheme, seed: int, output: Path, steps: int, mask_steps: int) 
     folder = output / "runs" / f"{scheme.name.replace(' ', '_')}_{seed}"
     boxes, masks = folder / "boxes", folder / "masks"
     common = [f"--data.root={output / 'scenes'}", f"--train.seed={seed}", "--train.resume=true", "--train.tensorboard=false"]
-    common += ["--train.batch_size=8", "--train.threads=1"]  # fixed here, whatever the configurations say
+    common += ["--train.batch_size=8", "--train.threads=1"]  # fixed, whatever the configurations say
     train_detector.main(
         [
             f"--config={CONFIGS / 'detector.yaml'}",
@@ -159,6 +159,7 @@ def train(scheme: Scheme, seed: int, output: Path, steps: int, mask_steps: int) 
             f"--train.output={masks}",
             f"--train.steps={mask_steps}",
             f"--train.evaluate_every={max(mask_steps // MASK_POINTS, 1)}",
+            "--model.overrides.mask_inside_boxes=false",
             *common,
         ]
     )
