@@ -40,11 +40,11 @@ class Matches:
 
     def of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
         """(queries, objects) of every image for one layer; negative layers count from the last."""
-        rows = range(len(self.counts))[layer]
+        row = range(len(self.counts))[layer]
         sizes = self.counts.flatten().tolist()
         batch = self.counts.shape[1]
         pairs = list(zip(self.queries.split(sizes), self.objects.split(sizes), strict=True))
-        return pairs[rows * batch : (rows + 1) * batch]
+        return pairs[row * batch : (row + 1) * batch]
 
 
 @dataclass(frozen=True)
