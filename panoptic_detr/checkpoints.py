@@ -160,7 +160,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
             if fcntl is None:
                 stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
             os.replace(stream.name, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         kept = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{kept}") from error
@@ -303,7 +303,7 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush the rename itself; not every platform can open a folder."""
     if os.name != "posix":
         return

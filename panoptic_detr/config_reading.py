@@ -63,7 +63,10 @@ def plain(config: Any) -> dict[str, Any]:
 
 def save_config(config: Any, path: Path) -> None:
     """Write a config as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # whoever is killed here keeps the settings to resume with
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def known_keys(stage: type) -> Iterator[str]:

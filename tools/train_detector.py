@@ -34,7 +34,7 @@ def train_detector(stage: DetectorStage) -> None:
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     console = rank_zero_console(fabric)
     model = build.new_model(stage.model, dataset.categories, console)
-    build.prepare(model, stage.model, stage.optimizer)
+    frozen = build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
     build.check_one_to_many(model, criterion)
     val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
@@ -47,6 +47,7 @@ def train_detector(stage: DetectorStage) -> None:
         train=stage.train,
         template=build.template_of(model, dataset.categories, stage.inference),
         settings=plain(stage),
+        frozen=frozen,
         evaluate=validation.evaluator(stage, val_set, fabric),
         draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,

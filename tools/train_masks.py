@@ -57,7 +57,7 @@ def train_masks(stage: MaskStage) -> None:
     if stage.model.weights is not None:
         copy_mask_head(open_source(stage.model.weights), model)
         console.print(f"mask head taken over from {stage.model.weights}", highlight=False, soft_wrap=True)
-    build.prepare(model, stage.model, stage.optimizer)
+    frozen = build.prepare(model, stage.model, stage.optimizer)
     model.detector_bf16 = stage.detector_bf16
     template = build.template_of(model, dataset.categories, stage.inference)
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
@@ -73,7 +73,7 @@ def train_masks(stage: MaskStage) -> None:
         train=stage.train,
         template=template,
         settings=plain(stage),
-        frozen=() if stage.joint else (model.detector,),
+        frozen=frozen if stage.joint else (model.detector,),
         evaluate=validation.evaluator(stage, val_set, fabric),
         draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -217,15 +218,20 @@ def switches_terms_off(loss: Mapping[str, Any]) -> bool:
     return any(value == 0 for value in loss.values())
 
 
-def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -> None:
-    """Freeze what has learning rate 0, and apply what makes training faster or smaller."""
-    freeze_groups_at_rest(model, optimizer)
+def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -> list[nn.Module]:
+    """Freeze what has learning rate 0, and apply what makes training faster or smaller.
+
+    Returns:
+        What is frozen now, for the trainer to keep in evaluation mode.
+    """
+    frozen = freeze_groups_at_rest(model, optimizer)
     if config.channels_last:
         use_channels_last(model)
     if config.activation_checkpointing:
         recompute_layers(model)
     if config.compile:
         model.compile(dynamic=True)
+    return frozen
 
 
 def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
@@ -289,7 +295,7 @@ def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:
         raise TrainingError(
             f"the run's folder {str(folder)!r} cannot be written: {error.strerror}; name another (--train.output)"
         ) from None
-    return f"panoptic-detr {command} --config {folder / 'config.yaml'} --train.resume true"
+    return f"panoptic-detr {command} --config {shlex.quote(str(folder / 'config.yaml'))} --train.resume true"
 
 
 def _explicit(data: DataConfig, part: str) -> dict[str, Path | None]:

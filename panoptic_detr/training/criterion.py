@@ -50,6 +50,10 @@ class LossWeights:
     mask_dice: float = 1.0
     dense: float = 5.0
 
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise ValueError(f"weights of losses must be at least 0, but got {vars(self)}")
+
     def of(self, term: str) -> float:
         """Weight of a term without its suffix."""
         return self.class_ if term == "class" else float(getattr(self, term))
@@ -110,6 +114,10 @@ class Criterion(nn.Module):
         hybrid: HybridMatching | None = None,
     ) -> None:
         super().__init__()
+        if mask_points < 1 or (masks_per_image is not None and masks_per_image < 1):
+            raise ValueError(
+                f"mask_points and masks_per_image (null for all) must be at least 1; got {mask_points} and {masks_per_image}"
+            )
         if mask_loss not in get_args(MaskLossKind):
             raise ValueError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
         self.num_labels = num_labels

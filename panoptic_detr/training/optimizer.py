@@ -53,12 +53,27 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     return groups
 
 
-def freeze_groups_at_rest(model: nn.Module, config: OptimizerConfig) -> None:
-    """Freeze what the settings give a learning rate of zero, so that it costs no gradient."""
+def freeze_groups_at_rest(model: nn.Module, config: OptimizerConfig) -> list[nn.Module]:
+    """Freeze what the settings give a learning rate of zero, so that it costs no gradient.
+
+    Returns:
+        The largest modules that are at rest as a whole, for evaluation mode: batch statistics are not to move either.
+    """
+    at_rest = set()
     for name, parameter in model.named_parameters():
         scale = {"backbone": config.backbone_lr_scale, "offsets": config.offset_lr_scale}.get(_group_of(name), 1.0)
         if scale == 0:
             parameter.requires_grad_(False)
+            at_rest.add(parameter)
+    return _covered(model, at_rest)
+
+
+def _covered(module: nn.Module, parameters: set[nn.Parameter]) -> list[nn.Module]:
+    """The largest modules all of whose parameters, and there are some, are among these."""
+    own = set(module.parameters())
+    if own and own <= parameters:
+        return [module]
+    return [found for child in module.children() for found in _covered(child, parameters)] if own & parameters else []
 
 
 def build_optimizer(

@@ -1,11 +1,10 @@
 """The folder of a run: `last.pt` to go on from, some older ones as asked, `best.pt` to use."""
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, sync_folder
 
 
 class RunFiles:
@@ -40,9 +39,10 @@ class RunFiles:
         temporary.unlink(missing_ok=True)
         try:
             os.link(kept, temporary)
+            os.replace(temporary, self.last)
+            sync_folder(self.folder)
         except OSError:  # a file system without hard links
-            shutil.copy2(kept, temporary)
-        os.replace(temporary, self.last)
+            save_checkpoint(self.last, checkpoint)
         for path in sorted(self.folder.glob("step_*.pt"))[: -self.keep_last]:
             path.unlink()
 

@@ -19,7 +19,6 @@ class RunState:
         best: best score so far; None before the first evaluation.
         evaluations_since_best: for early stopping.
         skipped: steps skipped because of non-finite values.
-        seconds: time spent training.
     """
 
     step: int = 0
@@ -28,7 +27,6 @@ class RunState:
     best: float | None = None
     evaluations_since_best: int = 0
     skipped: int = 0
-    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -57,6 +57,14 @@ def restore_snapshot(
     live = model.state_dict()
     weights = {name: spread_like(value, live.get(name)) for name, value in (training["model"] or checkpoint.state_dict).items()}
     replace(checkpoint, state_dict=weights).load_into(model)
+    sizes = [
+        [len(part["params"]) for part in groups] for groups in (training["optimizer"]["param_groups"], optimizer.param_groups)
+    ]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"{where} trains groups of {sizes[0]} parameters and this run {sizes[1]}; a resume trains the same ones, so leave "
+            "what freezes (optimizer.*_lr_scale, joint) as it was, or start a new run from its weights (--model.weights)"
+        )
     rates = [(part["base_lr"], part["weight_decay"]) for part in optimizer.param_groups]
     optimizer.load_state_dict(_spread_optimizer(training["optimizer"], optimizer))
     for part, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):

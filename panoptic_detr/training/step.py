@@ -1,8 +1,9 @@
 """One forward pass of training: model and criterion behind a single `forward`, so that every strategy sees one module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from panoptic_detr.structures import Batch
 from panoptic_detr.training.criterion import Criterion, GlobalCounts
@@ -45,6 +46,22 @@ def freeze(modules: Sequence[nn.Module]) -> None:
     """Take modules out of training: no gradients (see `set_train_mode` for the rest)."""
     for module in modules:
         module.requires_grad_(False)
+
+
+def remember_statistics(model: nn.Module) -> Callable[[], None]:
+    """Keep the batch statistics that a forward pass moves, before it does.
+
+    Returns:
+        What puts them back, for a step that is left out.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    def put_back() -> None:
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+    return put_back
 
 
 def set_train_mode(model: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:

@@ -27,7 +27,7 @@ from panoptic_detr.training.run_files import RunFiles
 from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board, write_pictures
 from panoptic_detr.training.run_state import RunState
 from panoptic_detr.training.snapshot import changed_settings, restore_snapshot, take_snapshot
-from panoptic_detr.training.step import TrainingStep, Work, freeze, set_train_mode
+from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
 from panoptic_detr.training.stopping import StopRequest
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -160,6 +160,7 @@ class Trainer:
         set_rates(self.optimizer, rate_factor(self.state.step, self.total_steps, self.drop_unit, self.rates))
         self.criterion.progress = self.state.step / self.total_steps
         counts = self.criterion.counts([target for batch in group for target in batch.targets])
+        restore_statistics = remember_statistics(self.model)
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(group):
             with self._gradients_synced(index == len(group) - 1):
@@ -177,6 +178,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.model)
         else:
+            restore_statistics()
             self._update_loss_scale()
         self.optimizer.zero_grad()
         self.state.step += 1
@@ -223,7 +225,6 @@ class Trainer:
 
     def _account(self, losses: Mapping[str, float], group: Sequence[Batch], seconds: float) -> None:
         """Log and show a step."""
-        self.state.seconds += seconds + self._waited
         images = sum(len(batch) for batch in group) * self.fabric.world_size
         self.pace.add(seconds, self._waited, images)
         if self.log is None:
@@ -257,11 +258,11 @@ class Trainer:
             if self.board is not None and self.draw_samples is not None:
                 write_pictures(self.board, self.draw_samples(self.model), self.state.step)
             first, value = next(iter(scores.items()))
-            improved = self.state.best is None or value > self.state.best
+            best = -math.inf if self.state.best is None else self.state.best
+            improved = value > best
             self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
-            if self.state.best is None or value >= self.state.best:  # of equal scores (0 for long) the later weights
+            if value >= best and self._export():  # of equal scores (0 for long) the later weights; an undefined one is none
                 self.state.best = value
-                self._export()
         set_train_mode(self.model, self.frozen)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self._say(f"step {self.state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
@@ -308,32 +309,33 @@ class Trainer:
             share_buffers(self.fabric, self.model)
             yield
 
-    def _export(self) -> None:
-        """Write the weights in use now as `best.pt`."""
+    def _export(self) -> bool:
+        """Write the weights in use now as `best.pt`; whether that was possible."""
         checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()))
-        self._write(lambda: self.files.save_best(checkpoint))
+        return self._write(lambda: self.files.save_best(checkpoint))
 
     def _save(self) -> None:
         """Write `last.pt`: weights, and everything that a resume needs."""
         training = take_snapshot(self.fabric, self.model, self.optimizer, self.ema, self.state, self.settings)
-        self._saved_step = self.state.step
         with self._weights_for_use():
             checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()), training=training)
-            self._write(lambda: self.files.save_last(checkpoint, self.state.step))
+            if self._write(lambda: self.files.save_last(checkpoint, self.state.step)):
+                self._saved_step = self.state.step
 
-    def _write(self, write: Callable[[], None]) -> None:
-        """Let the first process write; if it cannot, all go on or stop together."""
+    def _write(self, write: Callable[[], None]) -> bool:
+        """Let the first process write, and say whether it could; if not, all go on or stop together."""
         failure = None
         if self.fabric.is_global_zero:
             try:
                 write()
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 failure = str(error)
         failure = gather(self.fabric, failure)[0]
         if failure and self.config.on_disk_full == "stop":
             raise CheckpointError(failure)
         if failure:
             self._say(f"{failure}; training goes on (train.on_disk_full=go_on)")
+        return not failure
 
     def _resume(self) -> None:
         """Go on from `last.pt`, if there is one."""

@@ -221,6 +221,9 @@ def test_hybrid_schemes_switch_where_they_should(scheme, progress, repeats):
         ({"one_to_many_weight": -1.0}, "one_to_many_weight must be at least 0, but got -1.0"),
         ({"one_to_many_share": 8.0}, "one_to_many_share is a share of the training, 0 to 1, but got 8.0"),
         ({"one_to_many_layers": -1}, "one_to_many_layers must be at least 0, but got -1"),
+        ({"masks_per_image": 0}, "masks_per_image .null for all. must be at least 1; got 12544 and 0"),
+        ({"mask_points": 0}, "must be at least 1; got 0 and None"),
+        ({"giou_weight": -1.0}, "weights of losses must be at least 0"),
         ({"mask_loss": "pts"}, "mask_loss must be 'full' or 'points', but got 'pts'"),
     ],
 )

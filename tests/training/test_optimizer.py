@@ -42,7 +42,7 @@ def test_groups_cover_every_trained_parameter_once(model):
 
 def test_a_group_at_rest_is_frozen(model):
     config = OptimizerConfig(backbone_lr_scale=0)
-    freeze_groups_at_rest(model, config)
+    assert freeze_groups_at_rest(model, config) == [model.backbone]
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert "backbone" not in {group.name for group in parameter_groups(model, config)}
     freeze([model])

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import random
@@ -28,6 +29,7 @@ from panoptic_detr.training import build
 from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.criterion import build_criterion
 from panoptic_detr.training.failures import TrainingError
+from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.progress import TrainingProgress
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.zoo import build_model
@@ -216,6 +218,16 @@ def test_frozen_parts_stay_bit_identical(scenes, tmp_path):
     assert trained == {id(p) for p in trainer.model.mask_head.parameters()}
 
 
+def test_a_group_of_rate_zero_is_bit_identical_afterwards(scenes, tmp_path):
+    rates = OptimizerConfig(lr=1e-3, backbone_lr_scale=0.0)
+    trainer = make_trainer(scenes, tmp_path, optimizer=rates)
+    trainer.frozen = tuple(freeze_groups_at_rest(trainer.model, rates))
+    assert trainer.frozen == (trainer.model.backbone,)
+    before = {name: value.clone() for name, value in trainer.model.backbone.state_dict().items()}
+    trainer.fit()
+    assert_equal(before, trainer.model.backbone.state_dict())
+
+
 def poison(trainer, *steps):
     """Make the loss NaN in these steps."""
     forward = trainer.criterion.forward
@@ -234,6 +246,46 @@ def test_nonfinite_loss_stops_and_names_the_images(scenes, tmp_path):
         trainer.fit()
     kept = torch.load(tmp_path / "run" / "nonfinite_step_00000002_rank_0.pt", weights_only=True)
     assert kept[0]["images"].shape == (2, 3, 48, 48)
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_statistics(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, on_nonfinite="skip", ema_decay=0.5)
+    inner = trainer.loader.__class__.__iter__
+
+    class Poisoned:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __len__(self):
+            return len(self.loader)
+
+        def set_position(self, *place):
+            self.loader.set_position(*place)
+
+        def __iter__(self):
+            for index, batch in enumerate(inner(self.loader)):
+                if index == 1:
+                    batch.images[0, 0, 0, 0] = math.nan
+                yield batch
+
+    trainer.loader = Poisoned(trainer.loader)
+    assert trainer.fit().skipped >= 1
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert all(value.isfinite().all() for value in weights_of(tmp_path / "best.pt").values())
+
+
+def test_an_undefined_score_is_never_the_best(scenes, tmp_path):
+    scores = iter([math.nan, 0.3, 0.5])
+    trainer = make_trainer(scenes, tmp_path, evaluate_every=2)
+    trainer.evaluate = lambda model: {"PQ": next(scores)}
+    assert trainer.fit().best == 0.5
+
+
+def test_a_resume_that_trains_other_parameters_is_refused(scenes, tmp_path):
+    stop_at(make_trainer(scenes, tmp_path), 2).fit()
+    other = make_trainer(scenes, tmp_path, resume=True, frozen=["class_embed"])
+    with pytest.raises(CheckpointError, match="a resume trains the same ones"):
+        other.fit()
 
 
 def test_nonfinite_steps_are_skipped_and_capped(scenes, tmp_path, capsys):
