@@ -18,6 +18,7 @@ from rich.console import Console
 from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.tools import data, evaluate, train_detector, train_masks, visualize
 from panoptic_detr.tools.cli import run
+from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.visualization.layout import side_by_side
 from panoptic_detr.visualization.pictures import as_rgb, fit, save_picture
 
@@ -43,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = ["--data.root", str(out / "scenes"), *seed]
     detector = ["--config", str(CONFIGS / "detector.yaml"), "--train.output", str(out / "detector"), *common]
     train_detector.main([*detector, *steps(options.detector_steps)])
+    must_exist(out / "detector" / "best.pt")
 
     step("Stage 2: masks on the frozen detector")
     masks = ["--config", str(CONFIGS / "masks.yaml"), "--train.output", str(out / "masks"), *common]
     train_masks.main([*masks, "--detector", str(out / "detector" / "best.pt"), *steps(options.mask_steps)])
+    must_exist(out / "masks" / "best.pt")
 
     step("Panoptic quality on the held-out scenes")
     best, held_out = str(out / "masks" / "best.pt"), ["--root", str(out / "scenes"), "--split", "val"]
@@ -87,6 +90,14 @@ def draw_overview(folder: Path, path: Path) -> None:
 def steps(count: int | None) -> list[str]:
     """The argument for another number of steps than the YAML's."""
     return [] if count is None else ["--train.steps", str(count)]
+
+
+def must_exist(result: Path) -> None:
+    """Raise `TrainingError` unless a stage came to its end: a stop request ends a training without an error."""
+    if not result.is_file():
+        raise TrainingError(
+            "the demo was stopped; it begins anew when it is run again (the line above goes on with this stage alone)"
+        )
 
 
 def prepare_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.tools import demo
+from panoptic_detr.training.failures import TrainingError
 
 
 def test_only_the_products_of_an_earlier_demo_are_removed(tmp_path):
@@ -41,9 +42,20 @@ def test_everything_that_the_demo_makes_is_one_of_its_products(tmp_path, monkeyp
         words = [Path(word) for word in argv]
         named = [words[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--output", "--train.output")]
         made.update(path.relative_to(tmp_path).parts[0] for path in named or words[1:2])
+        for path in named:
+            path.mkdir(exist_ok=True)
+            (path / "best.pt").touch()
 
     for job in ("data", "evaluate", "train_detector", "train_masks", "visualize"):
         monkeypatch.setattr(getattr(demo, job), "main", record)
     monkeypatch.setattr(demo, "draw_overview", lambda folder, path: made.add(path.name))
     assert demo.main(["--output", str(tmp_path)]) == 0
     assert made == set(demo.PRODUCTS)
+
+
+def test_a_stopped_stage_ends_the_demo(tmp_path, monkeypatch):
+    for job in ("data", "train_detector"):  # which leaves no best.pt behind when it is stopped
+        monkeypatch.setattr(getattr(demo, job), "main", lambda argv: 0)
+    monkeypatch.setattr(demo.train_masks, "main", lambda argv: pytest.fail("stage 2 began"))
+    with pytest.raises(TrainingError, match="the demo was stopped; it begins anew when it is run again"):
+        demo.main(["--output", str(tmp_path)])
