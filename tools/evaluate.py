@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         result, things = evaluate_panoptic(*(getattr(options, name) for name in FILES), workers=options.workers), None
     if os.environ.get("RANK", "0") == "0":
+        if result is None:
+            print(
+                f"{options.checkpoint} is a detector without a mask head: box AP only. Train the head with train_masks for PQ"
+            )
         show_scores(result, things, per_class=options.per_class)
         if options.output is not None:
             write_scores(options.output, result, things)

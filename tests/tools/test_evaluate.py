@@ -92,6 +92,7 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
     out, _ = capsys.readouterr()
     assert "│ boxes │" in out
     assert "Panoptic quality" not in out
+    assert f"{checkpoint} is a detector without a mask head: box AP only" in out
 
 
 @pytest.mark.parametrize(
