@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step("Panoptic quality on the held-out scenes")
     best, held_out = str(out / "masks" / "best.pt"), ["--root", str(out / "scenes"), "--split", "val"]
     scored = ["--data.root", str(out / "scenes"), "--data.split", "val", "--output", str(out / "scores")]
-    evaluate.main([best, *scored, "--per-class", "--batch-size", "8"])
+    evaluate.main([best, *scored, "--per-class", "--batch-size", "8", "--ap", "boxes"])
 
     step("Pictures and report")
     pictures, report = out / "pictures", out / "report.html"
