@@ -1,6 +1,6 @@
 """COCO instances (polygons, run lengths, crowds), with or without COCO-stuff maps, to COCO-panoptic."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,27 +73,17 @@ def coco_instances(
         What was written.
     """
     content = read_json(annotations)
-    things = [{**row, "isthing": 1} for row in _rows(content, "categories", annotations)]
+    instance_rows = _rows(content, "categories", annotations)
     if (stuff_maps is None) != (stuff_categories is None):
         raise DataError(
             "stuff maps need their categories and the other way round: give both --stuff_maps and --stuff_categories"
         )
-    thing_ids = {show(row.get("id")) for row in things}
-    stuff = [] if stuff_categories is None else read_categories(stuff_categories)
-    stuff = [{**row, "isthing": 0} for row in stuff if show(row.get("id")) not in thing_ids]
-    table, rest_id = with_rest([*things, *stuff], rest, str(annotations))
+    table, rest_id = with_rest(_category_rows(instance_rows, stuff_categories), rest, str(annotations))
     ids = [frozenset(category.id for category in group) for group in (table.things, table.stuff)]
     settings = _Settings(Path(images), str(annotations), ids[0], rest_id, stuff_maps, stuff_offset, ids[1])
     items = _by_image(content, annotations)
-    return write_dataset(
-        partial(_read, settings=settings),
-        items,
-        out=out,
-        split=split,
-        categories=table,
-        copy_images=copy_images,
-        workers=workers,
-    )
+    read = partial(_read, settings=settings)
+    return write_dataset(read, items, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
 
 
 def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[Entry]:
@@ -101,6 +91,14 @@ def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[Entry]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: '{key}' is no list of objects; a COCO instances JSON has images, annotations, categories")
     return rows
+
+
+def _category_rows(instance_rows: Sequence[Entry], stuff_categories: Path | None) -> list[Entry]:
+    """Every category of the instances as a thing, then those of the stuff maps that are not among them as stuff."""
+    things = [{**row, "isthing": 1} for row in instance_rows]
+    thing_ids = {show(row.get("id")) for row in things}
+    stuff = [] if stuff_categories is None else read_categories(stuff_categories)
+    return [*things, *({**row, "isthing": 0} for row in stuff if show(row.get("id")) not in thing_ids)]
 
 
 def _by_image(content: Mapping[str, Any], path: Path) -> list[tuple[Entry, list[Entry]]]:

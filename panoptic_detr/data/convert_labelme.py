@@ -79,15 +79,8 @@ def labelme(
     isthing = {category.id: category.isthing for category in table.categories}
     settings = _Settings(None if images is None else Path(images), ids, isthing, rest_id)
     items = [(number, key, path) for number, (key, path) in enumerate(files.items(), start=1)]
-    return write_dataset(
-        partial(_read, settings=settings),
-        items,
-        out=out,
-        split=split,
-        categories=table,
-        copy_images=copy_images,
-        workers=workers,
-    )
+    read = partial(_read, settings=settings)
+    return write_dataset(read, items, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
 
 
 def _found_categories(files: Sequence[Path], stuff: Sequence[str]) -> list[dict[str, Any]]:

@@ -20,27 +20,27 @@ from panoptic_detr.data.staging import staged_file
 def report_check(
     splits: dict[str, DataPaths],
     *,
-    queries: int = 100,
-    fix: Path | None = None,
-    copy_images: bool = False,
-    json_file: Path | None = None,
-    figure: Path | None = None,
-    limit: int | None = None,
-    strict: bool = False,
-    workers: int | None = None,
+    queries: int,
+    fix: Path | None,
+    copy_images: bool,
+    json_file: Path | None,
+    figure: Path | None,
+    limit: int | None,
+    strict: bool,
+    workers: int | None,
 ) -> int:
-    """Check splits and say everything.
+    """Check splits and say everything; the command `data check` has the defaults.
 
     Args:
         splits: where each lies.
         queries: the detector's; images with more segments are counted.
-        fix: folder for the repaired copy.
+        fix: folder for the repaired copy; None for no copy.
         copy_images: copy images there instead of linking.
-        json_file: all defects and statistics as JSON.
-        figure: a picture of the statistics.
-        limit: lines per kind of defect; all by default.
+        json_file: all defects and statistics as JSON; None for no file.
+        figure: a picture of the statistics; None for no picture.
+        limit: lines per kind of defect; None for all.
         strict: notes count like errors for the exit status.
-        workers: processes.
+        workers: processes; None for one per core.
 
     Returns:
         0 if there is no error, 1 otherwise.
@@ -48,22 +48,11 @@ def report_check(
     Raises:
         DataError: an output cannot be written.
     """
-    console = Console(highlight=False)
-    printed: Counter[str] = Counter()
-    with _defect_file(json_file) as entries:
-
-        def sink(defect: Defect) -> None:
-            printed[defect.kind] += 1
-            if limit is None or printed[defect.kind] <= limit:
-                print(defect.line())
-            entries.add(defect)
-
-        diagnosis = check_dataset(splits, sink, fix=fix, copy_images=copy_images, workers=workers, progress=True)
-        entries.finish(summary(diagnosis, queries))
-    console.print(overview(diagnosis.statistics, queries))
-    console.print(class_table(diagnosis.statistics))
-    if diagnosis.errors or diagnosis.notes:
-        console.print(kind_table(diagnosis))
+    with _defect_file(json_file) as file:
+        printer = _Printer(file, limit)
+        diagnosis = check_dataset(splits, printer.add, fix=fix, copy_images=copy_images, workers=workers, progress=True)
+        file.finish(summary(diagnosis, queries))
+    _print_tables(diagnosis, queries)
     if figure is not None:
         draw(diagnosis.statistics, queries, figure)
         print(f"figure: {figure}")
@@ -123,6 +112,27 @@ def _defect_file(path: Path | None) -> Iterator[_DefectFile]:
         return
     with staged_file(path) as file:
         yield _DefectFile(file)
+
+
+class _Printer:
+    """Prints defects as they are found, `limit` of each kind at most, and files them all."""
+
+    def __init__(self, file: _DefectFile, limit: int | None) -> None:
+        self.file, self.limit, self.found = file, limit, Counter[str]()
+
+    def add(self, defect: Defect) -> None:
+        self.found[defect.kind] += 1
+        if self.limit is None or self.found[defect.kind] <= self.limit:
+            print(defect.line())
+        self.file.add(defect)
+
+
+def _print_tables(diagnosis: Diagnosis, queries: int) -> None:
+    console = Console(highlight=False)
+    console.print(overview(diagnosis.statistics, queries))
+    console.print(class_table(diagnosis.statistics))
+    if diagnosis.errors or diagnosis.notes:
+        console.print(kind_table(diagnosis))
 
 
 def _say_fixed(diagnosis: Diagnosis, fix: Path) -> None:

@@ -105,6 +105,11 @@ class ModelScorer:
                     if rank != mine:
                         part.add_state(state)
 
+    def compute(self) -> tuple[PanopticQualityResult | None, ThingPrecision | None]:
+        """PQ, and box and mask AP, of the images so far; None for what is not scored."""
+        quality = self.quality.compute() if self.quality is not None else None
+        return quality, self.precision.compute() if self.precision is not None else None
+
 
 @torch.no_grad()
 def evaluate_model(
@@ -144,30 +149,17 @@ def evaluate_model(
     if model.training:
         raise EvaluationError("evaluate_model needs the model in eval mode (dropout off); call model.eval() before")
     started = time.perf_counter()
-    scorer = ModelScorer(
-        dataset.categories,
-        categories or dataset.categories,
-        settings or InferenceSettings(),
-        panoptic=panoptic,
-        ap=ap,
-    )
+    table, settings = categories or dataset.categories, settings or InferenceSettings()
+    scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap)
     part = dataset.subset(range(distributed.get_rank(), len(dataset), distributed.get_world_size())) if share else dataset
-    device = next(model.parameters()).device
     with progress_bar(shown=progress and not (share and distributed.get_rank())) as bar:
         task = bar.add_task("evaluating", total=len(part))
         for batch, truths in _batches(part, batch_size, workers):
-            on_device = batch.to(device)
-            with _autocast(device, precision):
-                scorer.update(model(on_device.images, on_device.padding_mask), on_device, truths)
+            _score_batch(scorer, model, batch, truths, precision)
             bar.advance(task, len(batch))
     if share:
         scorer.add_other_processes()
-    return ModelScores(
-        scorer.quality.compute() if scorer.quality is not None else None,
-        scorer.precision.compute() if scorer.precision is not None else None,
-        len(dataset),
-        time.perf_counter() - started,
-    )
+    return ModelScores(*scorer.compute(), len(dataset), time.perf_counter() - started)
 
 
 def check_same_categories(model: CategoryTable, truth: CategoryTable) -> None:
@@ -194,6 +186,16 @@ def _batches(dataset: CocoPanoptic, batch_size: int, workers: int) -> Iterator[t
         for indices, part in unpadded_parts(batch):
             yield part, [dataset.truth(start + index) for index in indices]
         start += len(batch)
+
+
+def _score_batch(
+    scorer: ModelScorer, model: nn.Module, batch: Batch, truths: list[PanopticSegmentation], precision: str
+) -> None:
+    """Run the model over a batch, on the model's device, and score its output."""
+    device = next(model.parameters()).device
+    on_device = batch.to(device)
+    with _autocast(device, precision):
+        scorer.update(model(on_device.images, on_device.padding_mask), on_device, truths)
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

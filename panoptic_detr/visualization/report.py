@@ -1,6 +1,6 @@
 """A report that opens in any browser: scores, curves, confusions and a gallery, in one file that needs no network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,33 @@ def write_report(
     page = _template().render(
         title=title,
         facts=dict(facts or {}),
-        groups=[(name, _values(final[name])) for name in ("All", "Things", "Stuff") if name in final],
-        classes=class_rows(final.get("per_class", {}), categories, palette),
         plots=[plot(name, points) for name, points in (curves or {}).items() if len(points) > 1],
-        matrix=confusion.matrix(),
-        confusions=confusion.worst(),
-        ranked=sorted(images, key=lambda image: (image["pq"], image["id"])),
-        gallery=[{key: image[key] for key in ("id", "name", "map", "truth", "prediction")} for image in images],
-        kinds=[{"name": ERROR_NAMES[kind], "color": hex_color(ERROR_COLORS[kind])} for kind in ErrorKind],
+        **_score_values(final, categories, palette),
+        **_image_values(images, confusion),
     )
+    return _write_page(path, page)
+
+
+def _score_values(scores: Scores, categories: CategoryTable, palette: Palette) -> dict[str, Any]:
+    """What the template shows in the tables of scores."""
+    return {
+        "groups": [(name, _values(scores[name])) for name in ("All", "Things", "Stuff") if name in scores],
+        "classes": class_rows(scores.get("per_class", {}), categories, palette),
+    }
+
+
+def _image_values(images: Sequence[Mapping[str, Any]], confusion: Confusion) -> dict[str, Any]:
+    """What the template shows of the images: confusions, the ranking and the gallery."""
+    return {
+        "matrix": confusion.matrix(),
+        "confusions": confusion.worst(),
+        "ranked": sorted(images, key=lambda image: (image["pq"], image["id"])),
+        "gallery": [{key: image[key] for key in ("id", "name", "map", "truth", "prediction")} for image in images],
+        "kinds": [{"name": ERROR_NAMES[kind], "color": hex_color(ERROR_COLORS[kind])} for kind in ErrorKind],
+    }
+
+
+def _write_page(path: str | Path, page: str) -> Path:
     try:
         write_bytes(path, page.encode("utf-8"))
     except OSError as error:
