@@ -204,8 +204,9 @@ def find_by_key(folder: Path, suffix: str, endings: Sequence[str]) -> dict[str, 
 def _matched(images: tuple[Path, str], instance: tuple[Path, str], semantic: tuple[Path, str] | None = None) -> list[_Files]:
     """Every image with its masks, found by equal keys."""
     pictures = find_by_key(*images, IMAGE_ENDINGS)
-    masks = [find_by_key(*place, MASK_ENDINGS) for place in (instance, semantic) if place is not None]
-    for (folder, suffix), found in zip((instance, semantic or instance), masks, strict=False):
+    places = [place for place in (instance, semantic) if place is not None]
+    masks = [find_by_key(*place, MASK_ENDINGS) for place in places]
+    for (folder, suffix), found in zip(places, masks, strict=True):
         bare = [key for key in pictures if key not in found]
         if bare:
             raise DataError(

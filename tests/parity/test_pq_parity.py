@@ -74,7 +74,8 @@ def maps(draw, crowds):
     present = [i for i in ids if i in cells]
     categories = draw(st.lists(st.sampled_from(sorted(TABLE.by_id)), min_size=4, max_size=4))
     iscrowd = draw(st.lists(st.booleans(), min_size=4, max_size=4))
-    rows = [(i, c, crowds and k) for i, c, k in zip(present, categories, iscrowd, strict=False)]
+    count = len(present)  # of the four drawn
+    rows = [(i, c, crowds and k) for i, c, k in zip(present, categories[:count], iscrowd[:count], strict=True)]
     return segment_map, rows
 
 
