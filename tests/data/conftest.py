@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("data.conversions")  # its assertions tell what they found, as in a test file
+
 # One thing of two parts, one thing, a crowd, stuff, and a column of void on the right. 24-bit ids in no order.
 IDS = {"ball": 70_000, "cube": 300, "crowd": 9, "lawn": 1_000_000}
 MAP = np.array(
@@ -20,6 +22,13 @@ MAP = np.array(
     ],
     np.int32,
 )
+# Areas and boxes of the map, counted by hand.
+MEASURES = {
+    IDS["ball"]: (4, [0, 0, 5, 2]),
+    IDS["cube"]: (4, [1, 1, 2, 2]),
+    IDS["crowd"]: (2, [3, 3, 2, 1]),
+    IDS["lawn"]: (10, [0, 0, 5, 4]),
+}
 CATEGORIES = [
     {"id": 2, "name": "ball", "isthing": 1, "color": [200, 30, 30]},
     {"id": 5, "name": "cube", "isthing": 1, "color": [30, 30, 200]},
@@ -80,3 +89,13 @@ class Layout:
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path)
+
+
+@pytest.fixture
+def clean(layout: Layout) -> Layout:
+    """The tiny data set without a defect."""
+    for segment in layout.segments:
+        segment["area"], segment["bbox"] = MEASURES[segment["id"]]
+        segment.setdefault("iscrowd", 0)
+    layout.save()
+    return layout

@@ -1,0 +1,55 @@
+"""A ground truth and its predictions on disk that tests may damage."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.segment_maps import write_id_png
+
+CATEGORIES = [
+    {"id": 1, "name": "cat", "isthing": 1},
+    {"id": 2, "name": "dog", "isthing": 1},
+    {"id": 5, "name": "sky", "isthing": 0},
+]
+
+
+class Files:
+    """A ground truth and its predictions on disk; tests change `gt`, `pred` or the PNGs and call `evaluate`."""
+
+    def __init__(self, root):
+        self.root = root
+        self.gt = {"images": [], "annotations": [], "categories": copy.deepcopy(CATEGORIES)}
+        self.pred = {"annotations": []}
+        for side in ("gt", "pred"):
+            (root / side).mkdir()
+        for image_id in (1, 2):
+            segment_map = np.full((4, 6), 70000 * image_id, np.int32)
+            segment_map[:2] = 300
+            self.add("gt", image_id, segment_map, {70000 * image_id: 5, 300: 1})
+            self.add("pred", image_id, segment_map, {70000 * image_id: 5, 300: 1})
+
+    def add(self, side, image_id, segment_map, segments):
+        write_id_png(self.root / side / f"{image_id}.png", segment_map)
+        rows = [
+            {"id": i, "category_id": c, "area": int((segment_map == i).sum()), "iscrowd": 0, "bbox": [0, 0, 1, 1]}
+            for i, c in segments.items()
+        ]
+        annotations = getattr(self, side)["annotations"]
+        annotations.append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": rows})
+
+    def evaluate(self, **options):
+        for side in ("gt", "pred"):
+            (self.root / f"{side}.json").write_text(json.dumps(getattr(self, side)))
+        return self.evaluate_as_is(**options)
+
+    def evaluate_as_is(self, **options):
+        paths = (self.root / name for name in ("gt.json", "gt", "pred.json", "pred"))
+        return evaluate_panoptic(*paths, workers=1, **options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
