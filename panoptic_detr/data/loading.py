@@ -1,5 +1,9 @@
 """From samples to batches: collation, the order of an epoch (resumable, split over processes), and the loader."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -194,3 +198,22 @@ def _start_worker(_: int) -> None:
     """One thread per worker: several workers with a thread per core each slow each other down."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    _leave_stopping_to_the_parent()
+
+
+def _leave_stopping_to_the_parent() -> None:
+    """Let only the parent process end this one.
+
+    Ctrl-C and cluster schedulers signal whole process groups; a worker that dies of it takes the step at hand with it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # it tells who sent the signal; not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+
+
+def _end_when_the_parent_asks() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
