@@ -161,7 +161,7 @@ class TrainConfig:
         precision: `32-true`, `bf16-mixed`, `16-mixed`.
         ema_decay: keep an exponential moving average of the weights, evaluate and export it; 0 for none.
         evaluate_every: steps between evaluations of PQ on the validation set; 0 for only at the end.
-        checkpoint_every: steps between checkpoints; 0 for only at the end.
+        checkpoint_every: steps between checkpoints; 0 for only at evaluations and at the end.
         keep_last: checkpoints to keep besides the best.
         early_stop: stop after so many evaluations without a better PQ; 0 never stops.
         resume: continue the run in `output`, if there is one.

@@ -17,6 +17,7 @@ from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.tools.cli import run
 from panoptic_detr.training import build, validation
 from panoptic_detr.training.progress import rank_zero_console
+from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_detector(stage: DetectorStage) -> None:
     """Run stage 1 with these settings; the result is `best.pt` in the run's folder."""
     fabric = build.start_fabric(stage.train, unused_parameters=build.switches_terms_off(stage.loss))
-    resume_command = build.open_run_folder(stage, "train_detector", fabric)
+    resume_command = check_run_folder(stage.train, "train_detector")
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     console = rank_zero_console(fabric)
     model = build.new_model(stage.model, dataset.categories, console)
@@ -52,6 +53,7 @@ def train_detector(stage: DetectorStage) -> None:
         draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,
     )
+    trainer.resume()
     build.announce(trainer, stage, dataset, console)
     trainer.fit()
     build.conclude(trainer, stage, console)

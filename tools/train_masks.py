@@ -22,6 +22,7 @@ from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.tools.cli import run
 from panoptic_detr.training import build, validation
 from panoptic_detr.training.progress import rank_zero_console
+from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import PANOPTIC, build_model
@@ -51,7 +52,7 @@ def train_masks(stage: MaskStage) -> None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
     fabric = build.start_fabric(stage.train, unused_parameters=stage.joint and build.switches_terms_off(stage.loss))
     console = rank_zero_console(fabric)
-    resume_command = build.open_run_folder(stage, "train_masks", fabric)
+    resume_command = check_run_folder(stage.train, "train_masks")
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     model = panoptic_model(open_source(stage.detector), stage, dataset.categories, console)
     if stage.model.weights is not None:
@@ -78,6 +79,7 @@ def train_masks(stage: MaskStage) -> None:
         draw_samples=validation.sample_drawer(stage, val_set),
         resume_command=resume_command,
     )
+    trainer.resume()
     build.announce(trainer, stage, dataset, console)
     trainer.fit()
     build.conclude(trainer, stage, console)

@@ -121,6 +121,12 @@ class CocoPanoptic(Dataset[Sample]):
         """Ids of the images, in the order of the samples."""
         return [self._index.image_ids[row] for row in self._chosen]
 
+    @property
+    def segment_count(self) -> int:
+        """Segments of all samples; crowds are not counted."""
+        before = np.concatenate([[0], np.cumsum(~self._index.iscrowd)])[self._index.offsets]
+        return int(np.diff(before)[self._chosen].sum())
+
     def image(self, i: int) -> np.ndarray:
         """The i-th image as it is stored: (H, W, 3) uint8 RGB."""
         return read_image(self.image_path(i))

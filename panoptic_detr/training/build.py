@@ -3,7 +3,6 @@
 import difflib
 import logging
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, remove_stale_temporaries
+from panoptic_detr.checkpoints import Checkpoint
 from panoptic_detr.config import (
     AugmentationConfig,
     ConfigError,
@@ -27,8 +26,8 @@ from panoptic_detr.config import (
     TrainConfig,
 )
 from panoptic_detr.config_inference import InferenceSettings
-from panoptic_detr.config_reading import save_config, type_name
-from panoptic_detr.data.coco_files import resolve_paths
+from panoptic_detr.config_reading import type_name
+from panoptic_detr.data.coco_files import DataError, resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
@@ -36,11 +35,11 @@ from panoptic_detr.training.acceleration import recompute_layers, use_channels_l
 from panoptic_detr.training.criterion import Criterion, build_criterion
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import overfit_verdict
-from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import sharding_strategy
+from panoptic_detr.training.run_record import write_record
 from panoptic_detr.training.sanity import inspect_samples
-from panoptic_detr.training.summary import print_groups, write_record
+from panoptic_detr.training.summary import print_groups
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
@@ -89,12 +88,22 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
 def open_train_set(
     data: DataConfig, augmentation: AugmentationConfig, inference: InferenceSettings, train: TrainConfig
 ) -> CocoPanoptic:
-    """The training set with its augmentation."""
+    """The training set with its augmentation.
+
+    Raises:
+        DataError: the files have a defect, or no image has a segment.
+    """
     eval_size = eval_transform(inference.short_side, inference.long_side)
     transform = eval_size if train.overfit else build_augmentation(augmentation, eval_size)
     dataset = _open(data, data.train_split, _explicit(data, "train"), transform, None, train.seed, training=True)
     limit = train.overfit or data.train_limit
-    return dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
+    dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
+    if not dataset.segment_count:
+        raise DataError(
+            f"none of the {len(dataset)} training images has a segment (crowd regions do not count), so there is nothing to "
+            "learn; look at the annotations with `panoptic-detr data check`"
+        )
+    return dataset
 
 
 def open_val_set(
@@ -240,13 +249,13 @@ def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, cons
     if not fabric.is_global_zero:
         return
     batch = train.batch_size * train.accumulate * fabric.world_size
+    write_record(stage, dataset.categories, trainer.state.step)
     facts = inspect_samples(dataset, train.output / "samples.png")
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
     lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
-    write_record(train.output, dataset.categories)
 
 
 def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
@@ -265,37 +274,6 @@ def template_of(model: nn.Module, categories: CategoryTable, inference: Inferenc
     # A checkpoint brings all weights; rebuilding its model must not fetch others.
     overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
     return Checkpoint({**spec, "overrides": overrides}, {}, categories, inference.to_dict())
-
-
-def open_run_folder(stage: DetectorStage, command: str, fabric: Fabric) -> str:
-    """Make the run's folder, write its settings there, and return the command that goes on with the run.
-
-    What a killed run left half written is removed.
-
-    Args:
-        stage: settings.
-        command: name of the tool.
-        fabric: the first process writes.
-
-    Raises:
-        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off.
-    """
-    folder: Path = stage.train.output
-    if (folder / "last.pt").exists() and not stage.train.resume:
-        raise TrainingError(
-            f"{str(folder)!r} holds a run already; go on with it (--train.resume true), name another folder "
-            f"(--train.output), or remove it"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fabric.is_global_zero:
-            remove_stale_temporaries(folder)
-            save_config(stage, folder / "config.yaml")
-    except OSError as error:
-        raise TrainingError(
-            f"the run's folder {str(folder)!r} cannot be written: {error.strerror}; name another (--train.output)"
-        ) from None
-    return f"panoptic-detr {command} --config {shlex.quote(str(folder / 'config.yaml'))} --train.resume true"
 
 
 def _explicit(data: DataConfig, part: str) -> dict[str, Path | None]:

@@ -45,18 +45,19 @@ class Diagnosis:
 
     Args:
         total_steps: of the run; nothing is said before its first quarter is over.
+        first_losses: of the run's first steps, filled here; a run that is continued brings its own.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, first_losses: list[float]) -> None:
         self._first_step = max(FIRST_STEP, total_steps // 4)
-        self._start: list[float] = []
+        self._first_losses = first_losses
         self._window: dict[str, list[float]] = {}
         self._said: set[str] = set()
 
     def note(self, step: int, values: Mapping[str, float]) -> list[str]:
         """Take in the losses and vital signs of a step; returns new diagnoses, ready to print."""
-        if len(self._start) < WINDOW:
-            self._start.append(values["loss"])
+        if step <= WINDOW:
+            self._first_losses.append(values["loss"])
         for name in ("loss", "confidence", "box_spread", "mask_dice"):
             if name in values:
                 self._window.setdefault(name, []).append(values[name])
@@ -72,7 +73,7 @@ class Diagnosis:
 
     def _failures(self, means: Mapping[str, float]) -> list[str]:
         found = {
-            "flat": means["loss"] > FLAT_SHARE * sum(self._start) / len(self._start),
+            "flat": bool(self._first_losses) and means["loss"] > FLAT_SHARE * sum(self._first_losses) / len(self._first_losses),
             "no object": means.get("confidence", 1.0) < LEAST_CONFIDENCE,
             "collapsed": means.get("box_spread", 1.0) < LEAST_SPREAD,
             "empty masks": means.get("mask_dice", 0.0) > EMPTY_DICE,

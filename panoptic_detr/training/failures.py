@@ -53,6 +53,7 @@ def save_batch(group: Sequence[Batch], folder: Path, step: int, rank: int = 0) -
             "image_ids": list(batch.image_ids),
             "labels": [target.labels.cpu() for target in batch.targets],
             "boxes": [target.boxes.cpu() for target in batch.targets],
+            "segment_maps": [None if t.segment_map is None else t.segment_map.cpu() for t in batch.targets],
         }
         for batch in group
     ]

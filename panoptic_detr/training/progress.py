@@ -1,6 +1,5 @@
 """What a person sees of a run: a live bar in a terminal, a line now and then elsewhere."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 30.0
@@ -162,8 +166,10 @@ class Pace:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the device, or of this process on a CPU."""
+    """Most bytes in use so far: of the device, or of this process on a CPU; 0 where the system does not tell (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024

@@ -5,6 +5,7 @@ TensorBoard gets the same rows, and pictures, where it is installed.
 
 import csv
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -35,17 +36,22 @@ class CsvLog:
         new = [name for name in row if name not in self.columns]
         if new:
             self._rewrite([*self.columns, *new], self._read() if self.columns else [])
-        with open(self.path, "a", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerow([_text(row[name]) if name in row else "" for name in self.columns])
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerow([_text(row[name]) if name in row else "" for name in self.columns])
+        except OSError:
+            os.truncate(self.path, size)  # half a row would spoil the next one
+            raise
 
     def _rewrite(self, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-        self.columns = list(columns)
         temporary = self.path.with_name(f".{self.path.name}.tmp")  # a run that is killed here keeps its log
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(self.columns)
-            writer.writerows([row.get(name, "") for name in self.columns] for row in rows)
+            writer.writerow(columns)
+            writer.writerows([row.get(name, "") for name in columns] for row in rows)
         temporary.replace(self.path)
+        self.columns = list(columns)
 
     def _read(self) -> list[dict[str, str]]:
         with open(self.path, newline="", encoding="utf-8") as stream:

@@ -1,7 +1,7 @@
 """What a run needs besides the weights to go on exactly where it was: counters and the state of every random generator."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ class RunState:
         best: best score so far; None before the first evaluation.
         evaluations_since_best: for early stopping.
         skipped: steps skipped because of non-finite values.
+        evaluated: the step after which the model was last evaluated.
+        first_losses: of the first steps, to compare later ones with.
     """
 
     step: int = 0
@@ -27,6 +29,8 @@ class RunState:
     best: float | None = None
     evaluations_since_best: int = 0
     skipped: int = 0
+    evaluated: int = 0
+    first_losses: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

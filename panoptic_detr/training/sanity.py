@@ -29,12 +29,14 @@ class DataFacts:
         segments: of each image.
         classes: how many segments of each category name, the most frequent first; absent ones with 0.
         sizes: (height, width) of each image.
+        left_out: segments without a pixel after augmentation: outside the crop, or too small for the new size.
     """
 
     images: int
     segments: list[int]
     classes: dict[str, int]
     sizes: list[tuple[int, int]]
+    left_out: int = 0
 
     def lines(self, num_queries: int) -> list[str]:
         """The facts as sentences, with a warning where something cannot work."""
@@ -44,6 +46,11 @@ class DataFacts:
             f"{np.mean(self.segments):.1f} segments per image (most {max(self.segments)})",
             "segments by class: " + ", ".join(f"{name} {count}" for name, count in list(self.classes.items())[:20]),
         ]
+        if self.left_out:
+            whole = self.left_out + sum(self.segments)
+            found.append(
+                f"{self.left_out} of their {whole} segments lie outside the crop or shrink to nothing, and are left out"
+            )
         if max(self.segments) > num_queries:
             found.append(
                 f"warning: an image has {max(self.segments)} segments but the model only {num_queries} queries, so some can "
@@ -62,7 +69,8 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataF
         picture: where to write the drawing; None for none.
     """
     count = min(LOOKED_AT, len(dataset))
-    samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()]
+    chosen = dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
+    samples = [chosen[index] for index in range(count)]
     if picture is not None:
         drawn = [draw_sample(sample, dataset.categories) for sample in samples[:SHOWN]]
         titles = [f"image {sample.target.image_id}" for sample in samples[:SHOWN]]
@@ -75,6 +83,7 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataF
         segments=[len(sample.target) for sample in samples],
         classes={**dict(counted.most_common()), **absent},
         sizes=[(sample.image.shape[1], sample.image.shape[2]) for sample in samples],
+        left_out=max(0, chosen.segment_count - sum(len(sample.target) for sample in samples)),
     )
 
 

@@ -17,14 +17,13 @@ from panoptic_detr.checkpoints import Checkpoint, CheckpointError
 from panoptic_detr.config import OptimizerConfig, TrainConfig
 from panoptic_detr.structures import Batch
 from panoptic_detr.training.criterion import Criterion
-from panoptic_detr.training.diagnosis import VITAL_SIGNS, Diagnosis
+from panoptic_detr.training.diagnosis import VITAL_SIGNS
 from panoptic_detr.training.ema import AveragedWeights
 from panoptic_detr.training.failures import TrainingError, describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
-from panoptic_detr.training.progress import Pace, TrainingProgress, rank_zero_console
+from panoptic_detr.training.reporting import Reporter
 from panoptic_detr.training.run_files import RunFiles
-from panoptic_detr.training.run_log import Averages, Board, CsvLog, open_board, write_board, write_pictures
 from panoptic_detr.training.run_state import RunState
 from panoptic_detr.training.snapshot import changed_settings, restore_snapshot, take_snapshot
 from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
@@ -32,6 +31,8 @@ from panoptic_detr.training.stopping import StopRequest
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 DrawSamples = Callable[[nn.Module], Mapping[str, np.ndarray]]
+
+MOST_OVERFLOWS = 50  # steps in a row; each halves the loss scale of fp16, which has 2^16 to lose
 
 
 class Loader(Protocol):
@@ -96,14 +97,9 @@ class Trainer:
         steps_per_epoch = math.ceil(len(loader) / train.accumulate)
         self.total_steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch
         self.drop_unit = 1 if train.steps is not None else steps_per_epoch
-        self.averages, self.pace = Averages(), Pace()
-        self.progress = TrainingProgress(self.total_steps, rank_zero_console(fabric))
-        self.diagnosis = Diagnosis(self.total_steps)
+        self.reporter = Reporter(fabric, train, self.total_steps)
         self.last_scores: dict[str, float] = {}
-        self.log: CsvLog | None = None
-        self.board: Board | None = None
-        self.scores: CsvLog | None = None
-        self._waited, self._saved_step = 0.0, -1
+        self._waited, self._overflows, self._saved = 0.0, 0, (-1, -1)
 
     def fit(self) -> RunState:
         """Train until the end, a stop request or an early stop; save; return the final counters.
@@ -112,23 +108,15 @@ class Trainer:
             TrainingError: non-finite values where `on_nonfinite` says stop, or too many skipped steps.
             CheckpointError: `last.pt` cannot be read, or cannot be written where `on_disk_full` says stop.
         """
-        if self.config.resume:
-            self._resume()
-        self._open_logs()
+        self.resume()
+        self.reporter.open(self.state)
         set_train_mode(self.model, self.frozen)
-        self.progress.start_from(self.state.step)
-        with StopRequest() as stop, self.progress:
+        with StopRequest() as stop, self.reporter, explained_worker_death():
+            self._evaluate_if_due()  # a run that was killed in an evaluation has yet to do it
             while not self._finished(stop):
                 self._epoch(stop)
             self._close(stop)
         return self.state
-
-    def _open_logs(self) -> None:
-        if self.fabric.is_global_zero:
-            self.log = CsvLog(self.config.output / "log.csv", self.state.step)
-            self.scores = CsvLog(self.config.output / "scores.csv", self.state.step)
-        if self.fabric.is_global_zero and self.config.tensorboard:
-            self.board = open_board(self.config.output / "tensorboard", self.state.step)
 
     def _epoch(self, stop: StopRequest) -> None:
         """The rest of the current pass over the data, or less if the run ends."""
@@ -136,8 +124,17 @@ class Trainer:
             started = time.perf_counter()
             losses = self._step(group)
             self.state.batch += len(group)
-            self._account(losses, group, time.perf_counter() - started)
-            self._evaluate_and_save()
+            self.reporter.step(
+                self.state,
+                losses,
+                rate=self.optimizer.param_groups[-1]["lr"],
+                images=sum(len(batch) for batch in group),
+                seconds=time.perf_counter() - started,
+                waited=self._waited,
+            )
+            if self._checkpoint_due():
+                self._save()
+            self._evaluate_if_due()
             if self._finished(stop):
                 return
         self.state.epoch, self.state.batch = self.state.epoch + 1, 0
@@ -148,8 +145,7 @@ class Trainer:
         batches = iter(self.loader)
         while True:
             started = time.perf_counter()
-            with explained_worker_death():
-                group = list(itertools.islice(batches, self.config.accumulate))
+            group = list(itertools.islice(batches, self.config.accumulate))
             self._waited = time.perf_counter() - started
             if not group:
                 return
@@ -199,21 +195,24 @@ class Trainer:
     def _is_usable(self, values: Mapping[str, float], group: Sequence[Batch]) -> bool:
         """Whether the step may change the weights.
 
-        Processes decide together, because one process's NaN is in everyone's averaged gradients. With fp16 an infinite
-        gradient is ordinary (the loss scale is searched that way) and only the loss counts. The first bad batch is kept.
+        Processes decide together, because one process's NaN is in everyone's averaged gradients. With fp16 a few infinite
+        gradients are ordinary (the loss scale is searched that way). The first bad batch is kept.
         """
-        watched = "loss" if self.config.precision == "16-mixed" else "gradient_norm"
-        bad_loss = not math.isfinite(values["loss"])
-        if not self._agree(bad_loss or not math.isfinite(values[watched])):
+        bad_loss, bad_norm = (not math.isfinite(values[name]) for name in ("loss", "gradient_norm"))
+        self._overflows = self._overflows + 1 if bad_norm else 0
+        searching = self.config.precision == "16-mixed" and self._overflows <= MOST_OVERFLOWS
+        if not self._agree(bad_loss or (bad_norm and not searching)):
             return True
         self.state.skipped += 1
         only_gradients = not self._agree(bad_loss)
         message = self._explain(values, group, concerned=bad_loss or only_gradients)
+        if self.config.precision == "16-mixed" and only_gradients:
+            message += f"; fp16 overflows in {self._overflows} steps in a row: use train.precision bf16-mixed or 32-true"
         if self.config.on_nonfinite == "stop":
             raise TrainingError(message + "; train.on_nonfinite=skip leaves such steps out")
         if self.state.skipped > self.config.max_skipped:
             raise TrainingError(f"{message}; more than {self.config.max_skipped} steps were skipped (train.max_skipped)")
-        self._say(f"skipped: {message}")
+        self.reporter.say(f"skipped: {message}")
         return False
 
     def _explain(self, values: Mapping[str, float], group: Sequence[Batch], concerned: bool) -> str:
@@ -223,52 +222,40 @@ class Trainer:
         own = describe_nonfinite(self.state.step, values, group, saved) if concerned else None
         return "; ".join(text for text in gather(self.fabric, own) if text)
 
-    def _account(self, losses: Mapping[str, float], group: Sequence[Batch], seconds: float) -> None:
-        """Log and show a step."""
-        images = sum(len(batch) for batch in group) * self.fabric.world_size
-        self.pace.add(seconds, self._waited, images)
-        if self.log is None:
-            return
-        rate = self.optimizer.param_groups[-1]["lr"]
-        self.progress.update(self.state.step, losses, {"lr": f"{rate:.2e}", **self.pace.facts(self.fabric.device)})
-        for diagnosis in self.diagnosis.note(self.state.step, losses):
-            self._say(diagnosis)
-        self.averages.add({**losses, "seconds": seconds + self._waited, "wait": self._waited, "images": images})
-        if self.state.step % self.config.log_every == 0 or self.state.step == self.total_steps:
-            means = self.averages.take()
-            row = {"step": self.state.step, "epoch": self.state.epoch, "lr": rate, **means}
-            row["wait_share"] = means["wait"] / max(means["seconds"], 1e-9)
-            self.log.write(row)
-            write_board(self.board, "train", row)
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return bool(every) and self.state.step % every == 0
 
-    def _evaluate_and_save(self) -> None:
-        """What is due after this step."""
+    def _evaluate_if_due(self) -> None:
+        """Score the model where the settings say so, once per step.
+
+        An evaluation may take long: the step is saved before it, so that a run that is killed meanwhile loses nothing.
+        """
         every, step = self.config.evaluate_every, self.state.step
-        if self.evaluate is not None and (step == self.total_steps or (every and step % every == 0)):
-            self._score(self.evaluate)
-        if self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
-            self._save()
+        due = step == self.total_steps or (every and step % every == 0)
+        if self.evaluate is None or not due or step in (0, self.state.evaluated):
+            return
+        self._save()
+        self._score(self.evaluate)
+        self._save()
 
     def _score(self, evaluate: Evaluate) -> None:
         """Evaluate (with averaged weights, where there are some), and keep the model if it is the best so far."""
-        with self.progress.paused(), self._weights_for_use(), whole_modules(self.step_module):
+        with self.reporter.progress.paused(), self._weights_for_use(), whole_modules(self.step_module):
             self.model.eval()
             with torch.no_grad():
                 self.last_scores = scores = dict(evaluate(self.model))
-            if self.board is not None and self.draw_samples is not None:
-                write_pictures(self.board, self.draw_samples(self.model), self.state.step)
-            first, value = next(iter(scores.items()))
+            if self.reporter.wants_pictures and self.draw_samples is not None:
+                self.reporter.pictures(self.state, self.draw_samples(self.model))
+            value = next(iter(scores.values()))
             best = -math.inf if self.state.best is None else self.state.best
             improved = value > best
             self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
             if value >= best and self._export():  # of equal scores (0 for long) the later weights; an undefined one is none
                 self.state.best = value
+        self.state.evaluated = self.state.step
         set_train_mode(self.model, self.frozen)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self._say(f"step {self.state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
-        if self.scores is not None:
-            self.scores.write({"step": self.state.step, **scores})
-            write_board(self.board, "scores", {"step": self.state.step, **scores})
+        self.reporter.scores(self.state, scores, improved)
 
     def _finished(self, stop: StopRequest) -> bool:
         return self.complete or self._agree(bool(stop))
@@ -285,22 +272,14 @@ class Trainer:
 
     def _close(self, stop: StopRequest) -> None:
         """Leave a complete run folder behind."""
-        if self._saved_step != self.state.step:
-            self._save()
-        if summary := self.pace.summary():
-            self._say(summary)
+        self._save()
         if self._agree(bool(stop)) and not self.complete:
             by = stop.received or "another process"
-            self._say(f"stopped by {by} after step {self.state.step}; go on with: {self.resume_command}")
+            self.reporter.say(f"stopped by {by} after step {self.state.step}; go on with: {self.resume_command}")
         elif self.evaluate is None or not gather(self.fabric, self.files.best.exists())[0]:
             with self._weights_for_use():
                 self._export()
-        if self.board is not None:
-            self.board.close()
-
-    def _say(self, text: str) -> None:
-        if self.fabric.is_global_zero:
-            self.progress.message(text)
+        self.reporter.close()
 
     @contextmanager
     def _weights_for_use(self) -> Iterator[None]:
@@ -315,12 +294,14 @@ class Trainer:
         return self._write(lambda: self.files.save_best(checkpoint))
 
     def _save(self) -> None:
-        """Write `last.pt`: weights, and everything that a resume needs."""
+        """Write `last.pt`: weights, and everything that a resume needs; not again if nothing has happened since."""
+        if self._saved == (self.state.step, self.state.evaluated):
+            return
         training = take_snapshot(self.fabric, self.model, self.optimizer, self.ema, self.state, self.settings)
         with self._weights_for_use():
             checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()), training=training)
             if self._write(lambda: self.files.save_last(checkpoint, self.state.step)):
-                self._saved_step = self.state.step
+                self._saved = (self.state.step, self.state.evaluated)
 
     def _write(self, write: Callable[[], None]) -> bool:
         """Let the first process write, and say whether it could; if not, all go on or stop together."""
@@ -334,17 +315,21 @@ class Trainer:
         if failure and self.config.on_disk_full == "stop":
             raise CheckpointError(failure)
         if failure:
-            self._say(f"{failure}; training goes on (train.on_disk_full=go_on)")
+            self.reporter.say(f"{failure}; training goes on (train.on_disk_full=go_on)")
         return not failure
 
-    def _resume(self) -> None:
-        """Go on from `last.pt`, if there is one."""
-        checkpoint = self.files.load_last()
+    def resume(self) -> None:
+        """Go on from `last.pt`, if `train.resume` says so and there is one; `fit` does it where it was not done before.
+
+        Raises:
+            CheckpointError: the file cannot be read, or does not belong to this model, its classes or number of processes.
+        """
+        checkpoint = self.files.load_last() if self.config.resume and not self.state.step else None
         if checkpoint is None:
             return
         if self.template.categories is not None:
             checkpoint.check_categories(self.template.categories)
         self.state = restore_snapshot(checkpoint, self.fabric, self.model, self.optimizer, self.ema)
-        self._say(f"going on after step {self.state.step} of {self.total_steps}")
+        self.reporter.say(f"going on after step {self.state.step} of {self.total_steps}")
         for change in changed_settings((checkpoint.training or {})["settings"], self.settings):
-            self._say(f"changed setting, so the run is not an exact continuation: {change}")
+            self.reporter.say(f"changed setting, so the run is not an exact continuation: {change}")

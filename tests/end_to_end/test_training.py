@@ -213,7 +213,7 @@ def test_detector_starts_from_the_weights_of_another(folder, tmp_path):
 
 def test_run_folder_holds_record_and_samples(folder):
     record = json.loads((folder / "boxes" / "run.json").read_text())
-    assert torch.__version__.startswith(record["packages"]["torch"])
+    assert torch.__version__.startswith(record["parts"][0]["packages"]["torch"])
     assert (folder / "boxes" / "samples.png").stat().st_size > 10_000
     assert [c["name"] for c in json.loads((folder / "boxes" / "categories.json").read_text())["categories"]][:2] == [
         "circle",

@@ -1,6 +1,7 @@
 """Each known failure is named once, and a healthy run hears nothing."""
 
 import io
+import json
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from panoptic_detr.config import DetectorStage, TrainConfig
+from panoptic_detr.config import AugmentationConfig, DataConfig, DetectorStage, TrainConfig
+from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
 from panoptic_detr.data.scenes import scene_categories, write_scenes
-from panoptic_detr.data.transforms import scenes_transform
+from panoptic_detr.data.transforms import crops_transform, scenes_transform
 from panoptic_detr.training import build
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
+from panoptic_detr.training.run_state import RunState
 from panoptic_detr.training.sanity import DataFacts, inspect_samples
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.visualization.pictures import as_rgb
@@ -24,7 +27,7 @@ HEALTHY = {"confidence": 0.6, "box_spread": 0.2, "mask_dice": 0.4}
 
 
 def run(values, *, steps=1000, end=2.0):
-    watch = Diagnosis(steps)
+    watch = Diagnosis(steps, [])
     said = []
     for step in range(1, steps + 1):
         loss = 10 + (end - 10) * step / steps
@@ -55,8 +58,18 @@ def test_nothing_is_said_in_the_first_quarter():
     assert run({"confidence": 0.01}, steps=400) == []
 
 
+def test_a_run_that_is_continued_is_compared_with_its_own_beginning():
+    first_losses: list[float] = []
+    for step in range(1, 301):
+        Diagnosis(1000, first_losses).note(step, {"loss": 10.0, **HEALTHY})  # made anew, as by a resume
+    assert first_losses == [10.0] * 100
+    for beginning, told in ((first_losses, 0), ([2.0] * 100, 1), ([], 0)):
+        watch = Diagnosis(1000, beginning)
+        assert len([text for step in range(401, 601) for text in watch.note(step, {"loss": 2.0, **HEALTHY})]) == told
+
+
 def test_detectors_without_mask_terms_are_watched_too():
-    watch = Diagnosis(500)
+    watch = Diagnosis(500, [])
     said = [
         line for step in range(1, 501) for line in watch.note(step, {"loss": 1.0 / step, "confidence": 0.5, "box_spread": 0.3})
     ]
@@ -107,6 +120,31 @@ def test_samples_are_drawn_and_counted(scenes, tmp_path):
     assert "48-48 x 48-48 pixels" in text
     assert f"warning: an image has {max(facts.segments)} segments but the model only 2 queries" in text
     assert "warning" not in "\n".join(facts.lines(100))
+    assert "left out" not in text
+
+
+def test_segments_that_augmentation_removes_are_counted(scenes):
+    whole = CocoPanoptic.from_root(scenes, "train")
+    cut = inspect_samples(CocoPanoptic.from_root(scenes, "train", transforms=crops_transform(crop_size=16, short_sides=(48,))))
+    assert cut.left_out == whole.segment_count - sum(cut.segments) > 0
+    assert f"{cut.left_out} of their {whole.segment_count} segments lie outside the crop" in "\n".join(cut.lines(100))
+
+
+def test_a_data_set_without_any_segment_is_refused(scenes):
+    path = scenes / "annotations" / "panoptic_train.json"
+    content = json.loads(path.read_text())
+    data, train = DataConfig(root=scenes, train_split="train"), TrainConfig()
+
+    def opened():
+        path.write_text(json.dumps(content))
+        return build.open_train_set(data, AugmentationConfig(preset="scenes"), InferenceSettings(short_side=None), train)
+
+    assert opened().segment_count == sum(len(entry["segments_info"]) for entry in content["annotations"])
+    for entry in content["annotations"]:
+        for row in entry["segments_info"]:
+            row["iscrowd"] = 1
+    with pytest.raises(DataError, match="none of the 6 training images has a segment"):
+        opened()
 
 
 @pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
@@ -116,7 +154,9 @@ def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monke
     monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture: facts)
     fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
     template = SimpleNamespace(model={"name": "detr_r50", "overrides": overrides})
-    trainer = SimpleNamespace(fabric=fabric, total_steps=1, template=template, model=torch.nn.Linear(1, 1), groups=[])
+    trainer = SimpleNamespace(
+        fabric=fabric, total_steps=1, state=RunState(), template=template, model=torch.nn.Linear(1, 1), groups=[]
+    )
     dataset = MagicMock(categories=table)
     dataset.__len__.return_value = 1
     build.announce(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream))

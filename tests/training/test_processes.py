@@ -105,7 +105,7 @@ def skip_what_one_process_cannot_use(rank, folder, strategy):
     trainer = make_trainer("detr", folder, batch_size=2, steps=3, on_nonfinite="skip", strategy=strategy)
     if rank == 1:
         poison(trainer, 1)
-    said, trainer._say = [], lambda text: said.append(text)
+    said, trainer.reporter.say = [], lambda text: said.append(text)
     assert trainer.fit().skipped == 1
     assert said[0].startswith("skipped: step 1 is not finite (loss is nan")
     assert f"on images 2, 3; the batch is kept in '{folder}/nonfinite_step_00000001_rank_1.pt'" in said[0]
@@ -133,6 +133,7 @@ def stop_where_one_process_fails(rank, folder):
 
 def test_processes_stop_together(tmp_path):
     in_processes(2, stop_where_one_process_fails, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["nonfinite_step_00000000_rank_1.pt"]
 
 
 def write_to_a_full_disk(rank, folder, on_disk_full):
@@ -155,6 +156,7 @@ def write_to_a_full_disk(rank, folder, on_disk_full):
 @pytest.mark.parametrize("on_disk_full", ["stop", "go_on"])
 def test_processes_learn_that_the_first_one_cannot_write(tmp_path, on_disk_full):
     in_processes(2, write_to_a_full_disk, tmp_path, on_disk_full)
+    assert [path.name for path in tmp_path.glob("*.pt")] == (["best.pt"] if on_disk_full == "go_on" else [])
 
 
 def test_another_number_of_processes_than_the_settings_say_is_refused(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import csv
+import errno
 
 import pytest
 
@@ -40,6 +41,28 @@ def test_a_new_run_starts_a_new_file(tmp_path):
     path.write_text("step,loss\n1,0.5\n")
     CsvLog(path).write({"step": 1, "loss": 2.0})
     assert [row["loss"] for row in rows(path)] == ["2"]
+
+
+def test_half_a_row_is_taken_back(tmp_path, monkeypatch):
+    log = CsvLog(tmp_path / "log.csv")
+    log.write({"step": 1, "loss": 0.5})
+
+    class Full:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def writerow(self, row):
+            self.stream.write("2,0.")
+            self.stream.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(csv, "writer", Full)
+        for row in ({"step": 2, "loss": 0.25}, {"step": 2, "loss": 0.25, "dense": 1.0}):
+            with pytest.raises(OSError, match="No space left"):
+                log.write(row)
+    log.write({"step": 3, "loss": 0.125, "dense": 1.0})
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "log.csv")] == [("1", "0.5"), ("3", "0.125")]
 
 
 def test_averages_are_means_since_the_last_take():

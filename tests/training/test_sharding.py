@@ -48,26 +48,28 @@ def test_weights_after_some_steps_are_those_of_ddp(kind, tmp_path):
 
 
 def go_on(rank, folder, settings):
-    trainer = make_trainer("detr", folder, batch_size=2, strategy="fsdp", resume=True, change=untouched, **settings)
+    trainer = make_trainer("detr", folder, resume=True, change=untouched, **settings)
     assert trainer.fit().step == settings["steps"]
 
 
 def stop_early(rank, folder, settings):
-    trainer = make_trainer("detr", folder, batch_size=2, strategy="fsdp", change=untouched, **settings)
+    trainer = make_trainer("detr", folder, change=untouched, **settings)
     finished = trainer._finished
     trainer._finished = lambda stop: trainer.state.step == 2 or finished(stop)
     trainer.fit()
 
 
-def test_a_run_that_was_stopped_goes_on_exactly(tmp_path):
-    settings = {"steps": 4, "ema_decay": 0.9}
-    whole = train("detr", tmp_path / "whole", "fsdp", **settings)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_that_was_stopped_goes_on_exactly(strategy, tmp_path):
+    settings = {"steps": 5, "ema_decay": 0.9, "batch_size": 1, "accumulate": 2, "strategy": strategy}
+    in_processes(2, go_on, tmp_path / "whole", settings)
     in_processes(2, stop_early, tmp_path / "parts", settings)
     assert load_checkpoint(tmp_path / "parts" / "last.pt").training["state"]["step"] == 2
     in_processes(2, go_on, tmp_path / "parts", settings)
-    parts = load_checkpoint(tmp_path / "parts" / "last.pt")
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
     assert_same(parts.state_dict, whole.state_dict)
     assert_same(parts.training["model"], whole.training["model"])
+    assert_same(parts.training["ema"], whole.training["ema"])
 
 
 def look_inside(rank, folder):
@@ -75,7 +77,7 @@ def look_inside(rank, folder):
     start = {name: value.clone() for name, value in trainer.model.detector.state_dict().items()}
     model = trainer.model
     parts = [parameter.to_local().numel() / parameter.numel() for parameter in model.mask_head.parameters()]
-    assert 0.4 < sum(parts) / len(parts) < 0.6
+    (folder / f"share_{rank}").write_text(str(sum(parts) / len(parts)))
     assert not any(hasattr(parameter, "to_local") for parameter in model.detector.parameters())
     trainer.fit()
     assert_same(model.detector.state_dict(), start)
@@ -83,6 +85,9 @@ def look_inside(rank, folder):
 
 def test_each_process_holds_a_part_of_what_is_trained_and_all_of_what_is_frozen(tmp_path):
     in_processes(2, look_inside, tmp_path)
+    shares = [float((tmp_path / f"share_{rank}").read_text()) for rank in (0, 1)]
+    assert shares[0] + shares[1] == pytest.approx(1)
+    assert all(0.4 < share < 0.6 for share in shares)
 
 
 def recompute(rank, folder):
