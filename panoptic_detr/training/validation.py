@@ -26,19 +26,18 @@ LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger
 
 
 def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric) -> Evaluate | None:
-    """What to call for scores during training: PQ, or box AP of a detector without masks; None without validation set."""
+    """What to call for scores during training: PQ of a model with masks, and box AP; None without validation set."""
     if dataset is None:
         return None
     validation = dataset
-    with_masks = isinstance(stage, MaskStage)
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         return evaluate_model(
             model,
             validation,
             settings=stage.inference,
-            panoptic=with_masks,
-            ap="none" if with_masks else "boxes",
+            panoptic=isinstance(stage, MaskStage),
+            ap="boxes",
             batch_size=stage.train.batch_size,
             workers=stage.data.workers,
             share=fabric.world_size > 1,

@@ -15,13 +15,15 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from rich.console import Console
-from training.trainer_helpers import assert_equal, make_trainer, poison, read_rows, stop_at, weights_of
+from torch import nn
+from training.trainer_helpers import TINY, assert_equal, make_trainer, poison, read_rows, stop_at, weights_of
 
 from panoptic_detr.checkpoints import CheckpointError, load_checkpoint
-from panoptic_detr.config import OptimizerConfig
+from panoptic_detr.config import ModelConfig, OptimizerConfig
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.transforms import scenes_transform
+from panoptic_detr.training import build
 from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
@@ -281,3 +283,20 @@ def test_a_bad_batch_is_kept_with_its_regions(scenes, tmp_path):
     (kept,) = torch.load(tmp_path / "nonfinite_step_00000000_rank_0.pt", weights_only=True)
     for labels, segment_map in zip(kept["labels"], kept["segment_maps"], strict=True):
         assert segment_map.max() == len(labels)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's tracer makes it
+def test_a_compiled_model_trains_as_it_is(scenes, tmp_path, monkeypatch):
+    """Traced and cut into graphs by torch.compile; what makes machine code of them is PyTorch's own affair, and slow."""
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model, **given: whole(model, backend="eager", **given))
+    rows = []
+    for compiled in (False, True):
+        trainer = make_trainer(scenes, tmp_path / str(compiled), steps=2, overrides={**TINY, "dropout": 0.0})
+        build.prepare(trainer.model, ModelConfig(compile=compiled), trainer.rates)
+        assert (trainer.model._compiled_call_impl is not None) == compiled
+        trainer.fit()
+        rows += [read_rows(tmp_path / str(compiled) / "log.csv")]
+    same = [name for name in rows[0][0] if name not in ("seconds", "wait", "wait_share")]
+    for plain, changed in zip(*rows, strict=True):
+        assert [float(changed[name]) for name in same] == pytest.approx([float(plain[name]) for name in same], rel=1e-4)
