@@ -18,6 +18,7 @@ from panoptic_detr.models.backbone import (
     apply_norms_in_convolutions,
     missing_weights,
 )
+from panoptic_detr.models.settings import check_backbone_levels
 from panoptic_detr.models.timm_backbone import SWIN, build_timm_backbone
 
 
@@ -48,6 +49,7 @@ def build_backbone(
         ValueError: an unknown name, or an option the backbone does not have.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
+    check_backbone_levels(levels, finest=0 if name == "small" else 1)
     if drop_path is not None and name not in SWIN:
         raise ValueError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
@@ -58,13 +60,19 @@ def build_backbone(
         if dilation:
             raise ValueError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
         return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path)
-    layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
-    dilate = [False, False, dilation]
+    return _build_resnet(name, norm, dilation, levels, pretrained, trained_stages)
+
+
+def _build_resnet(
+    name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool, trained_stages: int
+) -> Backbone:
+    """One of torchvision's ResNets; arguments as `build_backbone`."""
     if dilation and name in ("resnet18", "resnet34"):
         raise ValueError(
             f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
         )
-    net = torchvision.models.get_model(name, norm_layer=layer, replace_stride_with_dilation=dilate)
+    layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    net = torchvision.models.get_model(name, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
     if pretrained:
         net.load_state_dict(_fetch_weights(name))
     if norm == "frozen":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.models.deformable_table import sample_with_table
+from panoptic_detr.models.settings import check_heads
 
 Shapes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
@@ -110,8 +111,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, hidden_dim: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int = 4) -> None:
         super().__init__()
-        if hidden_dim % num_heads:
-            raise ValueError(f"hidden_dim must be a multiple of num_heads, got {hidden_dim} and {num_heads}")
+        check_heads(hidden_dim, num_heads)
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         self.sampling_offsets = nn.Linear(hidden_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(hidden_dim, num_heads * num_levels * num_points)

@@ -27,6 +27,7 @@ from panoptic_detr.models.deformable_transformer import (
     flatten_levels,
 )
 from panoptic_detr.models.position_encoding import SinePositionEncoding
+from panoptic_detr.models.settings import check_anchors, check_counts, check_memory_level
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 
@@ -245,7 +246,7 @@ def build_deformable_detr(
         encoder: "deformable", or "dense" self-attention over all tokens (small images).
         encoder_layers: may be 0.
         decoder_layers: at least 1.
-        ffn_dim: inner width of the feed-forward blocks.
+        ffn_dim: inner width of the feed-forward blocks, at least 1.
         dropout: in training.
         box_refine: iterative bounding box refinement, with heads of its own for each layer.
         two_stage: queries proposed by the encoder's tokens.
@@ -257,9 +258,14 @@ def build_deformable_detr(
         dense_aux: token classifiers for the dense auxiliary loss.
 
     Raises:
-        ValueError: settings that do not fit together.
+        ValueError: a setting that is out of its range, or settings that do not fit together.
     """
-    _check_settings(encoder, decoder_layers, box_refine, two_stage, mixed_selection, look_forward_twice)
+    check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
+    check_counts(1, num_backbone_levels=num_backbone_levels)
+    check_counts(0, num_one_to_many=num_one_to_many, encoder_layers=encoder_layers)
+    _check_switches(encoder, box_refine, two_stage, mixed_selection, look_forward_twice)
+    sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
+    check_anchors(anchor_size, num_levels)
     body = build_backbone(
         backbone,
         norm=backbone_norm,
@@ -269,23 +275,18 @@ def build_deformable_detr(
         drop_path=drop_path,
     )
     used = min(num_backbone_levels, num_levels, len(body.num_channels))
-    if not -used <= memory_level < used:
-        raise ValueError(
-            f"memory_level must be in [{-used}, {used - 1}], one of the {used} backbone levels, but got {memory_level}"
-        )
-    total = num_queries + num_one_to_many
-    sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
-    transformer_encoder = build_deformable_encoder(sizes, kind=encoder, num_layers=encoder_layers)
-    transformer_decoder = build_deformable_decoder(
-        sizes, num_layers=decoder_layers, refine=box_refine, look_forward_twice=look_forward_twice
+    check_memory_level(memory_level, used)
+    transformer = (
+        build_deformable_encoder(sizes, kind=encoder, num_layers=encoder_layers),
+        build_deformable_decoder(sizes, num_layers=decoder_layers, refine=box_refine, look_forward_twice=look_forward_twice),
     )
-    reset_transformer(transformer_encoder)
-    reset_transformer(transformer_decoder)
+    for part in transformer:
+        reset_transformer(part)
+    total = num_queries + num_one_to_many
     return DeformableDETR(
         body,
         InputProjections(body.num_channels[-used:], hidden_dim, num_levels - used),
-        transformer_encoder,
-        transformer_decoder,
+        *transformer,
         Proposals(hidden_dim, anchor_size, total if mixed_selection else 0) if two_stage else LearnedQueries(hidden_dim, total),
         PredictionHeads(hidden_dim, num_labels, decoder_layers + two_stage if box_refine else 1, from_points=not two_stage),
         hidden_dim=hidden_dim,
@@ -298,13 +299,9 @@ def build_deformable_detr(
     )
 
 
-def _check_settings(
-    encoder: str, decoder_layers: int, box_refine: bool, two_stage: bool, mixed_selection: bool, look_forward_twice: bool
-) -> None:
+def _check_switches(encoder: str, box_refine: bool, two_stage: bool, mixed_selection: bool, look_forward_twice: bool) -> None:
     if encoder not in ("deformable", "dense"):
         raise ValueError(f"encoder must be 'deformable' or 'dense', but got {encoder!r}")
-    if decoder_layers < 1:
-        raise ValueError(f"decoder_layers must be at least 1, but got {decoder_layers}: the heads read the decoder's states")
     if mixed_selection and not two_stage:
         raise ValueError("mixed_selection takes the queries' positions from proposals: set two_stage=True as well")
     if look_forward_twice and not box_refine:

@@ -45,17 +45,13 @@ class Proposals(nn.Module):
     left, in which case the whole image is their reference.
 
     Args:
-        hidden_dim: width D; the published models use 256, of which a quarter encodes each box coordinate twice.
+        hidden_dim: width D, a multiple of 4; published models use 256, of which a quarter encodes each box coordinate twice.
         anchor_size: side of the first level's anchors, as a fraction of the image.
         num_content: learned content queries (mixed query selection of H-DETR); 0 derives the content from the box as well.
     """
 
     def __init__(self, hidden_dim: int, anchor_size: float = 0.05, num_content: int = 0) -> None:
         super().__init__()
-        if hidden_dim % 4:
-            raise ValueError(
-                f"two-stage queries encode 4 box coordinates: hidden_dim must be a multiple of 4, got {hidden_dim}"
-            )
         self.anchor_size = anchor_size
         self.enc_output = nn.Linear(hidden_dim, hidden_dim)
         self.enc_output_norm = nn.LayerNorm(hidden_dim)

@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.models.cells import cell_centres, unpadded_extent
 from panoptic_detr.models.deformable_attention import DeformableAttention
 from panoptic_detr.models.deformable_heads import PredictionHeads, shift_boxes
 from panoptic_detr.models.detr_transformer import EncoderLayer as DenseLayer
 from panoptic_detr.models.detr_transformer import feed_forward
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
+from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.structures import FeatureLevel
 
 EncoderKind = Literal["deformable", "dense"]
@@ -66,7 +68,7 @@ def flatten_levels(levels: Sequence[FeatureLevel], position_encoding: nn.Module,
         position_encoding(level.padding_mask).flatten(2).transpose(1, 2).to(dtype) + embed.to(dtype)
         for level, embed in zip(levels, level_embed, strict=True)
     ]  # (B, h * w, D) each
-    extents = torch.stack([_unpadded_extent(level.padding_mask) for level in levels], dim=1)  # (B, L, 2) as (w, h)
+    extents = torch.stack([unpadded_extent(level.padding_mask) for level in levels], dim=1)  # (B, L, 2) as (w, h)
     sizes = extents.new_tensor([level.features.shape[:1:-1] for level in levels])  # (L, 2) as (w, h)
     return TokenPyramid(
         features=torch.cat([level.features.flatten(2).transpose(1, 2) for level in levels], dim=1),
@@ -74,21 +76,8 @@ def flatten_levels(levels: Sequence[FeatureLevel], position_encoding: nn.Module,
         padding_mask=torch.cat([level.padding_mask.flatten(1) for level in levels], dim=1),
         shapes=[(level.features.shape[2], level.features.shape[3]) for level in levels],
         valid_ratios=extents / sizes,
-        centres=torch.cat([_centres(level.padding_mask, extents[:, i]) for i, level in enumerate(levels)], dim=1),
+        centres=torch.cat([cell_centres(level.padding_mask) for level in levels], dim=1),
     )
-
-
-def _unpadded_extent(padding_mask: Tensor) -> Tensor:
-    """Unpadded columns and rows of a map (B, h, w), whose padding lies right and below: (B, 2) float32."""
-    return torch.stack([(~padding_mask[:, 0]).sum(1), (~padding_mask[:, :, 0]).sum(1)], dim=-1).float()
-
-
-def _centres(padding_mask: Tensor, extent: Tensor) -> Tensor:
-    height, width = padding_mask.shape[1:]
-    xs = torch.arange(width, device=extent.device, dtype=extent.dtype) + 0.5
-    ys = torch.arange(height, device=extent.device, dtype=extent.dtype) + 0.5
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).flatten(0, 1)  # (h * w, 2)
-    return grid / extent[:, None]  # (B, h * w, 2)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -233,7 +222,11 @@ class DeformableDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What the layers of encoder and decoder share: width D, levels L, heads M, points P, feed-forward width, dropout."""
+    """What the layers of encoder and decoder share: width D, levels L, heads M, points P, feed-forward width, dropout.
+
+    Raises:
+        ValueError: a size that is out of its range, or sizes that do not fit together.
+    """
 
     dim: int
     num_levels: int
@@ -241,6 +234,12 @@ class LayerSizes:
     num_points: int
     ffn_dim: int
     dropout: float
+
+    def __post_init__(self) -> None:
+        check_counts(1, num_levels=self.num_levels, num_points=self.num_points, ffn_dim=self.ffn_dim)
+        check_shares(dropout=self.dropout)
+        check_heads(self.dim, self.num_heads)
+        check_width(self.dim, 4)
 
     def attention(self) -> DeformableAttention:
         """A new deformable attention of these sizes."""

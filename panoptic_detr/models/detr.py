@@ -10,10 +10,12 @@ from panoptic_detr.models.build_backbone import build_backbone
 from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
 Encoding = Literal["sine", "learned", "none"]
 Place = Literal["attention", "input", "none"]
+PARTS: dict[Encoding, int] = {"sine": 4, "learned": 2, "none": 1}  # of the width: axes, and for each sines and cosines
 
 
 class DETR(nn.Module):
@@ -139,7 +141,16 @@ def build_detr(
 
     `position_table_size` is for `position_encoding="learned"`: rows and columns of the largest feature map (image / stride).
     `drop_path` is the stochastic depth of a Swin backbone, by default 0.2.
+
+    Raises:
+        ValueError: a setting that is out of its range, or settings that do not fit together.
     """
+    check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
+    check_counts(1, position_table_size=position_table_size)
+    check_counts(0, encoder_layers=encoder_layers, ffn_dim=ffn_dim)
+    check_shares(dropout=dropout)
+    check_heads(hidden_dim, num_heads)
+    check_width(hidden_dim, PARTS[position_encoding])
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )

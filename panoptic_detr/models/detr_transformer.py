@@ -133,8 +133,6 @@ def build_encoder(*, num_layers: int, dim: int, num_heads: int, ffn_dim: int, dr
 
 def build_decoder(*, num_layers: int, dim: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool) -> Decoder:
     """Build a decoder of at least one layer."""
-    if num_layers < 1:
-        raise ValueError(f"decoder_layers must be at least 1, but got {num_layers}: the heads read the decoder's states")
     layers = [
         DecoderLayer(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm)
         for _ in range(num_layers)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.models.settings import check_heads
+
 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention through `scaled_dot_product_attention`, batch first (DETR paper, appendix A.1).
@@ -25,8 +27,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"hidden_dim must be a multiple of num_heads, but got {dim} and {num_heads}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))

@@ -7,12 +7,15 @@ the same for every query of an image: it is computed once, and only the attentio
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import gcd
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.models.cells import axis_centres, unpadded_extent
+from panoptic_detr.models.settings import check_mask_head, check_shares
 from panoptic_detr.structures import DetectorOutput
 
 CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
@@ -33,8 +36,6 @@ class AttentionMaps(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, scale_maps: bool = False) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"hidden_dim must be a multiple of num_heads, but got {dim} and {num_heads}")
         self.num_heads = num_heads
         self.scale = (dim / num_heads) ** -0.5
         self.scale_maps = scale_maps
@@ -84,6 +85,9 @@ class MaskHead(nn.Module):
             does not; where an image holds dozens of things that look alike, such as cells under a microscope, the states of
             the decoder hardly say which of them is meant, and the box does.
         output_bias: initial bias of the mask logits.
+
+    Raises:
+        ValueError: a size that is out of its range, or sizes that do not fit together; named as `build_model` names them.
     """
 
     def __init__(
@@ -98,13 +102,15 @@ class MaskHead(nn.Module):
         output_bias: float = 0.0,
     ) -> None:
         super().__init__()
+        check_mask_head(dim, num_heads, len(feature_channels))
+        check_shares(mask_dropout=dropout)
         self.inside_boxes = inside_boxes
         steps = len(feature_channels)
         context = [dim // 2 ** (step + 1) for step in range(steps)]  # 128, 64, 32
         widths = [dim + num_heads, dim + num_heads, *context, context[-1] // 2]
         self.attention = AttentionMaps(dim, num_heads, dropout, scale_maps)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(min(8, width), width) for width in widths[1:])
+        self.norms = nn.ModuleList(nn.GroupNorm(gcd(8, width), width) for width in widths[1:])
         self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(reversed(feature_channels), context, strict=True))
         self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
@@ -196,13 +202,12 @@ def cells_outside_boxes(boxes_cxcywh: Tensor, padding_mask: Tensor) -> Tensor:
         (K, h, w) bool; of every box with its centre in the image, at least one cell is not outside.
     """
     boxes = boxes_cxcywh.detach().float()
-    near = []
-    for axis in (1, 0):  # y, x
-        valid = (~padding_mask).any(1 + axis).sum(1, keepdim=True)  # (K or 1, 1) unpadded cells
-        centres = (torch.arange(padding_mask.shape[2 - axis], device=boxes.device) + 0.5) / valid
-        reach = boxes[:, 2 + axis, None] / 2 + 1 / valid
-        near.append((centres - boxes[:, axis, None]).abs() <= reach)  # (K, h), (K, w)
-    return ~(near[0][:, :, None] & near[1][:, None, :])
+    reach = boxes[:, 2:] / 2 + 1 / unpadded_extent(padding_mask)  # (K, 2)
+    near_x, near_y = (
+        (centres - boxes[:, axis, None]).abs() <= reach[:, axis, None]
+        for axis, centres in enumerate(axis_centres(padding_mask))
+    )  # (K, w), (K, h)
+    return ~(near_y[:, :, None] & near_x[:, None, :])
 
 
 def _reset(conv: nn.Conv2d, *, bias: float) -> None:
@@ -212,5 +217,8 @@ def _reset(conv: nn.Conv2d, *, bias: float) -> None:
 
 
 def _of_image(values: Tensor, images: Tensor) -> Tensor:
-    """Rows of `values` (B, ...) for each query; a batch of one image is broadcast instead of copied."""
-    return values if len(values) == 1 else values[images]
+    """Rows of `values` (B, ...) for each query; a batch of one image is broadcast instead of copied.
+
+    Not `values[images]`, whose gradient several CPU threads add up in no fixed order.
+    """
+    return values if len(values) == 1 else values.index_select(0, images)

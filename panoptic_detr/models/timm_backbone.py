@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.models.backbone import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
+from panoptic_detr.models.settings import check_shares
 
 SWIN = {
     "swin_t": "swin_tiny_patch4_window7_224",
@@ -150,8 +151,7 @@ def build_timm_backbone(
     strides = [2 ** (level + 1) for level in levels]
     if name in SWIN:
         rate = DROP_PATH if drop_path is None else drop_path
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop_path must be in [0, 1), the share of left-out blocks, but got {drop_path}")
+        check_shares(drop_path=rate)
         options = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
         net = _create(timm, SWIN[name], pretrained, options)
         return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])

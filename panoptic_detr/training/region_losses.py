@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from panoptic_detr.models.cells import cell_centres
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Target
 from panoptic_detr.training.losses import (
     cells_inside_boxes,
@@ -88,20 +89,11 @@ def _dense_level(level: FeatureLevel, targets: Sequence[Target], num_labels: int
     logits = level.features.flatten(2).transpose(1, 2).float()  # (B, N, C)
     wanted = torch.stack(
         [
-            cells_inside_boxes(_centres(mask), target.boxes, target.labels, num_labels)
-            for mask, target in zip(level.padding_mask, targets, strict=True)
+            cells_inside_boxes(centres, target.boxes, target.labels, num_labels)
+            for centres, target in zip(cell_centres(level.padding_mask), targets, strict=True)
         ]
     )
     return dense_class_loss(logits, wanted, ~level.padding_mask.flatten(1))
-
-
-def _centres(padding_mask: Tensor) -> Tensor:
-    """Cell centres of one image as fractions of its unpadded extent: (h, w) to (h * w, 2)."""
-    height, width = padding_mask.shape
-    valid_height, valid_width = (~padding_mask[:, 0]).sum(), (~padding_mask[0]).sum()
-    y = (torch.arange(height, device=padding_mask.device) + 0.5) / valid_height.clamp(min=1)
-    x = (torch.arange(width, device=padding_mask.device) + 0.5) / valid_width.clamp(min=1)
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).flatten(0, 1)
 
 
 def _canvas(targets: Sequence[Target]) -> tuple[int, int]:

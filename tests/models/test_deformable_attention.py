@@ -112,5 +112,5 @@ def test_locations_keep_float32_under_autocast():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="multiple of num_heads, got 10 and 4"):
+    with pytest.raises(ValueError, match="multiple of num_heads, but got 10 and 4"):
         DeformableAttention(10, num_heads=4)

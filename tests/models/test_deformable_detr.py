@@ -54,10 +54,6 @@ def images(count=2, size=64):
     return torch.randn(count, 3, size, size), torch.zeros(count, size, size, dtype=torch.bool)
 
 
-def values(output):
-    return [output.logits, output.boxes, output.decoder_states, output.memory.features, output.projected]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_output_shapes(variant):
     model = make(**VARIANTS[variant]).eval()
@@ -98,22 +94,23 @@ def test_batched_equals_single(variant):
         torch.testing.assert_close(together.logits[:, index], alone.logits[:, 0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["plain", "two_stage", "dense"])
-def test_transformer_ignores_padding(variant):
+@pytest.mark.parametrize("padding", [(3, 2), (0, 5)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_transformer_ignores_padding(variant, padding):
     model = make(**VARIANTS[variant]).eval()
-    levels = [
-        FeatureLevel(torch.randn(1, 32, s, s + 1), torch.zeros(1, s, s + 1, dtype=torch.bool), 64 // s) for s in (8, 4, 2)
-    ]
-    padded = [pad_level(level) for level in levels]
+    sizes = (8, 4, 2, 1)[: len(model.input_proj.levels)]
+    levels = [FeatureLevel(torch.randn(1, 32, s, s + 1), torch.zeros(1, s, s + 1, dtype=torch.bool), 64 // s) for s in sizes]
+    padded = [pad_level(level, *padding) for level in levels]
     first, second = (transform(model, x) for x in (levels, padded))
     torch.testing.assert_close(first.boxes, second.boxes, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-4)
 
 
-def pad_level(level):
-    """Three more rows and two more columns, full of large numbers."""
-    features = torch.nn.functional.pad(level.features, (0, 2, 0, 3), value=50.0)
-    return FeatureLevel(features, torch.nn.functional.pad(level.padding_mask, (0, 2, 0, 3), value=True), level.stride)
+def pad_level(level, rows, columns):
+    """More rows and columns, full of large numbers."""
+    features = torch.nn.functional.pad(level.features, (0, columns, 0, rows), value=50.0)
+    mask = torch.nn.functional.pad(level.padding_mask, (0, columns, 0, rows), value=True)
+    return FeatureLevel(features, mask, level.stride)
 
 
 def transform(model, levels):
@@ -148,16 +145,6 @@ def test_one_to_many_queries_cost_nothing_at_inference():
     model(*images())
     model.train()(*images())
     assert seen == [6, 16]
-
-
-def test_inference_changes_no_state():
-    model = make(**HYBRID, dense_aux=True).eval()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    settings = {name: dict(vars(module)) for name, module in model.named_modules()}
-    first, second = (model(*batch) for batch in [images()] * 2)
-    assert all(torch.equal(a, b) for a, b in zip(values(first), values(second), strict=True))
-    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    assert {name: dict(vars(module)) for name, module in model.named_modules()} == settings
 
 
 @pytest.mark.parametrize("variant", ["two_stage", "hybrid"])
@@ -274,7 +261,7 @@ def test_parameter_counts_of_the_paper(name, millions):
         ({"decoder_layers": 0}, "decoder_layers must be at least 1, but got 0"),
         ({"mixed_selection": True}, "set two_stage=True"),
         ({"look_forward_twice": True}, "set box_refine=True"),
-        ({"two_stage": True, "hidden_dim": 18, "num_heads": 2}, "multiple of 4, got 18"),
+        ({"two_stage": True, "hidden_dim": 18, "num_heads": 2}, "multiple of 4, but got 18"),
     ],
 )
 def test_settings_that_do_not_fit(overrides, message):

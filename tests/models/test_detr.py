@@ -76,13 +76,26 @@ class Patches(nn.Module):
         return {str(index): conv(images) for index, conv in enumerate(self.convs)}
 
 
-@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_panoptic"])
-def test_padding_changes_nothing(name):
-    model = tiny(name)
+@pytest.mark.parametrize("larger", [(96, 128), (64, 192)])
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("detr_r50", {}),
+        ("detr_r50_panoptic", {}),
+        ("detr_r50", {"pre_norm": True}),
+        ("detr_r50", {"encoder_layers": 0}),
+        ("detr_r50", {"ffn_dim": 0}),
+        ("detr_r50", {"position_encoding": "learned"}),
+        ("detr_r50", {"position_encoding": "none"}),
+        ("detr_r50", {"encoder_position": "input", "decoder_position": "input", "query_position": "input"}),
+    ],
+)
+def test_padding_changes_nothing(name, overrides, larger):
+    model = tiny(name, **overrides)
     detector = model.detector if name.endswith("panoptic") else model
     detector.backbone = Backbone(Patches(), (4, 8, 16, 32), (8, 8, 8, 8))
     detector.input_proj = nn.Conv2d(8, 32, 1)
-    small, large = torch.randn(3, 64, 96), torch.randn(3, 96, 128)
+    small, large = torch.randn(3, 64, 96), torch.randn(3, *larger)
     alone, padded = run(model, small), run(model, small, large)
     torch.testing.assert_close(padded.logits[:, :1], alone.logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(padded.boxes[:, :1], alone.boxes, rtol=1e-4, atol=1e-5)
