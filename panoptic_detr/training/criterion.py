@@ -16,7 +16,7 @@ from panoptic_detr.training.losses import (
     softmax_class_loss,
     sum_per_layer,
 )
-from panoptic_detr.training.matcher import HungarianMatcher, Matches
+from panoptic_detr.training.matcher import ClassCost, HungarianMatcher, Matches
 from panoptic_detr.training.region_losses import MaskLossKind, dense_term, mask_terms
 from panoptic_detr.zoo import check_name, default_num_labels
 
@@ -310,22 +310,15 @@ def build_criterion(
         one_to_many_layers: L1, for "layer".
     """
     check_name(name)
-    softmax = name.startswith("detr_")
-    default = 1.0 if softmax else 2.0
+    head: ClassCost = "softmax" if name.startswith("detr_") else "sigmoid"
+    published = 1.0 if head == "softmax" else 2.0  # of the class, in the cost and in the total
+    cost = published if cost_class is None else cost_class
+    weight = published if class_weight is None else class_weight
     scheme: Scheme = ("branch" if name.startswith("h_") else "none") if hybrid == "auto" else hybrid
     return Criterion(
         num_labels=default_num_labels(name) if num_labels is None else num_labels,
-        matcher=HungarianMatcher(
-            "softmax" if softmax else "sigmoid", default if cost_class is None else cost_class, cost_l1, cost_giou
-        ),
-        weights=LossWeights(
-            default if class_weight is None else class_weight,
-            l1_weight,
-            giou_weight,
-            mask_focal_weight,
-            mask_dice_weight,
-            dense_weight,
-        ),
+        matcher=HungarianMatcher(head, cost, cost_l1, cost_giou),
+        weights=LossWeights(weight, l1_weight, giou_weight, mask_focal_weight, mask_dice_weight, dense_weight),
         no_object_weight=no_object_weight,
         aux_loss=aux_loss,
         masks=name.endswith("_panoptic"),
