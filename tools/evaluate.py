@@ -32,6 +32,7 @@ from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.evaluate import ModelScores, evaluate_model
 from panoptic_detr.evaluation.open_model import OpenedModel, best_device, open_model
+from panoptic_detr.evaluation.overlaps import EvaluationError
 from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.inference.settings import InferenceSettings
@@ -87,8 +88,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
     if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
         parser.error("--calibrate is for a checkpoint, in one process")
-    if options.store and not (options.calibrate and Path(options.checkpoint).is_file()):
+    if options.store and not options.calibrate:
         parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
+    if options.store and not Path(options.checkpoint).is_file():
+        parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
     return options
 
 
@@ -121,6 +124,11 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
         device = best_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
         opened = open_model(options.checkpoint, device)
         settings = opened.settings.with_thresholds(options.threshold, options.stuff_threshold)
+        if options.calibrate and not opened.panoptic:
+            raise EvaluationError(
+                f"{options.checkpoint} is a detector without a mask head, so it has no PQ to calibrate; train the head first "
+                "(train_masks)"
+            )
         dataset = open_data(options, settings)
         if options.calibrate:
             settings = calibrate(options, opened, dataset, settings)

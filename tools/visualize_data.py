@@ -11,7 +11,7 @@ from rich.progress import track
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_files import DataError, make_folder, resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, read_annotations, safe_path
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, check_same_images, read_annotations, safe_path
 from panoptic_detr.evaluation.panoptic_quality import PanopticQuality
 from panoptic_detr.inference.predictor import load_model
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
@@ -22,6 +22,7 @@ from panoptic_detr.visualization.pictures import Image, save_picture
 from panoptic_detr.visualization.report import write_report
 from panoptic_detr.visualization.report_tables import read_curves
 from panoptic_detr.visualization.svg import svg_overlay
+from panoptic_detr.zoo import list_models
 
 Predict = Callable[[int], PanopticSegmentation]
 
@@ -68,6 +69,7 @@ def draw_each(options: Namespace, what: str, draw: Callable[[Image, PanopticSegm
 def report(options: Namespace) -> str:
     """Write one HTML page with scores, curves, confusions and a gallery of what a run or a results JSON predicts."""
     source: Path = options.source
+    check_report(source, options.output)
     run_folder = source if source.is_dir() else source.parent
     results = source.suffix == ".json"
     options.pred_json = source if results else None
@@ -100,6 +102,16 @@ def report(options: Namespace) -> str:
     return f"report: {options.output}"
 
 
+def check_report(source: Path, output: Path) -> None:
+    """Raise `DataError` before any work if a report has nothing to be made from, or no file to be written to."""
+    if not source.exists() and str(source) not in list_models():
+        raise DataError(f"{source}: there is no such run folder, checkpoint or results JSON to report on")
+    if source.is_dir() and not (source / "best.pt").is_file():
+        raise DataError(f"{source}: no best.pt in this folder; name a run's folder, a checkpoint, or a results JSON")
+    if output.is_dir():
+        raise DataError(f"{output} is a folder; name the file to write the report to, such as {output / 'report.html'}")
+
+
 def open_data(options: Namespace) -> CocoPanoptic:
     """The chosen images of the data set."""
     explicit = {name: getattr(options, name) for name in ("images", "panoptic", "annotations")}
@@ -126,6 +138,8 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
         folder = options.pred_panoptic or (beside if beside.is_dir() else named)
         results = read_annotations(options.pred_json, folder)
+        names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
+        check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
         return lambda i: read_result(results, data.image_ids[i], data.categories)
     if options.model is not None:
         predictor = load_model(options.model)

@@ -25,7 +25,7 @@ from panoptic_detr.visualization.attention import boxes_of_queries, look
 from panoptic_detr.visualization.attention_pictures import draw_look
 from panoptic_detr.visualization.explain import draw_explanation, explain_table
 from panoptic_detr.visualization.overlay import overlay
-from panoptic_detr.visualization.pictures import save_picture
+from panoptic_detr.visualization.pictures import picture_ending, save_picture
 from panoptic_detr.visualization.queries import (
     LayerScore,
     count_instances,
@@ -64,6 +64,7 @@ def attention(options: Namespace) -> str:
 
 def sweep(options: Namespace) -> str:
     """Draw the first image at several thresholds, with the PQ of all chosen images."""
+    picture_ending(options.output)
     data, predictor, steps = open_data(options), load_model(options.model), []
     if not len(data):
         raise DataError("a threshold sweep needs at least one image, but none was chosen")

@@ -163,11 +163,14 @@ def write_scenes(
         The path of the JSON.
 
     Raises:
-        DataError: the folder cannot be written to, or a number out of range.
+        DataError: the folder cannot be written to or holds this split already, or a number out of range.
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
     root = Path(folder)
+    path = root / "annotations" / f"panoptic_{split}.json"
+    if path.exists():
+        raise DataError(f"{path} is there already; choose another folder or split, or remove the data set first")
     for part in (split, f"panoptic_{split}", "annotations"):
         make_folder(root / part)
     write = partial(_write_scene, root=root, size=size, seed=seed, split=split)
@@ -179,7 +182,6 @@ def write_scenes(
         "annotations": annotations,
         "categories": scene_categories().to_coco(),
     }
-    path = root / "annotations" / f"panoptic_{split}.json"
     write_bytes(path, json.dumps(content).encode())
     return path
 

@@ -5,9 +5,10 @@ Nothing in the JSON is trusted: ids, categories and file names are checked, area
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ class AnnotationSet:
         folder: the folder of id PNGs.
         entries: by image id, in the order of the JSON; checked when `regions` reads them.
         category_list: the JSON's `categories`, if it has them.
+        image_names: file names of the images by id, where the JSON lists `images`.
     """
 
     path: Path
     folder: Path
     entries: dict[ImageId, Mapping[str, Any]]
     category_list: Any = None
+    image_names: dict[ImageId, str] = field(default_factory=dict)
 
     def categories(self) -> CategoryTable:
         """The category table.
@@ -103,7 +106,57 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
         if image_id in entries:
             raise EvaluationError(f"{path}: image {image_id} has more than one annotation; keep one per image")
         entries[image_id] = row
-    return AnnotationSet(path, folder, entries, content.get("categories"))
+    return AnnotationSet(path, folder, entries, content.get("categories"), _image_names(content.get("images")))
+
+
+def check_same_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[str]:
+    """Refuse predictions of another split: those whose image ids are the truth's by chance, so that no file name agrees.
+
+    The names of the images are compared where both JSONs list `images`, and those of the PNGs elsewhere, all without folder and
+    ending. Results may name their PNGs freely, so names around the truth's or around the image id agree as well.
+
+    Returns:
+        A line for each image whose names differ while others agree.
+
+    Raises:
+        EvaluationError: the two share images, and none has the same name on both sides.
+    """
+    shared = [image_id for image_id in truth.entries if image_id in prediction.entries]
+    listed = [i for i in shared if i in truth.image_names and i in prediction.image_names]
+    if listed:
+        names = {i: (prediction.image_names[i], truth.image_names[i]) for i in listed}
+        differing = [i for i, (mine, theirs) in names.items() if _stem(mine) != _stem(theirs)]
+    else:
+        pairs = {i: (prediction.entries[i].get("file_name"), truth.entries[i].get("file_name")) for i in shared}
+        names = {i: (a, b) for i, (a, b) in pairs.items() if isinstance(a, str) and isinstance(b, str)}
+        differing = [i for i, (mine, theirs) in names.items() if not _same_png(_stem(mine), _stem(theirs), i)]
+    if differing and len(differing) == len(names):
+        mine, theirs = names[differing[0]]
+        raise EvaluationError(
+            f"{prediction.path}: these are predictions of other images: image {differing[0]} is {_show(mine)} there but "
+            f"{_show(theirs)} in {truth.path}, and no other image has the same name on both sides; predict the images of this "
+            "ground truth (its split), or give the ground truth of the predicted ones"
+        )
+    return [f"image {i}: {_show(names[i][0])}, truth {_show(names[i][1])}" for i in differing]
+
+
+def _image_names(rows: Any) -> dict[ImageId, str]:
+    """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
+    entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    pairs = ((row.get("id"), row.get("file_name")) for row in entries)
+    return {i: name for i, name in pairs if isinstance(i, int | str) and isinstance(name, str)}
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem.casefold()
+
+
+def _same_png(mine: str, theirs: str, image_id: ImageId) -> bool:
+    """Whether the name of a predicted PNG fits: equal, the same number, or one within the other as a whole number or word."""
+    pairs = ((mine, theirs), (theirs, mine), (str(image_id).casefold(), mine))
+    if mine.isdecimal() and int(mine) in (image_id, int(theirs) if theirs.isdecimal() else None):
+        return True
+    return any(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in pairs if part)
 
 
 def _png_path(folder: Path, name: Any, where: str) -> Path:

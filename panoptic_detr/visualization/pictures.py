@@ -52,13 +52,19 @@ def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) ->
         PictureError: another ending, or a folder that is missing or cannot be written.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in (".png", ".jpg", ".jpeg"):
-        raise PictureError(f"{path}: pictures are written as .png, .jpg or .jpeg, not {ending or 'without an ending'}")
+    ending = picture_ending(path)
     try:
         write_bytes(path, encode_picture(picture, ending, quality=quality))
     except OSError as error:
         raise PictureError(f"{path}: cannot be written ({error.strerror}); choose an output folder you may write to") from None
+
+
+def picture_ending(path: Path) -> str:
+    """The ending of a picture to be written, in small letters; `PictureError` unless it is .png, .jpg or .jpeg."""
+    ending = path.suffix.lower()
+    if ending not in (".png", ".jpg", ".jpeg"):
+        raise PictureError(f"{path}: pictures are written as .png, .jpg or .jpeg, not {ending or 'without an ending'}")
+    return ending
 
 
 def encode_picture(picture: np.ndarray, ending: str = ".png", *, quality: int = 92) -> bytes:

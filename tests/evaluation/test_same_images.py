@@ -1,0 +1,86 @@
+"""Predictions of another split: image ids may agree by chance, file names then do not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from panoptic_detr.evaluation.overlaps import EvaluationError
+from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.segment_maps import write_id_png
+
+CATEGORIES = [{"id": 1, "name": "cat", "isthing": 1}]
+
+
+def write_side(folder, images):
+    """One side of a comparison; `images` by id: (name of the image or None for no `images`, name of the PNG)."""
+    folder.mkdir(parents=True)
+    info = {"id": 1, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [0, 0, 4, 4]}
+    rows = [{"image_id": i, "file_name": png, "segments_info": [info]} for i, (_, png) in images.items()]
+    for _, png in images.values():
+        (folder / png).parent.mkdir(parents=True, exist_ok=True)
+        write_id_png(folder / png, np.ones((4, 4), np.int32))
+    content = {"annotations": rows, "categories": CATEGORIES}
+    listed = [{"id": i, "file_name": name} for i, (name, _) in images.items() if name is not None]
+    (folder / "side.json").write_text(json.dumps({**content, **({"images": listed} if listed else {})}))
+    return folder / "side.json", folder
+
+
+def score(folder, truth, prediction):
+    sides = (*write_side(folder / "truth", truth), *write_side(folder / "prediction", prediction))
+    return evaluate_panoptic(*sides, workers=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "named"),
+    [
+        ({1: (None, "paris.png"), 2: (None, "rome.png")}, {1: (None, "oslo.png"), 2: (None, "bern.png")}, "'oslo.png'"),
+        ({1: ("paris.jpg", "paris.png")}, {1: ("oslo.jpg", "oslo.png")}, "'oslo.jpg'"),
+        # The names of PNGs say nothing where both sides list the images.
+        ({1: ("paris.jpg", "1.png")}, {1: ("oslo.jpg", "1.png")}, "'oslo.jpg'"),
+        ({12: (None, "000099.png")}, {12: (None, "000120.png")}, "'000120.png'"),
+        ({7: (None, "img1.png")}, {7: (None, "img12.png")}, "'img12.png'"),
+    ],
+)
+def test_predictions_of_other_images_are_refused(tmp_path, truth, prediction, named):
+    first = next(iter(truth))
+    with pytest.raises(EvaluationError, match=f"image {first} is {named} there but '.*' in .*truth/side.json") as caught:
+        score(tmp_path, truth, prediction)
+    assert "predict the images of this ground truth (its split)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction"),
+    [
+        ({139: ("000000000139.jpg", "000000000139.png")}, {139: (None, "000000000139.png")}),
+        ({139: ("000000000139.jpg", "000000000139.png")}, {139: ("000000000139.jpg", "any.png")}),
+        ({139: ("val/000000000139.jpg", "000000000139.png")}, {139: ("000000000139.JPEG", "any.png")}),
+        ({139: (None, "000000000139.png")}, {139: (None, "000000000139")}),
+        ({139: (None, "000000000139.png")}, {139: (None, "139.png")}),
+        ({139: (None, "000000000139.png")}, {139: (None, "pred_000000000139_panoptic.png")}),
+        ({4: (None, "paris.png")}, {4: (None, "pred_4.png")}),
+        ({4: (None, "paris.png")}, {4: (None, "paris_labels.tif.png")}),
+        ({4: ("Paris.jpg", "Paris.png")}, {4: ("paris.png", "1.png")}),
+    ],
+)
+def test_legitimate_names_are_scored(tmp_path, truth, prediction):
+    result = score(tmp_path, truth, prediction)
+    assert result.all.pq == 1.0
+    assert result.notes == ()
+
+
+def test_one_equal_name_is_enough_and_the_others_are_noted(tmp_path):
+    truth = {1: ("a.jpg", "1.png"), 2: ("b.jpg", "2.png")}
+    result = score(tmp_path, truth, {1: ("a.jpg", "1.png"), 2: ("new.jpg", "2.png")})
+    assert result.all.pq == 1.0
+    assert len(result.notes) == 1
+    assert "file names differ from the truth's" in result.notes[0]
+    assert "image 2: 'new.jpg', truth 'b.jpg'" in result.notes[0]
+
+
+@pytest.mark.parametrize("images", [5, [3], [{"id": [], "file_name": "a"}], [{"id": 1, "file_name": 2}]])
+def test_an_odd_list_of_images_does_not_stop_the_scoring(tmp_path, images):
+    truth = write_side(tmp_path / "truth", {1: ("a.jpg", "1.png")})
+    path, folder = write_side(tmp_path / "prediction", {1: (None, "1.png")})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": images}))
+    assert evaluate_panoptic(*truth, path, folder, workers=1, progress=False).all.pq == 1.0
