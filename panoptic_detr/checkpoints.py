@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ except ImportError:  # Windows
 FORMAT = "panoptic_detr checkpoint"
 VERSION = 1
 SAFETENSORS = ".safetensors"
+CUT_SHORT = "is cut short or damaged; copy it again or use an older one"
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -127,8 +128,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: no such file, cut short, or not a checkpoint of this project.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {str(path)!r}")
+    check_is_file(path)
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
     _check_format(content, path)
     table = content["categories"]
@@ -141,6 +141,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         versions=content["versions"],
         path=path,
     )
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `CheckpointError` unless there is a file; of a folder the message names the checkpoint in it."""
+    if path.is_dir():
+        inside = [name for name in ("best.pt", "last.pt") if (path / name).is_file()]
+        hint = f"name the file: {path / inside[0]}" if inside else "it holds no best.pt; name the checkpoint's file"
+        raise CheckpointError(f"no checkpoint at {str(path)!r}: that is a folder; {hint}")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {str(path)!r}: there is no such file")
+
+
+def check_source(name_or_path: str, names: Collection[str]) -> None:
+    """Raise `CheckpointError` if a source of weights, none of `names`, is or looks like a path and there is no file."""
+    path = Path(name_or_path)
+    if name_or_path in names:
+        return
+    if path.is_dir() or path.name != name_or_path or path.suffix in (".pt", ".pth", SAFETENSORS):
+        check_is_file(path)
+
+
+def unreadable_weights(path: Path, error: Exception) -> str:
+    """Why `torch.load` refused a file, in a sentence's second half and without its advice to open the file unsafely.
+
+    Args:
+        path: the file.
+        error: what `torch.load(path, weights_only=True)` raised.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(2)
+    if not start:
+        return "is empty; copy or download it again"
+    if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle of protocol 2 and later
+        return "is neither a PyTorch archive nor a pickle; check which file it is, or download it again"
+    if start == b"PK" and "weights_only" not in str(error):
+        return CUT_SHORT
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    named = f" (it names {found[1]})" if found else ""
+    return f"is not opened, because it could run code{named}; a file of weights holds tensors and plain values only"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
@@ -255,15 +294,9 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an arbitrary file can make the unpickler raise anything
-        with open(path, "rb") as stream:
-            is_archive = stream.read(2) == b"PK"
-        if is_archive and "weights_only" not in str(error):
-            raise CheckpointError(
-                f"checkpoint {str(path)!r} is cut short or damaged; copy it again or use an older one"
-            ) from error
-        raise CheckpointError(
-            f"{str(path)!r} is not a checkpoint of this project and is not opened, because it could run code: {_reason(error)}"
-        ) from error
+        reason = unreadable_weights(path, error)
+        what = f"checkpoint {str(path)!r}" if reason == CUT_SHORT else f"{str(path)!r} is not a checkpoint of this project: it"
+        raise CheckpointError(f"{what} {reason}") from error
 
 
 def _check_format(content: Any, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panoptic_detr.config_checks import ConfigError, at_least
+from panoptic_detr.config_checks import CLASS_SETTINGS, CLASSES_FROM_DATA, ConfigError, at_least, check_hybrid_names
 from panoptic_detr.config_inference import InferenceSettings
 
 
@@ -22,7 +22,7 @@ class ModelConfig:
             the mask head starts from it (the detector has a setting of its own).
         activation_checkpointing: recompute encoder and decoder layers in the backward pass: less memory, about 30% more time.
         channels_last: memory format of the convolutions; faster on GPUs and for large images on CPUs.
-        compile: run the model through `torch.compile`.
+        compile: run the model through `torch.compile`: its first steps take minutes, so it pays in long runs only.
     """
 
     name: str = "detr_r50"
@@ -31,6 +31,11 @@ class ModelConfig:
     activation_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in CLASS_SETTINGS:
+            if name in self.overrides:
+                raise ConfigError(f"there is no setting 'model.overrides.{name}': {CLASSES_FROM_DATA}")
 
 
 @dataclass
@@ -238,6 +243,7 @@ class DetectorStage:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
     def __post_init__(self) -> None:
+        check_hybrid_names(self.loss)
         for name in ("compile", "channels_last"):
             if self.train.strategy == "fsdp" and getattr(self.model, name):
                 raise ConfigError(f"train.strategy: fsdp does not go with model.{name}; switch it off, or use ddp")

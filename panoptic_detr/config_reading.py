@@ -17,6 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from panoptic_detr.config import ConfigError
+from panoptic_detr.config_checks import CLASS_SETTINGS, CLASSES_FROM_DATA
 
 Stage = TypeVar("Stage")
 
@@ -116,9 +117,14 @@ def _leaves(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator
 def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
     if key in keys or any(key.startswith(f"{free}.") for free in _free_keys(stage)):
         return
-    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = same_name or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.0)
-    raise ConfigError(f"unknown setting {key!r} in {where}; did you mean {nearest[0]!r}? --help lists every setting")
+    name = key.rpartition(".")[2]
+    if name in CLASS_SETTINGS:
+        raise ConfigError(f"unknown setting {key!r} in {where}: {CLASSES_FROM_DATA}")
+    same_name = sorted(known for known in keys if known.rpartition(".")[2] == name)
+    nearest = same_name or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.7)
+    groups = "; what a model's builder takes goes under 'model.overrides', what the criterion takes under 'loss'"
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"{groups}."
+    raise ConfigError(f"unknown setting {key!r} in {where}{hint} --help lists every setting")
 
 
 def _free_keys(stage: type) -> Iterator[str]:
@@ -153,6 +159,8 @@ def type_name(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if getattr(kind, "__origin__", None) in (list, dict):
         return str(kind).replace("typing.", "")
+    if all(getattr(argument, "__origin__", None) is Literal for argument in arguments):
+        return type_name(Literal[tuple(value for argument in arguments for value in argument.__args__)])
     return " or ".join(type_name(argument) for argument in arguments)
 
 

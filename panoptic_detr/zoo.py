@@ -70,9 +70,8 @@ def check_name(name: str) -> None:
     """Raise `ValueError` with the nearest names unless `name` is a model."""
     if name not in list_models():
         near = get_close_matches(name, list_models(), 3, 0.3)
-        raise ValueError(
-            f"there is no model {name!r}; the nearest are {', '.join(near) or 'none'} (all: panoptic_detr.list_models())"
-        )
+        hint = f"; the nearest are {', '.join(near)}" if near else ", and no name is near to it"
+        raise ValueError(f"there is no model {name!r}{hint} (all: panoptic_detr.list_models())")
 
 
 def default_num_labels(name: str) -> int:
@@ -156,6 +155,8 @@ def _check_override(name: str, key: str, value: Any) -> None:
     if key not in types:
         near = get_close_matches(key, types, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(types)}"
+        if key == "num_classes":
+            hint = "the number of classes is 'num_labels', which the data's categories give"
         raise ValueError(f"{name} has no override {key!r}; {hint}")
     if not fits_type(value, types[key]):
         wanted = get_args(types[key]) if get_origin(types[key]) is Literal else getattr(types[key], "__name__", types[key])

@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from panoptic_detr.config import ConfigError, DetectorStage, MaskStage, OptimizerConfig, TrainConfig
-from panoptic_detr.config_reading import known_keys, plain, read_config, read_config_or_exit, save_config
+from panoptic_detr.config_reading import known_keys, plain, read_config, read_config_or_exit, save_config, type_name
 
 
 @pytest.fixture
@@ -121,3 +122,31 @@ def test_help_lists_every_setting(capsys):
     leaves = [key for key in known_keys(MaskStage) if "." in key or key in ("loss", "inference", "detector", "joint")]
     assert len(leaves) > 40
     assert [key for key in leaves if f"--{key}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model.overrides.num_classes", "5"],
+            r"no setting 'model\.overrides\.num_classes': the classes, and so their number",
+        ),
+        (["--model.overrides.num_labels", "5"], r"come from the categories of the annotations; leave it out"),
+        (["--num_classes", "5"], r"unknown setting 'num_classes' in the command line: the classes, and so their number, come"),
+        (["--model.num_classes", "5"], r"unknown setting 'model\.num_classes' in the command line: the classes"),
+        (["--model.num_queries", "5"], r"builder takes goes under 'model\.overrides', what the criterion takes under 'loss'\."),
+        (["--loss.hybrid_weight", "2"], r"'loss\.hybrid_weight'; did you mean 'loss\.one_to_many_weight'\?"),
+        (
+            ["--loss.hybrid.weight", "2"],
+            r"'loss\.hybrid\.weight'; did you mean 'loss\.one_to_many_weight'\? 'loss\.hybrid' itself",
+        ),
+    ],
+)
+def test_settings_under_other_names_are_pointed_to(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(MaskStage, arguments)
+
+
+def test_several_lists_of_choices_read_as_one():
+    assert type_name(Literal["a", "b"] | Literal["auto"]) == "one of a, b, auto"
+    assert type_name(Literal["a"] | None) == "one of a or null"

@@ -78,13 +78,14 @@ JOBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement, print its tables, write its figures."""
-    parser = ArgumentParser(prog="benchmark", description="Measure speed and memory.")
+    parser = ArgumentParser(prog="panoptic-detr benchmark", description="Measure speed and memory.")
     choices = parser.add_subcommands(dest="job")
     for name, job in JOBS.items():
         sub = ArgumentParser(description=(job.run.__doc__ or "").splitlines()[0])
         sub.add_function_arguments(job.run)
         sub.add_argument("--json", type=Path | None, help="also write the figures, with the machine, to this file")
         choices.add_subcommand(name, sub, help=sub.description)
+        sub.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
     chosen = parser.parse_args(argv)
     options = chosen[chosen.job].as_dict()
     file = options.pop("json")

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem:
         print(f"panoptic-detr: {problem}", file=sys.stderr)
         return USAGE
+    # Broken pictures are named by our own errors. OpenCV reads this when it is imported; libpng's own lines stay.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     return run(importlib.import_module(f"panoptic_detr.tools.{job}").main, arguments[1:], f"panoptic-detr {job}")
 
 

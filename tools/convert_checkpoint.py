@@ -19,7 +19,15 @@ from typing import Any
 import torch
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from panoptic_detr.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    check_is_file,
+    load_checkpoint,
+    save_checkpoint,
+    unreadable_weights,
+    write_atomically,
+)
 from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.official_weights import load_official
 from panoptic_detr.official_weights_export import to_official
@@ -89,6 +97,7 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
 
 def read_ours(options: argparse.Namespace) -> Checkpoint:
     """Read a checkpoint of this project, with other classes if asked for."""
+    check_is_file(options.source)
     try:
         checkpoint = load_checkpoint(options.source)
     except CheckpointError as error:
@@ -100,14 +109,14 @@ def read_ours(options: argparse.Namespace) -> Checkpoint:
 
 def open_published(source: Path) -> Mapping[str, Any]:
     """Open a file of the authors' code without running code in it; the options that their training saves are plain values."""
-    if not source.is_file():
-        raise CheckpointError(f"no checkpoint at {str(source)!r}")
+    check_is_file(source)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # an arbitrary file can make the unpickler raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{str(source)!r} cannot be opened as a file of weights: {reason}") from error
+        raise CheckpointError(
+            f"{str(source)!r} cannot be opened as a file of weights: it {unreadable_weights(source, error)}"
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{str(source)!r} holds a {type(content).__name__}, not a state dict")
     return content
@@ -121,6 +130,8 @@ def read_overrides(text: str) -> dict[str, Any]:
         raise ValueError(f"--overrides must be a JSON object, but {text!r} is not: {error}") from None
     if not isinstance(overrides, dict):
         raise ValueError(f"--overrides must be a JSON object, but got {text!r}")
+    if "num_labels" in overrides:
+        raise ValueError("the number of label slots is no override: give --num-labels")
     return overrides
 
 

@@ -100,17 +100,20 @@ JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
-    parser = ArgumentParser(prog="data", description="Make, check and convert panoptic data sets.")
+    parser = ArgumentParser(prog="panoptic-detr data", description="Make, check and convert panoptic data sets.")
     choices = parser.add_subcommands(dest="job")
     for name, function in JOBS.items():
         job = _parser(function)
         choices.add_subcommand(name, job, help=job.description)
+        job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
     converter = ArgumentParser(description="Convert other annotations to COCO-panoptic, and back.")
     choices.add_subcommand("convert", converter, help=converter.description)
+    converter.prog = f"{parser.prog} convert"
     formats = converter.add_subcommands(dest="format")
     for name, convert in FORMATS.items():
         job = _parser(convert)
         formats.add_subcommand(name, job, help=job.description)
+        job.prog = f"{converter.prog} {name}"
     arguments = parser.parse_args(argv)
     chosen = arguments[arguments.job]
     if arguments.job != "convert":

@@ -12,6 +12,7 @@ Every setting of the YAML can be given on the command line; `--train.resume true
 import sys
 from collections.abc import Sequence
 
+from panoptic_detr.checkpoints import check_source
 from panoptic_detr.config import DetectorStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.tools.cli import run
@@ -19,17 +20,20 @@ from panoptic_detr.training import build, validation
 from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
+from panoptic_detr.zoo import list_models
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, build, train, save."""
-    stage = read_config_or_exit(DetectorStage, argv, prog="train_detector", description=__doc__ or "")
+    stage = read_config_or_exit(DetectorStage, argv, prog="panoptic-detr train_detector", description=__doc__ or "")
     train_detector(stage)
     return 0
 
 
 def train_detector(stage: DetectorStage) -> None:
     """Run stage 1 with these settings; the result is `best.pt` in the run's folder."""
+    if stage.model.weights is not None:
+        check_source(stage.model.weights, list_models())
     fabric = build.start_fabric(stage.train, unused_parameters=build.switches_terms_off(stage.loss))
     resume_command = check_run_folder(stage.train, "train_detector")
     dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)

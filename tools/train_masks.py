@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint
+from panoptic_detr.checkpoints import Checkpoint, check_source
 from panoptic_detr.config import ConfigError, MaskStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.models.panoptic_detr import PanopticDETR
@@ -25,13 +25,13 @@ from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
-from panoptic_detr.zoo import PANOPTIC, build_model
+from panoptic_detr.zoo import PANOPTIC, build_model, list_models
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, build, train, save."""
     arguments = spelled_out(sys.argv[1:] if argv is None else argv)
-    stage = read_config_or_exit(MaskStage, arguments, prog="train_masks", description=__doc__ or "")
+    stage = read_config_or_exit(MaskStage, arguments, prog="panoptic-detr train_masks", description=__doc__ or "")
     train_masks(stage)
     return 0
 
@@ -50,6 +50,8 @@ def train_masks(stage: MaskStage) -> None:
     """Run stage 2 with these settings; the result is `best.pt` in the run's folder."""
     if stage.detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
+    for source in filter(None, (stage.detector, stage.model.weights)):
+        check_source(source, list_models())
     fabric = build.start_fabric(stage.train, unused_parameters=stage.joint and build.switches_terms_off(stage.loss))
     console = rank_zero_console(fabric)
     resume_command = check_run_folder(stage.train, "train_masks")

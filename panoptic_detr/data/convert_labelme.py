@@ -114,6 +114,7 @@ def _read(item: tuple[int, str, Path], *, settings: _Settings) -> Labelled:
     bare = name if settings.images is None else PureWindowsPath(name).name
     image = find_image(beside, bare, str(path))
     size = read_image(image).shape[:2]
+    _check_drawn_size(content, size, f"{path}: {image.name}")
     masks: dict[tuple[int, Any], np.ndarray] = {}
     notes: list[str] = []
     for place, shape in enumerate(_shapes(content, path)):
@@ -129,6 +130,16 @@ def _read(item: tuple[int, str, Path], *, settings: _Settings) -> Labelled:
     segments = [(region.category_id, False) for region in regions]
     fill_rest(places, segments, settings.rest_id)
     return Labelled(image, f"{key}{image.suffix}", number, places, segments, notes)
+
+
+def _check_drawn_size(content: dict[str, Any], size: tuple[int, int], where: str) -> None:
+    """LabelMe turns a picture upright by its EXIF orientation before it is drawn on; the data set has the stored pixels."""
+    drawn = (content.get("imageHeight"), content.get("imageWidth"))
+    if None not in drawn and drawn != size:
+        raise DataError(
+            f"{where} was drawn on at {show(drawn[1])}x{show(drawn[0])} pixels, but is stored at {size[1]}x{size[0]}: it was "
+            "resized since, or turned by its EXIF orientation; save it as it was drawn on (upright, without EXIF)"
+        )
 
 
 def _segment_key(shape: dict[str, Any], place: int, settings: _Settings, path: Path) -> tuple[int, Any]:

@@ -107,7 +107,11 @@ KINDS: dict[str, Kind] = {
     "image_size": _error("JSON and image differ in size", "correct width and height in the JSON"),
     "image_repeated": _note("same picture twice in a split", "remove one, unless it is meant"),
     "image_in_two_splits": _error("same picture in two splits", "remove it from one; scores on it mean nothing"),
-    "exif_rotation": _note("EXIF asks viewers to turn the image", "nothing: stored pixels are used; re-save it to be safe"),
+    "exif_rotation": _note(
+        "EXIF asks viewers to turn the image",
+        "annotations must be those of the stored pixels, which training and evaluation use (`predict` turns pictures upright); "
+        "re-save it upright, before annotating it, to be safe",
+    ),
     "png_missing": _error("annotation PNG missing", "add the file, or remove the annotation"),
     "png_unreadable": _error("annotation PNG unreadable or truncated", "write or copy it again"),
     "png_format": _error("annotation is no 8-bit RGB PNG", "write ids as R + 256 G + 65536 B, or use `data convert`"),

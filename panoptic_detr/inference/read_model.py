@@ -10,7 +10,7 @@ from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoi
 from panoptic_detr.config import ConfigError
 from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.inference.settings import InferenceSettings
-from panoptic_detr.zoo import build_model, default_num_labels, load_published
+from panoptic_detr.zoo import build_model, default_num_labels, list_models, load_published
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def read_model(name_or_path: str | Path) -> ReadModel:
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file() or path.suffix or path.name != name:
+    if path.is_file() or path.suffix or path.name != name or (path.is_dir() and name not in list_models()):
         return _from_checkpoint(load_checkpoint(path))
     return ReadModel(load_published(name), coco_categories(default_num_labels(name)), InferenceSettings())
 
