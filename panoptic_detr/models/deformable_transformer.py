@@ -16,6 +16,7 @@ from panoptic_detr.models.deformable_attention import DeformableAttention
 from panoptic_detr.models.deformable_heads import PredictionHeads, shift_boxes
 from panoptic_detr.models.detr_transformer import EncoderLayer as DenseLayer
 from panoptic_detr.models.detr_transformer import feed_forward
+from panoptic_detr.models.dropout import Dropout
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.structures import FeatureLevel
@@ -89,7 +90,7 @@ class DeformableEncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, tokens: TokenPyramid, references: Tensor) -> Tensor:
         """Encode (B, N, D) tokens; references (B, N, L, 2) are their centres in every level."""
@@ -130,7 +131,7 @@ class DeformableDecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, positions: Tensor, references: Tensor, memory: Tensor, tokens: TokenPyramid, groups: Sequence[int]

@@ -7,6 +7,7 @@ to values; None means "no encoding at attention".
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.models.dropout import Dropout
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 
 
@@ -28,7 +29,7 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout) if ffn_dim else None
         self.norm2 = nn.LayerNorm(dim) if ffn_dim else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """Encode (B, N, D) cells; `mask` (B, 1, 1, N) is True where attention is allowed."""
@@ -51,7 +52,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout) if ffn_dim else None
         self.norm3 = nn.LayerNorm(dim) if ffn_dim else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, query_position: Tensor | None, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """Decode (B, Q, D) queries.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.models.dropout import Dropout, drop
 from panoptic_detr.models.settings import check_heads
 
 
@@ -52,17 +53,19 @@ class MultiHeadAttention(nn.Module):
         dim = query.shape[-1]
         v = self.linear(value, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])  # (B, S, D)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, N | S, D / M)
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, M, N, D / M)
+        attended = self._attend(q, k, v, mask)  # (B, M, N, D / M)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, N, D)
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """The attention weights themselves, (B, M, N, S) float32; for pictures, where N is small."""
         q, k = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).float() for x in self._project_query_key(query, key))
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, M, N, S)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return scores.softmax(-1)
+        return _attention_weights(q, k, mask)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        share = self.dropout if self.training else 0.0
+        if share and q.device.type == "cpu":  # PyTorch has no fused kernel for this: it computes the same, with slower dropout
+            return drop(_attention_weights(q, k, mask), share) @ v
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> Sequence[Tensor]:
         dim = query.shape[-1]
@@ -72,6 +75,14 @@ class MultiHeadAttention(nn.Module):
         return self.linear(query, weight[:dim], bias[:dim]), self.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
 
 
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, M, N, S) from queries (B, M, N, D / M) and keys (B, M, S, D / M); the mask is that of `MultiHeadAttention`."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
+
+
 class FeedForward(nn.Module):
     """Two linear layers with ReLU and dropout between them: (B, N, D) to (B, N, D)."""
 
@@ -79,7 +90,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block, without its residual connection."""

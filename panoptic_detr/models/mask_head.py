@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.models.cells import axis_centres, unpadded_extent
+from panoptic_detr.models.dropout import Dropout
 from panoptic_detr.models.settings import check_mask_head, check_shares
 from panoptic_detr.structures import DetectorOutput
 
@@ -39,7 +40,7 @@ class AttentionMaps(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim / num_heads) ** -0.5
         self.scale_maps = scale_maps
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.q_linear = nn.Linear(dim, dim)
         self.k_linear = nn.Linear(dim, dim)
         for layer in (self.q_linear, self.k_linear):
