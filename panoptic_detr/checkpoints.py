@@ -10,7 +10,9 @@ import json
 import os
 import platform
 import re
+import shutil
 import uuid
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,14 +171,18 @@ def unreadable_weights(path: Path, error: Exception) -> str:
         path: the file.
         error: what `torch.load(path, weights_only=True)` raised.
     """
+    if isinstance(error, PermissionError):
+        return f"cannot be read: {error.strerror}"
     with open(path, "rb") as stream:
         start = stream.read(2)
     if not start:
         return "is empty; copy or download it again"
     if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle of protocol 2 and later
         return "is neither a PyTorch archive nor a pickle; check which file it is, or download it again"
-    if start == b"PK" and "weights_only" not in str(error):
+    if start == b"PK" and not zipfile.is_zipfile(path):
         return CUT_SHORT
+    if "weights_only" not in str(error):
+        return f"is damaged, or memory is short: {_reason(error)}"
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     named = f" (it names {found[1]})" if found else ""
     return f"is not opened, because it could run code{named}; a file of weights holds tensors and plain values only"
@@ -200,9 +206,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
                 stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
             os.replace(stream.name, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         kept = "; the previous file is kept" if path.exists() else ""
-        raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{kept}") from error
+        raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{_room(error, path.parent)}{kept}") from error
     return path
 
 
@@ -295,7 +301,8 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an arbitrary file can make the unpickler raise anything
         reason = unreadable_weights(path, error)
-        what = f"checkpoint {str(path)!r}" if reason == CUT_SHORT else f"{str(path)!r} is not a checkpoint of this project: it"
+        plain = isinstance(error, PermissionError) or reason == CUT_SHORT
+        what = f"checkpoint {str(path)!r}" if plain else f"{str(path)!r} is not a checkpoint of this project: it"
         raise CheckpointError(f"{what} {reason}") from error
 
 
@@ -328,6 +335,13 @@ def _spec_difference(saved: Mapping[str, Any], built: Mapping[str, Any] | None) 
 def _first(lines: list[str], count: int = 4) -> str:
     more = f"; and {len(lines) - count} more" if len(lines) > count else ""
     return "; ".join(lines[:count]) + more
+
+
+def _room(error: Exception, folder: Path) -> str:
+    """PyTorch reports a full disk as a RuntimeError about positions in the file: say how much room there is."""
+    if not isinstance(error, RuntimeError) or not folder.exists():
+        return ""
+    return f" (probably no space left on device: {shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there)"
 
 
 def _reason(error: Exception) -> str:

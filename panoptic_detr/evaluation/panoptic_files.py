@@ -110,27 +110,29 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
 
 
 def check_same_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[str]:
-    """Refuse predictions of another split: those whose image ids are the truth's by chance, so that no file name agrees.
+    """Find predictions of another split: those whose image ids are the truth's by chance, so that the file names differ.
 
-    The names of the images are compared where both JSONs list `images`, and those of the PNGs elsewhere, all without folder and
-    ending. Results may name their PNGs freely, so names around the truth's or around the image id agree as well.
+    The names of the images are compared where both JSONs list `images`. Elsewhere there are only those of the PNGs, which
+    results may choose freely: they are noted, never refused. Folder and ending do not count, nor what stands around a name.
 
     Returns:
-        A line for each image whose names differ while others agree.
+        A line for each image whose names differ.
 
     Raises:
-        EvaluationError: the two share images, and none has the same name on both sides.
+        EvaluationError: both list the images that they share, and none has the same name on both sides.
     """
     shared = [image_id for image_id in truth.entries if image_id in prediction.entries]
     listed = [i for i in shared if i in truth.image_names and i in prediction.image_names]
     if listed:
         names = {i: (prediction.image_names[i], truth.image_names[i]) for i in listed}
-        differing = [i for i, (mine, theirs) in names.items() if _stem(mine) != _stem(theirs)]
+        differing = [i for i, (mine, theirs) in names.items() if not _alike(_stem(mine), _stem(theirs))]
     else:
         pairs = {i: (prediction.entries[i].get("file_name"), truth.entries[i].get("file_name")) for i in shared}
         names = {i: (a, b) for i, (a, b) in pairs.items() if isinstance(a, str) and isinstance(b, str)}
-        differing = [i for i, (mine, theirs) in names.items() if not _same_png(_stem(mine), _stem(theirs), i)]
-    if differing and len(differing) == len(names):
+        differing = [
+            i for i, (mine, theirs) in names.items() if not (_alike(_stem(mine), _stem(theirs)) or _tells(_stem(mine), i))
+        ]
+    if listed and len(differing) == len(names):
         mine, theirs = names[differing[0]]
         raise EvaluationError(
             f"{prediction.path}: these are predictions of other images: image {differing[0]} is {_show(mine)} there but "
@@ -151,12 +153,14 @@ def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem.casefold()
 
 
-def _same_png(mine: str, theirs: str, image_id: ImageId) -> bool:
-    """Whether the name of a predicted PNG fits: equal, the same number, or one within the other as a whole number or word."""
-    pairs = ((mine, theirs), (theirs, mine), (str(image_id).casefold(), mine))
-    if mine.isdecimal() and int(mine) in (image_id, int(theirs) if theirs.isdecimal() else None):
-        return True
-    return any(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in pairs if part)
+def _alike(mine: str, theirs: str) -> bool:
+    """Whether one name stands within the other as a whole number or word."""
+    return any(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in ((mine, theirs), (theirs, mine)) if part)
+
+
+def _tells(name: str, image_id: ImageId) -> bool:
+    """Whether the image's id stands in a name, with or without zeros before it."""
+    return re.search(rf"(?<!\d)0*{re.escape(str(image_id).casefold())}(?!\d)", name) is not None
 
 
 def _png_path(folder: Path, name: Any, where: str) -> Path:

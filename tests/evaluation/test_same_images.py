@@ -34,12 +34,11 @@ def score(folder, truth, prediction):
 @pytest.mark.parametrize(
     ("truth", "prediction", "named"),
     [
-        ({1: (None, "paris.png"), 2: (None, "rome.png")}, {1: (None, "oslo.png"), 2: (None, "bern.png")}, "'oslo.png'"),
         ({1: ("paris.jpg", "paris.png")}, {1: ("oslo.jpg", "oslo.png")}, "'oslo.jpg'"),
         # The names of PNGs say nothing where both sides list the images.
         ({1: ("paris.jpg", "1.png")}, {1: ("oslo.jpg", "1.png")}, "'oslo.jpg'"),
-        ({12: (None, "000099.png")}, {12: (None, "000120.png")}, "'000120.png'"),
-        ({7: (None, "img1.png")}, {7: (None, "img12.png")}, "'img12.png'"),
+        ({12: ("000099.png", "12.png")}, {12: ("000990.png", "12.png")}, "'000990.png'"),
+        ({7: ("img1.png", "7.png")}, {7: ("img12.png", "7.png")}, "'img12.png'"),
     ],
 )
 def test_predictions_of_other_images_are_refused(tmp_path, truth, prediction, named):
@@ -61,12 +60,22 @@ def test_predictions_of_other_images_are_refused(tmp_path, truth, prediction, na
         ({4: (None, "paris.png")}, {4: (None, "pred_4.png")}),
         ({4: (None, "paris.png")}, {4: (None, "paris_labels.tif.png")}),
         ({4: ("Paris.jpg", "Paris.png")}, {4: ("paris.png", "1.png")}),
+        ({139: (None, "img139_x.png")}, {139: (None, "pred_000139.png")}),
+        ({4: ("frankfurt_1_leftImg8bit.png", "a.png")}, {4: ("frankfurt_1.png", "b.png")}),
     ],
 )
 def test_legitimate_names_are_scored(tmp_path, truth, prediction):
     result = score(tmp_path, truth, prediction)
     assert result.all.pq == 1.0
     assert result.notes == ()
+
+
+@pytest.mark.parametrize("png", ["0.png", "0010cbc5-ab.png"])
+def test_names_of_pngs_alone_are_free_but_noted(tmp_path, png):
+    result = score(tmp_path, {139: (None, "000000000139.png")}, {139: (None, png)})
+    assert result.all.pq == 1.0
+    assert len(result.notes) == 1
+    assert f"image 139: '{png}', truth '000000000139.png'" in result.notes[0]
 
 
 def test_one_equal_name_is_enough_and_the_others_are_noted(tmp_path):
