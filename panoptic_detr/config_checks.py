@@ -1,5 +1,6 @@
 """Rules that settings must keep, whichever file or command line they come from."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +14,10 @@ class ConfigError(ValueError):
 
 
 def at_least(key: str, value: float | None, low: float) -> None:
-    """Raise `ConfigError` if the value of a setting is given and less than `low`."""
-    if value is not None and value < low:
-        raise ConfigError(f"setting {key!r} must be at least {low}, but got {value}")
+    """Raise `ConfigError` if the value of a setting is given and less than `low`, infinite or no number."""
+    if value is not None and not low <= value < math.inf:
+        finite = "" if math.isfinite(value) else " and finite"
+        raise ConfigError(f"setting {key!r} must be at least {low}{finite}, but got {value}")
 
 
 def fraction(key: str, value: float | None) -> None:

@@ -150,3 +150,9 @@ def test_settings_under_other_names_are_pointed_to(arguments, message):
 def test_several_lists_of_choices_read_as_one():
     assert type_name(Literal["a", "b"] | Literal["auto"]) == "one of a, b, auto"
     assert type_name(Literal["a"] | None) == "one of a or null"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_are_finite(value):
+    with pytest.raises(ConfigError, match=r"setting 'optimizer.lr' must be at least 0( and finite)?, but got"):
+        OptimizerConfig(lr=value)

@@ -58,9 +58,9 @@ def train_detector(stage: DetectorStage) -> None:
         resume_command=resume_command,
     )
     trainer.resume()
-    build.announce(trainer, stage, dataset, console)
-    trainer.fit()
-    build.conclude(trainer, stage, console)
+    with build.announced(trainer, stage, dataset, console):
+        trainer.fit()
+        build.conclude(trainer, stage, console)
 
 
 if __name__ == "__main__":

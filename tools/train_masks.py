@@ -82,9 +82,9 @@ def train_masks(stage: MaskStage) -> None:
         resume_command=resume_command,
     )
     trainer.resume()
-    build.announce(trainer, stage, dataset, console)
-    trainer.fit()
-    build.conclude(trainer, stage, console)
+    with build.announced(trainer, stage, dataset, console):
+        trainer.fit()
+        build.conclude(trainer, stage, console)
 
 
 def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:

@@ -214,6 +214,6 @@ def _leave_stopping_to_the_parent() -> None:
 
 def _end_when_the_parent_asks() -> None:
     parent = multiprocessing.parent_process()
-    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid and parent.is_alive():
         pass
     os._exit(0)

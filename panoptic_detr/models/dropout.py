@@ -29,7 +29,7 @@ def drop(x: Tensor, share: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, share)
-    left_out = round(share * VALUES_OF_BITS)
+    left_out = min(round(share * VALUES_OF_BITS), VALUES_OF_BITS - 1)
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
     kept = (bits >= left_out - VALUES_OF_BITS // 2).view(torch.uint8)  # a byte each is all that the backward pass needs

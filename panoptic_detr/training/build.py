@@ -3,7 +3,8 @@
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -31,18 +32,21 @@ from panoptic_detr.data.coco_files import DataError, resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
+from panoptic_detr.segment_maps import SegmentMapError
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
 from panoptic_detr.training.criterion import Criterion, build_criterion
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import overfit_verdict
+from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
-from panoptic_detr.training.processes import sharding_strategy
-from panoptic_detr.training.run_record import write_record
+from panoptic_detr.training.processes import end_with_the_first_process, gather, sharding_strategy
+from panoptic_detr.training.run_record import only_run_in, write_record
 from panoptic_detr.training.sanity import inspect_samples
 from panoptic_detr.training.summary import print_groups
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
+from panoptic_detr.visualization.pictures import PictureError
 from panoptic_detr.zoo import build_model, built_with, fits_type
 
 
@@ -70,13 +74,18 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
         strategy = sharding_strategy(wanted)
     elif wanted > 1 or train.strategy == "ddp":
         strategy = DDPStrategy(find_unused_parameters=unused_parameters)
-    fabric = Fabric(
-        accelerator=train.accelerator,
-        devices=train.devices,
-        num_nodes=train.nodes,
-        strategy=strategy,
-        precision=train.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            num_nodes=train.nodes,
+            strategy=strategy,
+            precision=train.precision,
+        )
+    except (RuntimeError, ValueError) as error:
+        asked = f"train.accelerator {train.accelerator}, train.devices {train.devices}, train.precision {train.precision}"
+        raise ConfigError(f"not possible here ({asked}): {error}; train.accelerator auto takes what there is") from error
+    end_with_the_first_process()
     logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)  # no greeting from each process
     fabric.launch()
     # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
@@ -243,13 +252,30 @@ def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -
     return frozen
 
 
-def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
-    """Say what will happen, and write the record of the run and a picture of its samples."""
+@contextmanager
+def announced(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> Iterator[None]:
+    """Say what will happen, write the record of the run and a picture of its samples, and keep other runs out meanwhile.
+
+    Raises:
+        TrainingError: the first process could not; then no process begins.
+    """
+    refusal = None
+    with ExitStack() as stack:
+        if trainer.fabric.is_global_zero:
+            try:
+                stack.enter_context(only_run_in(stage.train.output))
+                write_record(stage, dataset.categories, trainer.state.step if trainer.resumed else None)
+                _introduce(trainer, stage, dataset, console)
+            except (TrainingError, DataError, SegmentMapError, PictureError) as error:
+                refusal = str(error)
+        if refusal := gather(trainer.fabric, refusal)[0]:
+            raise TrainingError(refusal)
+        yield
+
+
+def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
     fabric, train = trainer.fabric, stage.train
-    if not fabric.is_global_zero:
-        return
-    batch = train.batch_size * train.accumulate * fabric.world_size
-    write_record(stage, dataset.categories, trainer.state.step)
+    batch = min(train.batch_size * fabric.world_size, len(dataset)) * train.accumulate
     facts = inspect_samples(dataset, train.output / "samples.png")
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
@@ -259,9 +285,15 @@ def announce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, cons
 
 
 def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
-    """After the run: the picture of its curves, where the result is, and what an overfitting run has shown."""
+    """After the run: the picture of its curves, where the result is, and what an overfitting run has shown.
+
+    Raises:
+        TrainingError: there is no result, because the disk was full all the time.
+    """
     if not trainer.fabric.is_global_zero or not trainer.complete:
         return
+    if not trainer.files.best.exists():
+        raise TrainingError(f"the run is over, but {str(trainer.files.best)!r} could not be written: its weights are lost")
     draw_curves(stage.train.output)
     console.print(f"result: {trainer.files.best}", highlight=False, soft_wrap=True)
     if stage.train.overfit and trainer.last_scores:

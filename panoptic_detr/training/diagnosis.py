@@ -1,5 +1,6 @@
 """Known ways for a training to go wrong, recognised from its numbers, each with what to try."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -55,11 +56,11 @@ class Diagnosis:
         self._said: set[str] = set()
 
     def note(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Take in the losses and vital signs of a step; returns new diagnoses, ready to print."""
-        if step <= WINDOW:
+        """Take in the losses and vital signs of a step, but for what is not finite; returns new diagnoses, ready to print."""
+        if step <= WINDOW and math.isfinite(values["loss"]):
             self._first_losses.append(values["loss"])
         for name in ("loss", "confidence", "box_spread", "mask_dice"):
-            if name in values:
+            if math.isfinite(values.get(name, math.nan)):
                 self._window.setdefault(name, []).append(values[name])
         if step % WINDOW:
             return []
@@ -72,8 +73,9 @@ class Diagnosis:
         return [f"step {step}: {ADVICE[failure]}" for failure in new]
 
     def _failures(self, means: Mapping[str, float]) -> list[str]:
+        start = sum(self._first_losses) / len(self._first_losses) if self._first_losses else math.inf
         found = {
-            "flat": bool(self._first_losses) and means["loss"] > FLAT_SHARE * sum(self._first_losses) / len(self._first_losses),
+            "flat": means.get("loss", 0.0) > FLAT_SHARE * start,
             "no object": means.get("confidence", 1.0) < LEAST_CONFIDENCE,
             "collapsed": means.get("box_spread", 1.0) < LEAST_SPREAD,
             "empty masks": means.get("mask_dice", 0.0) > EMPTY_DICE,

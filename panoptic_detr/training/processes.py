@@ -1,5 +1,9 @@
 """Several processes that act as one: what they tell each other, and weights that are spread over them (FSDP)."""
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +15,20 @@ from torch import Tensor, distributed, nn
 
 from panoptic_detr.config import ConfigError
 from panoptic_detr.training.acceleration import transformer_layers
+
+PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
+
+
+def end_with_the_first_process() -> None:
+    """In a process that the first one has started (`train.devices` without torchrun or SLURM): end when that one does.
+
+    Otherwise it would wait for ever if the first one is killed before both know each other. On Linux only.
+    """
+    started_by_another = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
+    if sys.platform == "linux" and not started_by_another and int(os.environ.get("LOCAL_RANK", 0)):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
 
 
 def gather(fabric: Fabric, value: Any) -> list[Any]:

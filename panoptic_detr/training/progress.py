@@ -1,5 +1,6 @@
 """What a person sees of a run: a live bar in a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ class TrainingProgress:
         """
         self._done = step
         for name, value in losses.items():
-            if "_layer" not in name and name not in HIDDEN:
+            if "_layer" not in name and name not in HIDDEN and math.isfinite(value):
                 self._smooth[name] = SMOOTHING * self._smooth.get(name, value) + (1 - SMOOTHING) * value
         now = time.perf_counter()
         if self.console.is_terminal and now - self._shown >= REFRESH_SECONDS:

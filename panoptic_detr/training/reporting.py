@@ -37,6 +37,9 @@ class Reporter:
         if not self.fabric.is_global_zero:
             return
         self._diagnosis = Diagnosis(self.total_steps, state.first_losses)
+        self._unless_disk_full(lambda: self._open_logs(state))
+
+    def _open_logs(self, state: RunState) -> None:
         folder = self.config.output
         self._log = CsvLog(folder / "log.csv", state.step)
         self._scores = CsvLog(folder / "scores.csv", state.evaluated)
@@ -65,7 +68,7 @@ class Reporter:
         """
         images *= self.fabric.world_size
         self._pace.add(seconds, waited, images)
-        if self._log is None or self._diagnosis is None:
+        if self._diagnosis is None:
             return
         self.progress.update(state.step, losses, {"lr": f"{rate:.2e}", **self._pace.facts(self.fabric.device)})
         for diagnosis in self._diagnosis.note(state.step, losses):
@@ -82,8 +85,7 @@ class Reporter:
         first = next(iter(scores))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.say(f"step {state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
-        if self._scores is not None:
-            self._write_row(self._scores, "scores", {"step": state.step, **scores})
+        self._write_row(self._scores, "scores", {"step": state.step, **scores})
 
     @property
     def wants_pictures(self) -> bool:
@@ -108,8 +110,9 @@ class Reporter:
         if self._board is not None:
             self._unless_disk_full(self._board.close)
 
-    def _write_row(self, log: CsvLog, group: str, row: Mapping[str, float]) -> None:
-        self._unless_disk_full(lambda: log.write(row))
+    def _write_row(self, log: CsvLog | None, group: str, row: Mapping[str, float]) -> None:
+        if log is not None:
+            self._unless_disk_full(lambda: log.write(row))
         self._unless_disk_full(lambda: write_board(self._board, group, row))
 
     def _unless_disk_full(self, write: Callable[[], None]) -> None:

@@ -46,11 +46,15 @@ class CsvLog:
 
     def _rewrite(self, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.tmp")  # a run that is killed here keeps its log
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(columns)
-            writer.writerows([row.get(name, "") for name in columns] for row in rows)
-        temporary.replace(self.path)
+        try:
+            with open(temporary, "w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(columns)
+                writer.writerows([row.get(name, "") for name in columns] for row in rows)
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self.columns = list(columns)
 
     def _read(self) -> list[dict[str, str]]:

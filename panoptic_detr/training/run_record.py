@@ -6,6 +6,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from panoptic_detr.checkpoints import CheckpointError, remove_stale_temporaries,
 from panoptic_detr.config import DetectorStage, TrainConfig
 from panoptic_detr.config_reading import save_config
 from panoptic_detr.training.failures import TrainingError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("panoptic-detr", "torch", "torchvision", "lightning-fabric", "numpy", "scipy", "opencv-python-headless")
 
@@ -30,29 +37,65 @@ def check_run_folder(train: TrainConfig, command: str) -> str:
         The command that goes on with the run.
 
     Raises:
-        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off.
+        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off, or nothing to resume from.
     """
     folder = train.output
-    if (folder / "last.pt").exists() and not train.resume:
+    last, best = (os.path.exists(folder / name) for name in ("last.pt", "best.pt"))
+    if (last or best) and not train.resume:
         raise TrainingError(
             f"{str(folder)!r} holds a run already; go on with it (--train.resume true), name another folder "
             f"(--train.output), or remove it"
         )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if best and not last:
+        raise TrainingError(
+            f"{str(folder)!r} has no last.pt to go on from, but a best.pt, which a new run would overwrite; start one from its "
+            f"weights (--model.weights {shlex.quote(str(folder / 'best.pt'))}) in another folder (--train.output)"
+        )
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "is not writable" if there.is_dir() else "is not a folder"
         raise _unwritable(folder, f"{str(there)!r} {why}")
     return f"panoptic-detr {command} --config {shlex.quote(str(folder / 'config.yaml'))} --train.resume true"
 
 
-def write_record(stage: DetectorStage, categories: CategoryTable, first_step: int) -> None:
-    """Make the run's folder and write there what the run is made with; what a killed run left half written is removed.
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder for as long as this one lasts, however it ends; where the system has no locks, nothing.
+
+    Raises:
+        TrainingError: another run is at work there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror or str(error)) from None
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainingError(
+            f"another run is at work in {str(folder)!r}; wait for its end, or name another folder (--train.output)"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_record(stage: DetectorStage, categories: CategoryTable, first_step: int | None) -> None:
+    """Write into the run's folder what the run is made with; what a killed run left half written is removed.
 
     Args:
         stage: settings, for `config.yaml`.
         categories: for `categories.json`.
-        first_step: steps that are done already. `run.json` (command, versions, git state) gets one entry for each part of a
-            run that was continued.
+        first_step: steps that are done already where a run is continued; None for a new one. `run.json` (command, versions,
+            git state) gets one entry for each part of a run.
 
     Raises:
         TrainingError: the folder cannot be written.
@@ -61,11 +104,11 @@ def write_record(stage: DetectorStage, categories: CategoryTable, first_step: in
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(folder)
-        save_config(stage, folder / "config.yaml")
-        categories.save(folder / "categories.json")
-        parts = [*(_earlier_parts(folder) if first_step else []), {"first_step": first_step, **_record()}]
-        text = json.dumps({"parts": parts}, indent=1)
+        earlier = [] if first_step is None else _earlier_parts(folder)
+        text = json.dumps({"parts": [*earlier, {"first_step": first_step or 0, **_record()}]}, indent=1)
         write_atomically(folder / "run.json", lambda stream: stream.write(text.encode()))
+        categories.save(folder / "categories.json")
+        save_config(stage, folder / "config.yaml")
     except (OSError, CheckpointError) as error:
         raise _unwritable(folder, getattr(error, "strerror", None) or str(error)) from None
 

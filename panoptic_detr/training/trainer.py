@@ -92,7 +92,7 @@ class Trainer:
         adamw = build_optimizer(self.groups, optimizer, loss_scaling=train.precision == "16-mixed")
         self.optimizer: Any = fabric.setup_optimizers(adamw)
         self.ema = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
-        self.state = RunState()
+        self.state, self.resumed = RunState(), False
         self.files = RunFiles(train.output, train.keep_last)
         steps_per_epoch = math.ceil(len(loader) / train.accumulate)
         self.total_steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch
@@ -313,7 +313,7 @@ class Trainer:
                 failure = str(error)
         failure = gather(self.fabric, failure)[0]
         if failure and self.config.on_disk_full == "stop":
-            raise CheckpointError(failure)
+            raise CheckpointError(f"{failure}; make room, then go on (--train.resume true), or set train.on_disk_full: go_on")
         if failure:
             self.reporter.say(f"{failure}; training goes on (train.on_disk_full=go_on)")
         return not failure
@@ -324,12 +324,18 @@ class Trainer:
         Raises:
             CheckpointError: the file cannot be read, or does not belong to this model, its classes or number of processes.
         """
-        checkpoint = self.files.load_last() if self.config.resume and not self.state.step else None
+        if not self.config.resume or self.resumed:
+            return
+        checkpoint = self.files.load_last()
         if checkpoint is None:
+            self.reporter.say(f"there is no {str(self.files.last)!r} to go on from: the run starts at its first step")
             return
         if self.template.categories is not None:
             checkpoint.check_categories(self.template.categories)
         self.state = restore_snapshot(checkpoint, self.fabric, self.model, self.optimizer, self.ema)
+        self.resumed = True
         self.reporter.say(f"going on after step {self.state.step} of {self.total_steps}")
+        if self.complete:
+            self.reporter.say("the run is complete; it goes on with more steps only (--train.steps or --train.epochs)")
         for change in changed_settings((checkpoint.training or {})["settings"], self.settings):
             self.reporter.say(f"changed setting, so the run is not an exact continuation: {change}")

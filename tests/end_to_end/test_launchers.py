@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -35,10 +36,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, output, *arguments, launcher=SHELL):
-    """Start train_detector in a process group of its own, as a shell and a scheduler do."""
+@contextmanager
+def started(folder, output, *arguments, launcher=SHELL):
+    """train_detector in a process group of its own, as a shell and a scheduler start it; nothing of it survives the context."""
     common = ["train_detector", "--config", folder / "tiny.yaml", "--data.root", folder / "scenes", "--train.output", output]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [str(word) for word in [*launcher, *common, *arguments]],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -46,6 +48,12 @@ def start(folder, output, *arguments, launcher=SHELL):
         start_new_session=True,
         env={**os.environ, "COLUMNS": "200"},
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def finish(process):
@@ -53,11 +61,17 @@ def finish(process):
     return process.returncode, said
 
 
-def wait_for_steps(output, steps):
+def run_to_the_end(*arguments, **named):
+    with started(*arguments, **named) as process:
+        return finish(process)
+
+
+def wait_for_steps(process, output, steps):
     for _ in range(10 * LIMIT):
         log = output / "log.csv"
         if log.is_file() and len(log.read_text().splitlines()) > steps:
             return
+        assert process.poll() is None, finish(process)
         time.sleep(0.1)
     pytest.fail(f"no {steps} steps in {LIMIT} seconds")
 
@@ -66,10 +80,10 @@ def wait_for_steps(output, steps):
 def test_a_signal_to_the_whole_process_group_ends_a_run_in_good_order(folder, tmp_path, number, devices):
     output = tmp_path / "run"
     endless = ("--train.steps", 100_000, "--train.log_every", 1, "--train.checkpoint_every", 0, "--train.devices", devices)
-    process = start(folder, output, *endless)
-    wait_for_steps(output, 3)
-    os.killpg(process.pid, number)
-    code, said = finish(process)
+    with started(folder, output, *endless) as process:
+        wait_for_steps(process, output, 3)
+        os.killpg(process.pid, number)
+        code, said = finish(process)
     assert (code, "Traceback" in said) == (0, False), said
     (stopped,) = [line for line in said.splitlines() if line.startswith("stopped by ")]
     assert stopped.startswith(f"stopped by {number.name} after step ")
@@ -90,7 +104,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.mark.parametrize("launcher", [SHELL, [*TORCHRUN, "-m", "panoptic_detr.tools.cli"]], ids=["shell", "torchrun"])
 def test_two_processes_are_started_and_train_to_the_end(folder, tmp_path, launcher):
     output = tmp_path / "run"
-    code, said = finish(start(folder, output, "--train.devices", 2, "--train.evaluate_every", 2, launcher=launcher))
+    code, said = run_to_the_end(folder, output, "--train.devices", 2, "--train.evaluate_every", 2, launcher=launcher)
     assert code == 0, said
     assert said.count("4 steps of 4 images") == 1
     assert said.count("step 4: box AP") == 1
@@ -102,6 +116,6 @@ def test_what_ends_one_process_ends_the_other_too(folder, tmp_path):
     """An image that cannot be read is met by one process only; the other one waits for its gradients."""
     write_scenes(tmp_path / "scenes", 8, size=48, workers=1)
     sorted((tmp_path / "scenes" / "train").iterdir())[3].write_bytes(b"no picture")
-    code, said = finish(start(folder, tmp_path / "run", "--data.root", tmp_path / "scenes", "--train.devices", 2))
+    code, said = run_to_the_end(folder, tmp_path / "run", "--data.root", tmp_path / "scenes", "--train.devices", 2)
     assert code != 0
     assert "000003.png" in said

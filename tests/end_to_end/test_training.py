@@ -173,6 +173,7 @@ def test_the_run_folder_says_how_it_was_made(folder):
         (["--loss.box_weight", "5"], "unknown setting 'loss.box_weight'; did you mean 'loss."),
         (["--model.name", "detr_r5"], "there is no model 'detr_r5'; the nearest are detr_r50"),
         (["--data.root", "/nowhere"], "/nowhere"),
+        (["--train.accelerator", "gpu"], "not possible here (train.accelerator gpu, "),
     ],
 )
 def test_detector_refusals(folder, tmp_path, capsys, arguments, message):

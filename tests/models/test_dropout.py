@@ -75,3 +75,7 @@ def test_attention_leaves_weights_out_and_is_right_on_average(mask):
 
 def test_other_devices_use_their_own():
     assert F.dropout(torch.ones(4, device="meta"), 0.5).shape == drop(torch.ones(4, device="meta"), 0.5).shape
+
+
+def test_nearly_everything_left_out():
+    assert drop(torch.ones(1000), 0.9999999).isfinite().all()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -17,7 +18,6 @@ from panoptic_detr.data.transforms import crops_transform, scenes_transform
 from panoptic_detr.training import build
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
-from panoptic_detr.training.run_state import RunState
 from panoptic_detr.training.sanity import DataFacts, inspect_samples
 from panoptic_detr.training.tolerant_data import TolerantPanoptic
 from panoptic_detr.visualization.pictures import as_rgb
@@ -66,6 +66,13 @@ def test_a_run_that_is_continued_is_compared_with_its_own_beginning():
     for beginning, told in ((first_losses, 0), ([2.0] * 100, 1), ([], 0)):
         watch = Diagnosis(1000, beginning)
         assert len([text for step in range(401, 601) for text in watch.note(step, {"loss": 2.0, **HEALTHY})]) == told
+
+
+def test_a_skipped_step_does_not_blind_the_watch():
+    watch, said = Diagnosis(1000, []), []
+    for step in range(1, 1001):
+        said += watch.note(step, {"loss": math.nan if step in (7, 450) else 10.0, **HEALTHY})
+    assert [text[:9] for text in said] == ["step 500:"]
 
 
 def test_detectors_without_mask_terms_are_watched_too():
@@ -155,11 +162,12 @@ def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monke
     fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
     template = SimpleNamespace(model={"name": "detr_r50", "overrides": overrides})
     trainer = SimpleNamespace(
-        fabric=fabric, total_steps=1, state=RunState(), template=template, model=torch.nn.Linear(1, 1), groups=[]
+        fabric=fabric, total_steps=1, resumed=False, template=template, model=torch.nn.Linear(1, 1), groups=[]
     )
     dataset = MagicMock(categories=table)
     dataset.__len__.return_value = 1
-    build.announce(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream))
+    with build.announced(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream)):
+        pass
     text = " ".join(stream.getvalue().split())
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
 

@@ -8,10 +8,14 @@ import torch
 from training.process_helpers import DEFORMABLE, DETR, KINDS, gradients_of_first_step, in_processes, make_trainer
 
 from panoptic_detr.checkpoints import CheckpointError, load_checkpoint
-from panoptic_detr.config import ConfigError, TrainConfig
+from panoptic_detr.config import ConfigError, DetectorStage, TrainConfig
+from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.training import build
 from panoptic_detr.training.build import start_fabric
 from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.processes import whole
+from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.zoo import BUILDERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -163,3 +167,18 @@ def test_another_number_of_processes_than_the_settings_say_is_refused(tmp_path, 
     monkeypatch.setenv("WORLD_SIZE", "4")  # otherwise they would be four runs in one folder
     with pytest.raises(ConfigError, match=r"4 processes were started .* but train.devices x train.nodes is 1"):
         start_fabric(TrainConfig(output=tmp_path, accelerator="cpu"))
+
+
+def announce_in_vain(rank, folder):
+    trainer = make_trainer("detr", folder / "run", batch_size=2)
+    stage, dataset = DetectorStage(train=trainer.config), CocoPanoptic.from_root(folder, "train")
+    refused = pytest.raises(TrainingError, match=r"run's folder '.*run' cannot be written: cannot write '.*run\.json'")
+    with refused, build.announced(trainer, stage, dataset, rank_zero_console(trainer.fabric)):
+        raise AssertionError("no process may come here")
+
+
+def test_no_process_begins_where_the_first_one_cannot_write_the_record(tmp_path):
+    write_scenes(tmp_path, 2, size=48, workers=1)
+    (tmp_path / "run" / "run.json").mkdir(parents=True)
+    in_processes(2, announce_in_vain, tmp_path)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

@@ -5,19 +5,20 @@ import json
 import multiprocessing
 import os
 import random
+import select
 import signal
 import time
 
 import pytest
 import torch
-from training.process_helpers import DEFORMABLE
+from training.process_helpers import DEFORMABLE, LIMIT
 from training.trainer_helpers import TINY, assert_equal, make_trainer, read_rows, stop_at, weights_of
 
 from panoptic_detr.checkpoints import CheckpointError, load_checkpoint, write_atomically
 from panoptic_detr.config import DetectorStage, TrainConfig
 from panoptic_detr.data.scenes import scene_categories
 from panoptic_detr.training.failures import TrainingError
-from panoptic_detr.training.run_record import check_run_folder, write_record
+from panoptic_detr.training.run_record import check_run_folder, only_run_in, write_record
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -109,11 +110,14 @@ def run_and_kill(scenes, output, settings, kill_after):
     child.start()
     os.close(moments)
     count = 0
-    while count != kill_after and os.read(seen, 1):
+    while count != kill_after:
+        assert select.select([seen], [], [], LIMIT)[0], f"nothing has happened for {LIMIT} s after {count} moments"
+        if not os.read(seen, 1):
+            break
         count += 1
     if count == kill_after:
         os.kill(child.pid, signal.SIGKILL)
-    child.join(60)
+    child.join(LIMIT)
     os.close(seen)
     return child.exitcode
 
@@ -177,7 +181,7 @@ def test_a_run_begins_by_removing_what_a_killed_one_left_half_written(tmp_path):
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".last.pt.*.tmp"))) == 1
-    write_record(DetectorStage(train=TrainConfig(output=tmp_path)), scene_categories(), 0)
+    write_record(DetectorStage(train=TrainConfig(output=tmp_path)), scene_categories(), None)
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "categories.json", "run.json"}
 
 
@@ -191,12 +195,12 @@ def test_resume_without_a_run_starts_one(scenes, tmp_path):
 
 def test_the_record_tells_the_parts_of_a_run_that_was_continued(tmp_path):
     stage = DetectorStage(train=TrainConfig(output=tmp_path))
-    for first_step in (0, 40):
+    for first_step in (None, 0, 40):
         write_record(stage, scene_categories(), first_step)
     parts = json.loads((tmp_path / "run.json").read_text())["parts"]
-    assert [part["first_step"] for part in parts] == [0, 40]
+    assert [part["first_step"] for part in parts] == [0, 0, 40]
     assert parts[1]["packages"]["torch"]
-    write_record(stage, scene_categories(), 0)  # a new run in a folder without checkpoint
+    write_record(stage, scene_categories(), None)  # a new run in a folder without checkpoint
     assert len(json.loads((tmp_path / "run.json").read_text())["parts"]) == 1
 
 
@@ -208,7 +212,7 @@ def test_a_resume_that_is_refused_leaves_the_record_alone(scenes, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch):
     assert check_run_folder(TrainConfig(output=tmp_path / "a" / "b"), "train_masks") == (
         f"panoptic-detr train_masks --config {tmp_path}/a/b/config.yaml --train.resume true"
     )
@@ -216,3 +220,58 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(TrainingError, match=r"file/run' cannot be written: '.*file' is not a folder; name another"):
         check_run_folder(TrainConfig(output=tmp_path / "file" / "run"), "train_masks")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(TrainingError, match=r"run' cannot be written: '.*' is not writable; name another"):
+        check_run_folder(TrainConfig(output=tmp_path / "run"), "train_masks")
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_resumed_once(scenes, tmp_path, capsys):
+    stopped = make_trainer(scenes, tmp_path)
+    stopped._finished = lambda stop: True
+    stopped.fit()
+    trainer = make_trainer(scenes, tmp_path, resume=True)
+    trainer.resume()
+    assert trainer.resumed
+    assert trainer.fit().step == 6
+    assert capsys.readouterr().err.count("going on after step 0 of 6") == 1
+
+
+def test_a_folder_with_a_result_is_not_run_over(tmp_path):
+    (tmp_path / "best.pt").write_text("a result whose last.pt was removed to save room")
+    with pytest.raises(TrainingError, match="holds a run already"):
+        check_run_folder(TrainConfig(output=tmp_path), "train_masks")
+    with pytest.raises(
+        TrainingError, match=r"has no last\.pt to go on from, but a best\.pt, .* \(--model\.weights .*best\.pt\)"
+    ):
+        check_run_folder(TrainConfig(output=tmp_path, resume=True), "train_masks")
+
+
+def hold(folder, ready, over):
+    with only_run_in(folder):
+        ready.set()
+        over.wait(LIMIT)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    ready, over = fork.Event(), fork.Event()
+    child = fork.Process(target=hold, args=(tmp_path / "run", ready, over))
+    child.start()
+    assert ready.wait(LIMIT)
+    with (
+        pytest.raises(TrainingError, match=r"another run is at work in '.*run'; wait for its end"),
+        only_run_in(tmp_path / "run"),
+    ):
+        raise AssertionError("nobody may come here")
+    over.set()
+    child.join(LIMIT)
+    with only_run_in(tmp_path / "run"):
+        assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_resume_says_that_there_is_nothing_to_go_on_from_and_that_a_run_is_complete(scenes, tmp_path, capsys):
+    make_trainer(scenes, tmp_path, resume=True, steps=2).fit()
+    assert f"there is no '{tmp_path}/last.pt' to go on from" in capsys.readouterr().err
+    make_trainer(scenes, tmp_path, resume=True, steps=2).fit()
+    assert "the run is complete; it goes on with more steps only" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from torch import nn
 from training.trainer_helpers import TINY, assert_equal, make_trainer, poison, read_rows, stop_at, weights_of
 
 from panoptic_detr.checkpoints import CheckpointError, load_checkpoint
-from panoptic_detr.config import ModelConfig, OptimizerConfig
+from panoptic_detr.config import DetectorStage, ModelConfig, OptimizerConfig
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.transforms import scenes_transform
@@ -235,8 +235,11 @@ def test_full_disk(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("panoptic_detr.training.run_files.save_checkpoint", refuse)
     with pytest.raises(CheckpointError, match="No space left"):
         make_trainer(scenes, tmp_path / "a").fit()
-    assert make_trainer(scenes, tmp_path / "b", on_disk_full="go_on").fit().step == 6
+    lost = make_trainer(scenes, tmp_path / "b", on_disk_full="go_on")
+    assert lost.fit().step == 6
     assert "No space left on device; training goes on" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match=r"the run is over, but '.*best\.pt' could not be written: its weights are lost"):
+        build.conclude(lost, DetectorStage(train=lost.config), Console(file=io.StringIO()))
 
 
 def test_per_step_overhead_is_small(scenes, tmp_path, monkeypatch):
@@ -265,11 +268,12 @@ def test_a_loss_scale_that_is_never_found_ends_the_run(scenes, tmp_path, monkeyp
         trainer.fit()
 
 
-def test_a_log_that_cannot_be_written_does_not_end_the_run(scenes, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("method", ["write", "__init__"])
+def test_a_log_that_cannot_be_written_does_not_end_the_run(scenes, tmp_path, monkeypatch, capsys, method):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(CsvLog, "write", refuse)
+    monkeypatch.setattr(CsvLog, method, refuse)
     trainer = make_trainer(scenes, tmp_path, evaluate_every=2, evaluate=lambda model: {"PQ": 0.5})
     assert trainer.fit().step == 6
     said = capsys.readouterr().err
