@@ -256,10 +256,10 @@ def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
 def test_predictions_of_other_images_are_not_drawn(root, results, tmp_path, capsys):
     content = json.loads(results.read_text())
     for image in content["images"]:
-        image["file_name"] = f"other_{image['file_name']}"
+        image["file_name"] = f"place_{image['id']}x.png"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     (tmp_path / "panoptic").symlink_to(results.parent / "panoptic")
     for job in (("coco", "--pred-json", other), ("report", other)):
         error = told(capsys, *job, *source(root, "--output", tmp_path / job[0]))
-        assert "these are predictions of other images: image 0 is 'other_000000.png' there but '000000.png' in" in error
+        assert "these are predictions of other images: image 0 is 'place_0x.png' there but '000000.png' in" in error
