@@ -5,15 +5,13 @@ can run. It is written to a temporary file in the same folder, flushed to the di
 the previous file or the new one, never half of one.
 """
 
-import contextlib
 import json
 import os
 import platform
 import re
 import shutil
-import uuid
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,17 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from panoptic_detr.locked_files import LOCKS, sync_folder, temporary_beside
 
 FORMAT = "panoptic_detr checkpoint"
 VERSION = 1
 SAFETENSORS = ".safetensors"
 CUT_SHORT = "is cut short or damaged; copy it again or use an older one"
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class CheckpointError(ValueError):
@@ -198,11 +191,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_beside(path) as stream:
+        with temporary_beside(path) as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-            if fcntl is None:
+            if not LOCKS:
                 stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
             os.replace(stream.name, path)
         sync_folder(path.parent)
@@ -210,26 +203,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
         kept = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{_room(error, path.parent)}{kept}") from error
     return path
-
-
-def remove_stale_temporaries(folder: Path) -> list[Path]:
-    """Remove what writers that were killed have left in a folder, and nothing that a living process is writing.
-
-    A writer holds a lock on its file until the rename, and the system drops the lock with the process, however it ends. Where
-    the file system (or Windows) has no such locks, nothing can be told and nothing is removed.
-
-    Returns:
-        The files that were removed.
-    """
-    removed = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not TEMPORARY_NAME.fullmatch(path.name):
-            continue
-        with contextlib.suppress(OSError), open(path, "rb") as stream:
-            if _lock(stream, wait=False):
-                path.unlink()
-                removed.append(path)
-    return removed
 
 
 def state_dict_differences(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> list[str]:
@@ -242,34 +215,6 @@ def state_dict_differences(here: Mapping[str, Tensor], there: Mapping[str, Tenso
         if name in there and there[name].shape != value.shape
     ]
     return lines
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: Path) -> Iterator[BinaryIO]:
-    """A new file, locked by this process, with a name that no other process has; it is removed if the block fails."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                _lock(stream, wait=True)
-                if temporary.exists():  # nobody cleaned up between the two lines above
-                    yield stream
-                    return
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-def _lock(stream: BinaryIO, *, wait: bool) -> bool:
-    """Lock a file for this process; False if another one has it, or if there are no locks here."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -348,14 +293,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the rename itself; not every platform can open a folder."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,10 +13,10 @@ from panoptic_detr.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
-    remove_stale_temporaries,
     save_checkpoint,
     write_atomically,
 )
+from panoptic_detr.locked_files import remove_stale_temporaries
 
 
 def table(*names):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = ("structures", "categories", "boxes", "segment_maps", "config", "checkpoints", "official_weights")
+GROUND = ("structures", "categories", "boxes", "segment_maps", "config", "locked_files", "checkpoints", "official_weights")
 FLOORS = (
     GROUND,
     ("models", "visualization"),

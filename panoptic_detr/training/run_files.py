@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, sync_folder
+from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from panoptic_detr.locked_files import sync_folder
 
 
 class RunFiles:

@@ -7,21 +7,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import CheckpointError, remove_stale_temporaries, write_atomically
+from panoptic_detr.checkpoints import CheckpointError, write_atomically
 from panoptic_detr.config import DetectorStage, TrainConfig
 from panoptic_detr.config_reading import save_config
+from panoptic_detr.locked_files import locked_folder, remove_stale_temporaries
 from panoptic_detr.training.failures import TrainingError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("panoptic-detr", "torch", "torchvision", "lightning-fabric", "numpy", "scipy", "opencv-python-headless")
 
@@ -69,23 +65,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error.strerror or str(error)) from None
-    if fcntl is None:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_folder(folder))
+        except BlockingIOError:
+            raise TrainingError(
+                f"another run is at work in {str(folder)!r}; wait for its end, or name another folder (--train.output)"
+            ) from None
         yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise TrainingError(
-            f"another run is at work in {str(folder)!r}; wait for its end, or name another folder (--train.output)"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_record(stage: DetectorStage, categories: CategoryTable, first_step: int | None) -> None:

@@ -32,6 +32,7 @@ def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric
     validation = dataset
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
+        """Scores of the model as it is now, by name."""
         return evaluate_model(
             model,
             validation,
