@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr import build_model
 from panoptic_detr.inference.choose import choose_queries
@@ -23,6 +24,23 @@ TINY = {
     "decoder_layers": 2,
     "num_queries": 20,
 }
+
+
+class WorkClock(TorchDispatchMode):
+    """A processor clock that ticks once per operation of torch: the same in every run, on every machine."""
+
+    ticks = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ticks += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def work_clock(monkeypatch):
+    with WorkClock() as clock:
+        monkeypatch.setattr(benchmark_measure.time, "process_time", lambda: clock.ticks)
+        yield
 
 
 @pytest.fixture
@@ -105,7 +123,7 @@ def test_variants_differ_in_what_they_name(tiny):
     assert len(found) == 10
 
 
-def test_inference_counts_every_part(tiny, tmp_path, capsys):
+def test_inference_counts_every_part(tiny, work_clock, tmp_path, capsys):
     arguments = ["--masks", "[5, 2]", "--variants", "[plain, 'bf16, folded, channels-last, fused']"]
     size = ["--picture", "[48, 64]", "--short_side", "64", "--repeats", "2", "--memory", "false", "--clock", "cpu"]
     assert benchmark.main(["inference", *arguments, *size, "--json", str(tmp_path / "a.json")]) == 0
@@ -118,7 +136,7 @@ def test_inference_counts_every_part(tiny, tmp_path, capsys):
     for row in rows:
         *parts, total = (row["seconds"][part] for part in benchmark_inference.PARTS)
         assert min(parts) > 0
-        assert 0.5 * total < sum(parts) <= total  # what lies between the parts is not counted
+        assert 0.95 * total < sum(parts) <= total  # what lies between the parts is not counted
     assert content["machine"]["torch"] == torch.__version__
     assert content["machine"]["threads"] == 1
     out = capsys.readouterr().out
@@ -142,7 +160,7 @@ def test_a_lost_mask_is_noticed(tiny, monkeypatch):
         runner.lap(3)
 
 
-def test_steps_count_every_part(tiny, tmp_path, capsys):
+def test_steps_count_every_part(tiny, work_clock, tmp_path, capsys):
     size = ["--picture", "[64, 96]", "--objects", "3", "--repeats", "1", "--memory", "false", "--clock", "cpu"]
     assert benchmark.main(["steps", *size, "--json", str(tmp_path / "a.json")]) == 0
     figures = json.loads((tmp_path / "a.json").read_text())["figures"]
@@ -152,8 +170,13 @@ def test_steps_count_every_part(tiny, tmp_path, capsys):
         assert (seconds["mask head"] > 0) == row["variant"].startswith("stage 2")
         assert min(seconds[part] for part in ("detector", "matching", "losses", "backward", "optimiser")) > 0
         parts = sum(seconds.values()) - seconds["total"]
-        assert 0.5 * seconds["total"] < parts <= seconds["total"]
-        assert 0 < row["products_seconds"] < seconds["total"]
+        assert 0.95 * seconds["total"] < parts <= seconds["total"]
+        assert 0 < row["products_seconds"] < seconds["detector"] + seconds["mask head"] + seconds["backward"]
+    first, second = (
+        {row["products_seconds"] for row in figures["rows"] if row["variant"].startswith(f"stage {n}")} for n in (1, 2)
+    )
+    assert len(first) == len(second) == 1  # layout, precision and losses change nothing in what is multiplied
+    assert first.pop() > second.pop()
     assert figures["matcher_seconds"] > 0
     assert "matching 300 queries, 100 objects, 7 layers" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import signal
-import time
+import sys
 
 import numpy as np
 import pytest
@@ -243,15 +243,24 @@ def test_full_disk(scenes, tmp_path, monkeypatch, capsys):
 
 
 def test_per_step_overhead_is_small(scenes, tmp_path, monkeypatch):
-    """Bookkeeping around forward, backward and step: a bound five times what it takes, so that a real slip is seen."""
+    """Bookkeeping around forward, backward and step, counted in calls of functions: the same on a slow or busy machine."""
     trainer = make_trainer(scenes, tmp_path / "run", steps=200, checkpoint_every=0)
     batch = next(iter(trainer.loader))
     monkeypatch.setattr(trainer, "_groups", lambda: iter([[batch]] * 200))
     monkeypatch.setattr(trainer, "_step", lambda group: {"loss": 1.0, **{f"class_layer{i}": 1.0 for i in range(18)}})
     monkeypatch.setattr(trainer_module.Trainer, "_finished", _count_steps)
-    started = time.process_time()
-    trainer.fit()
-    assert (time.process_time() - started) / 200 < 0.01
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        trainer.fit()
+    finally:
+        sys.setprofile(None)
+    assert 200 < calls / 200 < 700  # 467 in Python 3.11
 
 
 def _count_steps(trainer, stop):
