@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -273,8 +273,18 @@ def _kind(content: Any) -> str:
 def _spec_difference(saved: Mapping[str, Any], built: Mapping[str, Any] | None) -> str:
     if built is None or dict(saved) == dict(built):
         return ""
-    changed = [key for key in saved if saved[key] != built.get(key)]
-    return " (" + ", ".join(f"{key} {saved[key]!r} there, {built.get(key)!r} here" for key in changed) + ")"
+    there, here = dict(_settings(saved)), dict(_settings(built))
+    changed = [key for key in there | here if there.get(key) != here.get(key)]
+    return " (" + ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed) + ")"
+
+
+def _settings(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a model with its dotted key; None for one that is not given means the builder's own."""
+    for key, value in spec.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _first(lines: list[str], count: int = 4) -> str:

@@ -234,6 +234,8 @@ class DetectorStage:
         inference: how masks become a map in evaluation; saved with the checkpoint.
     """
 
+    job = "train_detector"  # not a setting: the command that takes these settings
+
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -265,6 +267,8 @@ class MaskStage(DetectorStage):
         joint: train the detector along with the mask head instead of freezing it.
         detector_bf16: run the frozen detector in bfloat16 in training steps; faster on hardware with bfloat16 units.
     """
+
+    job = "train_masks"
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name=""))
     detector: str | None = None

@@ -120,11 +120,26 @@ def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
     name = key.rpartition(".")[2]
     if name in CLASS_SETTINGS:
         raise ConfigError(f"unknown setting {key!r} in {where}: {CLASSES_FROM_DATA}")
+    others: list[Any] = stage.__subclasses__()
+    for other in others:
+        if key in known_keys(other):
+            raise ConfigError(f"setting {key!r} in {where} belongs to {other.job}; run that command, or leave the setting out")
     same_name = sorted(known for known in keys if known.rpartition(".")[2] == name)
-    nearest = same_name or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.7)
+    nearest = same_name or _nearest(key, keys)
     groups = "; what a model's builder takes goes under 'model.overrides', what the criterion takes under 'loss'"
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"{groups}."
     raise ConfigError(f"unknown setting {key!r} in {where}{hint} --help lists every setting")
+
+
+def _nearest(key: str, keys: set[str]) -> list[str]:
+    """What is meant, likeliest first: an abbreviation of the name, a name spelled alike in its section, a key spelled alike."""
+    section, _, name = key.rpartition(".")
+    initials = "".join(word[:1] for word in re.split("[-_]", name))
+    abbreviated = sorted(known for known in keys if len(initials) > 1 and known.rpartition(".")[2] == initials)
+    inside = {known.rpartition(".")[2]: known for known in sorted(keys) if section and known.rpartition(".")[0] == section}
+    alike = [inside[close] for close in difflib.get_close_matches(name, inside, n=1, cutoff=0.6)]
+    elsewhere = sorted(known for known in keys - set(inside.values()) if bool(section) == ("." in known))
+    return [*abbreviated, *alike, *difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.7)]
 
 
 def _free_keys(stage: type) -> Iterator[str]:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     # Broken pictures are named by our own errors. OpenCV reads this when it is imported; libpng's own lines stay.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    return run(importlib.import_module(f"panoptic_detr.tools.{job}").main, arguments[1:], f"panoptic-detr {job}")
+    return run(lambda rest: _main_of(job)(rest), arguments[1:], f"panoptic-detr {job}")
 
 
 def run(job: Main, argv: Sequence[str] | None, name: str) -> int:
@@ -117,6 +117,12 @@ def why_not(job: str) -> str | None:
     if not _script(job).is_file():
         return f"the job '{job}' is not in this installation ({_script(job)} is missing); install panoptic-detr again."
     return None
+
+
+def _main_of(job: str) -> Main:
+    """A job's `main`; libraries are imported here, which takes seconds."""
+    main: Main = importlib.import_module(f"panoptic_detr.tools.{job}").main
+    return main
 
 
 def _script(job: str) -> Path:

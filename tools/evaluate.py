@@ -86,6 +86,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
     if options.checkpoint is not None and len(missing) < len(FILES):
         parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
+    if options.checkpoint is not None and Path(options.checkpoint).is_dir():
+        parser.error(_what_of(Path(options.checkpoint)))
     if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
         parser.error("--calibrate is for a checkpoint, in one process")
     if options.store and not options.calibrate:
@@ -93,6 +95,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
     return options
+
+
+def _what_of(folder: Path) -> str:
+    """What to give instead of a folder."""
+    if (folder / "best.pt").is_file():
+        return f"{folder} is the folder of a run; give its checkpoint: {folder / 'best.pt'}"
+    return (
+        f"{folder} is a folder; give a checkpoint, or score the predictions in it with --pred-json "
+        f"{folder / 'predictions.json'} --pred-folder {folder / 'panoptic'} --gt-json FILE --gt-folder DIR"
+    )
 
 
 def add_model_options(group: "argparse._ArgumentGroup") -> None:

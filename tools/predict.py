@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = PredictionFolder(options.output, predictor.categories, overlays=options.overlays)
     started = time.perf_counter()
     notes = predict_all(predictor, files, folder, options.explain)
+    if not folder.images:
+        raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in notes.unreadable)]))
     folder.finish()
     report(folder, notes, time.perf_counter() - started)
     return 1 if notes.unreadable else 0
@@ -115,7 +117,7 @@ def report(folder: PredictionFolder, notes: Notes, seconds: float) -> None:
     listed = ", ".join(f"{count} {name}" for name, count in found.most_common(8))
     print(f"pictures: {len(folder.images)}, segments: {found.total()} ({listed or 'none'}), seconds: {seconds:.1f}")
     print(f"written to {folder.folder}: predictions.json, panoptic/{', overlays/' if folder.overlays else ''}")
-    if folder.images and not found:
+    if not found:
         print(f"no query passed the threshold; the best score below it was {notes.best_below:.2f}: try a lower --threshold")
     if notes.unreadable:
         print("\n".join(["could not be read:", *(f"  {line}" for line in notes.unreadable)]), file=sys.stderr)

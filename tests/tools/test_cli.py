@@ -107,6 +107,12 @@ def test_an_interrupt_has_its_own_status(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_an_interrupt_while_libraries_are_imported_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli.importlib, "import_module", raising(KeyboardInterrupt()))
+    assert cli.main(["train_detector"]) == 130
+    assert capsys.readouterr().err == "panoptic-detr train_detector: interrupted\n"
+
+
 def test_a_parsers_exit_passes_through(monkeypatch):
     install(monkeypatch, "evaluate", raising(SystemExit(2)))
     with pytest.raises(SystemExit) as stopped:

@@ -122,6 +122,20 @@ def failing(arguments, capsys):
     return err
 
 
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("predictions.json", "is a folder; give a checkpoint, or score the predictions in it with --pred-json"),
+        ("best.pt", "is the folder of a run; give its checkpoint: "),
+    ],
+)
+def test_a_folder_in_place_of_a_checkpoint(inside, message, tmp_path, capsys):
+    (tmp_path / inside).touch()
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path), "--data.root", "scenes"])
+    assert message in capsys.readouterr().err
+
+
 def test_bad_predictions_are_one_line(capsys, tmp_path):
     folder = shutil.copytree(PQ_DATA, tmp_path / "data")
     (folder / "pred" / "000000001003.png").write_bytes(b"no picture")

@@ -71,6 +71,15 @@ def test_an_unreadable_picture_does_not_lose_the_others(checkpoint, photos, tmp_
     assert "gone.jpg: there is no such image" in complaint
 
 
+def test_where_no_picture_can_be_read_no_predictions_are_written(checkpoint, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["predict", str(checkpoint), str(photos / "gone.jpg"), "--output", str(out), "--device", "cpu"]) == 1
+    complaint = capsys.readouterr().err
+    assert "panoptic-detr predict: none of the pictures could be read:" in complaint
+    assert "gone.jpg: there is no such image" in complaint
+    assert not (out / "predictions.json").exists()
+
+
 def test_explains_every_query(checkpoint, photos, tmp_path, capsys):
     arguments = [str(checkpoint), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu", "--explain"]
     assert predict.main([*arguments, "--threshold", "0.999", "--no-overlays"]) == 0
