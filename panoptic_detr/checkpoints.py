@@ -6,7 +6,6 @@ the previous file or the new one, never half of one.
 """
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.locked_files import LOCKS, sync_folder, temporary_beside
+from panoptic_detr.locked_files import write_whole
 
 FORMAT = "panoptic_detr checkpoint"
 VERSION = 1
@@ -184,21 +183,12 @@ def unreadable_weights(path: Path, error: Exception) -> str:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Give `write` a temporary file beside `path`, flush it to the disk and rename it to `path`.
 
-    A process that is killed meanwhile leaves the temporary file, for `remove_stale_temporaries`.
-
     Raises:
         CheckpointError: it could not be written; nothing is left behind and an older file at `path` is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_beside(path) as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-            if not LOCKS:
-                stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
-            os.replace(stream.name, path)
-        sync_folder(path.parent)
+        write_whole(path, write, to_disk=True)
     except (OSError, RuntimeError) as error:
         kept = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{_room(error, path.parent)}{kept}") from error

@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from panoptic_detr.config import ConfigError
 from panoptic_detr.config_checks import CLASS_SETTINGS, CLASSES_FROM_DATA
+from panoptic_detr.locked_files import write_whole
 
 Stage = TypeVar("Stage")
 
@@ -63,11 +64,9 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a config as YAML that `--config` reads back."""
+    """Write a config as YAML that `--config` reads back; whoever is killed here keeps the settings to resume with."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # whoever is killed here keeps the settings to resume with
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, lambda stream: stream.write(text.encode()))
 
 
 def known_keys(stage: type) -> Iterator[str]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,7 +63,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def temporary_beside(path: Path) -> Iterator[BinaryIO]:
     """A new file, locked by this process, with a name that no other process has; it is removed if the block fails."""
     while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
         try:
             with open(temporary, "wb") as stream:
                 lock(stream, wait=True)
@@ -74,6 +74,32 @@ def temporary_beside(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, to_disk: bool = False) -> None:
+    """Write a file through a temporary neighbour and a rename, so that no reader ever sees half of it.
+
+    A process that is killed meanwhile leaves the temporary file, for `remove_stale_temporaries`; an older file at `path` is
+    untouched until the rename.
+
+    Args:
+        path: the file.
+        write: fills the stream that it is given.
+        to_disk: also flush file and rename to the disk, so that they survive a power failure; slow for many small files.
+
+    Raises:
+        OSError: it could not be written; nothing is left behind.
+    """
+    with temporary_beside(path) as stream:
+        write(stream)
+        stream.flush()
+        if to_disk:
+            os.fsync(stream.fileno())
+        if not LOCKS:
+            stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
+        os.replace(stream.name, path)
+    if to_disk:
+        sync_folder(path.parent)
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:

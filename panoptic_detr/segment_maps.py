@@ -3,13 +3,13 @@
 COCO panoptic stores an id map as an RGB PNG with id = R + 256 G + 65536 B.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy import ndimage
+
+from panoptic_detr.locked_files import write_whole
 
 MAX_ID = 256**3 - 1
 
@@ -94,16 +94,7 @@ def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file through a temporary neighbour and a rename, so that no reader ever sees half of it."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(Path(path), lambda stream: stream.write(data))
 
 
 def areas(segment_map: np.ndarray) -> dict[int, int]:

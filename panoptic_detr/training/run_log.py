@@ -5,12 +5,15 @@ TensorBoard gets the same rows, and pictures, where it is installed.
 
 import csv
 import importlib.util
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from panoptic_detr.locked_files import write_whole
 
 
 class CsvLog:
@@ -45,16 +48,11 @@ class CsvLog:
             raise
 
     def _rewrite(self, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")  # a run that is killed here keeps its log
-        try:
-            with open(temporary, "w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(columns)
-                writer.writerows([row.get(name, "") for name in columns] for row in rows)
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows([row.get(name, "") for name in columns] for row in rows)
+        write_whole(self.path, lambda stream: stream.write(text.getvalue().encode()))  # a run that is killed here keeps its log
         self.columns = list(columns)
 
     def _read(self) -> list[dict[str, str]]:
