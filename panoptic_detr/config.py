@@ -56,7 +56,8 @@ class DataConfig:
         val_limit: use only the first N validation images.
         workers: loader processes; 0 loads in the training process.
         cache: keep decoded images and id maps in memory, in every worker of its own.
-        on_unreadable: a training image or annotation that cannot be read: `stop`, or `skip` it and say so.
+        on_unreadable: an image or annotation that cannot be read: `stop`, or `skip` it and say so; for validation every file
+            is then read once before the run.
     """
 
     root: Path | None = None

@@ -43,11 +43,11 @@ from panoptic_detr.training.processes import end_with_the_first_process, gather,
 from panoptic_detr.training.run_record import only_run_in, write_record
 from panoptic_detr.training.sanity import inspect_samples
 from panoptic_detr.training.summary import print_groups
-from panoptic_detr.training.tolerant_data import TolerantPanoptic
+from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
 from panoptic_detr.visualization.pictures import PictureError
-from panoptic_detr.zoo import build_model, built_with, fits_type
+from panoptic_detr.zoo import build_model, built_with, fits_type, override_names
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
@@ -129,7 +129,8 @@ def open_val_set(
     if not any(_explicit(data, "val").values()) and (data.val_split is None or data.root is None):
         return None
     dataset = _open(data, data.val_split, _explicit(data, "val"), transform, categories, 0)
-    return dataset.subset(range(min(data.val_limit, len(dataset)))) if data.val_limit else dataset
+    dataset = dataset.subset(range(min(data.val_limit, len(dataset)))) if data.val_limit else dataset
+    return readable_part(dataset, data.workers) if data.on_unreadable == "skip" else dataset
 
 
 def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform:
@@ -276,11 +277,15 @@ def announced(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, con
 def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
     fabric, train = trainer.fabric, stage.train
     batch = min(train.batch_size * fabric.world_size, len(dataset)) * train.accumulate
-    facts = inspect_samples(dataset, train.output / "samples.png")
+    facts = inspect_samples(
+        dataset, train.output / "samples.png", eval_transform(stage.inference.short_side, stage.inference.long_side)
+    )
+    model = trainer.template.model
+    any_size = "anchor_cells" in override_names(model["name"]) and built_with(model, "anchor_cells") is not None
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(model, "num_queries"), any_size=any_size)]
     print_groups(console, trainer.model, trainer.groups, lines)
 
 

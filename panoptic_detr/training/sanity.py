@@ -1,15 +1,18 @@
 """A look at the training data as the model will see it, before the first step: a picture with boxes, and counts."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform
 from panoptic_detr.structures import Sample
 from panoptic_detr.visualization.boxes import draw_boxes
 from panoptic_detr.visualization.layout import side_by_side
@@ -18,6 +21,8 @@ from panoptic_detr.visualization.pictures import fit, save_picture
 LOOKED_AT = 32
 SHOWN = 8
 SHOWN_SIDE = 400
+SIZE_MARGIN = 1.2  # evaluation's images may be so much larger or smaller than any of training
+SCALE_MARGIN = 1.6  # and its segments than those of training
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class DataFacts:
         classes: how many segments of each category name, the most frequent first; absent ones with 0.
         sizes: (height, width) of each image.
         left_out: segments without a pixel after augmentation: outside the crop, or too small for the new size.
+        eval_sizes: (height, width) that the same images have in evaluation, whole.
+        side: median side of a segment's box in the samples, in pixels (the square root of its area).
+        eval_side: the same in evaluation.
     """
 
     images: int
@@ -37,12 +45,19 @@ class DataFacts:
     classes: dict[str, int]
     sizes: list[tuple[int, int]]
     left_out: int = 0
+    eval_sizes: list[tuple[int, int]] = field(default_factory=list)
+    side: float = 0.0
+    eval_side: float = 0.0
 
-    def lines(self, num_queries: int) -> list[str]:
-        """The facts as sentences, with a warning where something cannot work."""
-        heights, widths = zip(*self.sizes, strict=True)
+    def lines(self, num_queries: int, *, any_size: bool = False) -> list[str]:
+        """The facts as sentences, with a warning where something cannot work.
+
+        Args:
+            num_queries: of the model.
+            any_size: the model finds boxes alike in images of any size (anchors in cells).
+        """
         found = [
-            f"looked at {self.images} augmented samples: {min(heights)}-{max(heights)} x {min(widths)}-{max(widths)} pixels, "
+            f"looked at {self.images} augmented samples: {_extent(self.sizes)} pixels, "
             f"{np.mean(self.segments):.1f} segments per image (most {max(self.segments)})",
             "segments by class: " + ", ".join(f"{name} {count}" for name, count in list(self.classes.items())[:20]),
         ]
@@ -58,15 +73,35 @@ class DataFacts:
             )
         if self.images and not sum(self.segments):
             found.append("warning: no sample has any segment; check the annotations with `panoptic-detr data check`")
+        return found + self._scale_warnings(any_size)
+
+    def _scale_warnings(self, any_size: bool) -> list[str]:
+        """Where evaluation shows images or segments of other sizes than training does."""
+        found = []
+        trained, tested = (np.sqrt([h * w for h, w in sizes]) for sizes in (self.sizes, self.eval_sizes))
+        if self.eval_sizes and not any_size:
+            middle = float(np.median(tested))
+            if not min(trained) / SIZE_MARGIN <= middle <= max(trained) * SIZE_MARGIN:
+                found.append(
+                    f"warning: training shows {_extent(self.sizes)} pixels, evaluation {_extent(self.eval_sizes)}; boxes are "
+                    "fractions of the image, so in sizes that were never seen they are found too large or too small: change "
+                    "inference.short_side or the augmentation (or, with two_stage, set model.overrides.anchor_cells)"
+                )
+        if self.eval_side and not 1 / SCALE_MARGIN <= self.side / self.eval_side <= SCALE_MARGIN:
+            found.append(
+                f"warning: the median segment is {self.side:.0f} pixels wide in training, {self.eval_side:.0f} in evaluation; "
+                "bring them together with inference.short_side or the augmentation"
+            )
         return found
 
 
-def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataFacts:
+def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None, evaluation: Transform | None = None) -> DataFacts:
     """Look at evenly spread samples of the data set, and draw the first ones with their boxes.
 
     Args:
         dataset: with its augmentation.
         picture: where to write the drawing; None for none.
+        evaluation: the resize of evaluation, to compare with; None for none.
     """
     count = min(LOOKED_AT, len(dataset))
     chosen = dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
@@ -77,13 +112,19 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None) -> DataF
         save_picture(picture, side_by_side(drawn, titles, columns=4))
     by_label = dataset.categories.by_label
     counted = Counter(by_label[label].name for sample in samples for label in sample.target.labels.tolist())
+    whole = copy(chosen)
+    whole.transforms = evaluation
+    evaluated = [(_size(sample), _sides(sample)) for sample in map(whole.__getitem__, range(count))] if evaluation else []
     absent = {category.name: 0 for category in dataset.categories.categories if category.name not in counted}
     return DataFacts(
         images=count,
         segments=[len(sample.target) for sample in samples],
         classes={**dict(counted.most_common()), **absent},
-        sizes=[(sample.image.shape[1], sample.image.shape[2]) for sample in samples],
+        sizes=[_size(sample) for sample in samples],
         left_out=max(0, chosen.segment_count - sum(len(sample.target) for sample in samples)),
+        eval_sizes=[size for size, _ in evaluated],
+        side=_median([_sides(sample) for sample in samples]),
+        eval_side=_median([sides for _, sides in evaluated]),
     )
 
 
@@ -97,3 +138,24 @@ def draw_sample(sample: Sample, categories: CategoryTable) -> np.ndarray:
     boxes, colors = sample.target.boxes.numpy(), [category.color for category in drawn]
     draw_boxes(picture, boxes, colors, [category.name for category in drawn])
     return picture
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    return sample.image.shape[1], sample.image.shape[2]
+
+
+def _sides(sample: Sample) -> Tensor:
+    """Square roots of the areas of a sample's boxes, in pixels."""
+    height, width = _size(sample)
+    return (sample.target.boxes[:, 2:].prod(1) * height * width).sqrt()
+
+
+def _median(sides: Sequence[Tensor]) -> float:
+    """Median of all; 0 for none."""
+    every = torch.cat([torch.zeros(0), *sides])
+    return float(every.median()) if len(every) else 0.0
+
+
+def _extent(sizes: Sequence[tuple[int, int]]) -> str:
+    heights, widths = zip(*sizes, strict=True)
+    return f"{min(heights)}-{max(heights)} x {min(widths)}-{max(widths)}"

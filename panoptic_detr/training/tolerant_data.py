@@ -1,10 +1,12 @@
-"""A data set that goes on without its unreadable images."""
+"""Data sets that go on without their unreadable images: in training the next one takes the place, in evaluation none does."""
 
 import sys
+from functools import partial
 
 import torch
 
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
+from panoptic_detr.data.parallel import parallel_map
 from panoptic_detr.segment_maps import SegmentMapError
 from panoptic_detr.structures import Sample
 
@@ -38,3 +40,32 @@ class TolerantPanoptic(CocoPanoptic):
             worker = torch.utils.data.get_worker_info()
             where = "" if worker is None else f" (loader process {worker.id})"
             print(f"left out{where}: {error}", file=sys.stderr, flush=True)
+
+
+def readable_part(dataset: CocoPanoptic, workers: int = 0) -> CocoPanoptic:
+    """The samples whose image and annotation can be read, the same in every process; each other one is named.
+
+    Args:
+        dataset: for evaluation; every file of it is read once.
+        workers: processes that read; 0 reads here.
+
+    Raises:
+        DataError: none can be read.
+    """
+    problems = list(parallel_map(partial(_problem, dataset), range(len(dataset)), workers=workers))
+    for problem in filter(None, problems):
+        print(f"left out of evaluation: {problem}", file=sys.stderr, flush=True)
+    left = [index for index, problem in enumerate(problems) if not problem]
+    if problems and not left:
+        raise DataError(f"none of the {len(problems)} images for evaluation can be read; the last one: {problems[-1]}")
+    return dataset.subset(left)
+
+
+def _problem(dataset: CocoPanoptic, index: int) -> str:
+    """What keeps a sample from being evaluated; empty for nothing."""
+    try:
+        dataset.image(index)
+        dataset.truth(index)
+    except (DataError, SegmentMapError) as error:
+        return str(error)
+    return ""

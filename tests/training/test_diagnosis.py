@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -14,12 +15,12 @@ from panoptic_detr.config import AugmentationConfig, DataConfig, DetectorStage, 
 from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
 from panoptic_detr.data.scenes import scene_categories, write_scenes
-from panoptic_detr.data.transforms import crops_transform, scenes_transform
+from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform
 from panoptic_detr.training import build
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
 from panoptic_detr.training.sanity import DataFacts, inspect_samples
-from panoptic_detr.training.tolerant_data import TolerantPanoptic
+from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
 from panoptic_detr.visualization.pictures import as_rgb
 from panoptic_detr.zoo import build_model
 
@@ -137,6 +138,33 @@ def test_segments_that_augmentation_removes_are_counted(scenes):
     assert f"{cut.left_out} of their {whole.segment_count} segments lie outside the crop" in "\n".join(cut.lines(100))
 
 
+@pytest.mark.parametrize(
+    ("short_side", "any_size", "warnings"),
+    [
+        (None, False, []),
+        (64, False, ["training shows 48-48 x 48-48 pixels, evaluation 64-64 x 64-64"]),
+        (64, True, []),
+        (96, True, ["the median segment is "]),
+        (24, False, ["training shows 48-48 x 48-48 pixels, evaluation 24-24 x 24-24", "the median segment is "]),
+    ],
+)
+def test_evaluation_at_other_sizes_than_training_is_a_warning(scenes, short_side, any_size, warnings):
+    dataset = CocoPanoptic.from_root(scenes, "train", transforms=scenes_transform())
+    facts = inspect_samples(dataset, evaluation=eval_transform(short_side))
+    found = [line.removeprefix("warning: ") for line in facts.lines(100, any_size=any_size) if line.startswith("warning: ")]
+    assert len(found) == len(warnings)
+    assert all(line.startswith(start) for line, start in zip(found, warnings, strict=True))
+    assert facts.eval_side == pytest.approx(facts.side * (short_side or 48) / 48, rel=0.15)
+    assert dataset.transforms == scenes_transform()
+
+
+def test_a_crop_that_enlarges_is_compared_with_the_whole_image(scenes):
+    dataset = CocoPanoptic.from_root(scenes, "train", transforms=crops_transform(crop_size=48, short_sides=(144,)))
+    facts = inspect_samples(dataset, evaluation=eval_transform(48))
+    assert facts.side > 1.6 * facts.eval_side
+    assert "in evaluation; bring them together" in "\n".join(facts.lines(100))
+
+
 def test_a_data_set_without_any_segment_is_refused(scenes):
     path = scenes / "annotations" / "panoptic_train.json"
     content = json.loads(path.read_text())
@@ -158,7 +186,7 @@ def test_a_data_set_without_any_segment_is_refused(scenes):
 def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
     stream, table = io.StringIO(), scene_categories()
     facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
-    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture: facts)
+    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: facts)
     fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
     template = SimpleNamespace(model={"name": "detr_r50", "overrides": overrides})
     trainer = SimpleNamespace(
@@ -170,6 +198,31 @@ def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monke
         pass
     text = " ".join(stream.getvalue().split())
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_of_evaluation(scenes, capfd, workers):
+    (scenes / "train" / "000002.png").write_bytes(b"no picture")
+    (scenes / "panoptic_train" / "000004.png").write_bytes(b"no map")
+    data = DataConfig(root=scenes, train_split="train", val_split="train", workers=workers)
+    table, settings = scene_categories(), InferenceSettings(short_side=None)
+    strict = build.open_val_set(data, settings, TrainConfig(), table)
+    assert strict.image_ids == [0, 1, 2, 3, 4, 5]
+    left = build.open_val_set(replace(data, on_unreadable="skip"), settings, TrainConfig(), table)
+    assert left.image_ids == [0, 1, 3, 5]
+    text = capfd.readouterr().err
+    assert text.count("left out of evaluation: ") == 2
+    assert "000002.png" in text
+    assert "000004.png" in text
+    limited = build.open_val_set(replace(data, on_unreadable="skip", val_limit=3), settings, TrainConfig(), table)
+    assert limited.image_ids == [0, 1]
+
+
+def test_an_evaluation_without_any_readable_image_is_refused(scenes):
+    for path in (scenes / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of the 6 images for evaluation can be read; the last one: .*000005"):
+        readable_part(CocoPanoptic.from_root(scenes, "train"))
 
 
 def test_unreadable_images_are_left_out_and_named_once(scenes, capsys):
