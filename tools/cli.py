@@ -5,12 +5,15 @@ panoptic-detr data scenes --help
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 JOBS = (
@@ -121,8 +124,28 @@ def why_not(job: str) -> str | None:
 
 def _main_of(job: str) -> Main:
     """A job's `main`; libraries are imported here, which takes seconds."""
-    main: Main = importlib.import_module(f"panoptic_detr.tools.{job}").main
+    with _interrupts_end_at_once(f"panoptic-detr {job}"):
+        main: Main = importlib.import_module(f"panoptic_detr.tools.{job}").main
     return main
+
+
+@contextlib.contextmanager
+def _interrupts_end_at_once(name: str) -> Iterator[None]:
+    """Leave at Ctrl-C without an exception, of which libraries that are being imported make errors of their own."""
+
+    def leave(*_: object) -> None:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # nothing is under way yet
+
+    python_handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not python_handles or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _script(job: str) -> Path:
