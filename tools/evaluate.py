@@ -9,6 +9,10 @@ A checkpoint: PQ, box AP and mask AP over things in one pass, without files in b
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
     torchrun --nproc-per-node 4 -m panoptic_detr.tools.evaluate detr_r50_panoptic --data.root coco --data.split val2017
 
+The same with another setting of prediction than the checkpoint's own:
+
+    panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --inference.min_visible 0.5
+
 The thresholds of the best PQ, found on images that are not those to be scored, and kept in the checkpoint:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split train --data.limit 200 --calibrate --store
@@ -37,6 +41,7 @@ from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.tools.cli import run
+from panoptic_detr.tools.inference_options import PREFIX, add_inference_options, changed_settings
 
 FILES = {
     "gt_json": "COCO-panoptic ground truth",
@@ -80,12 +85,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
     add_model_options(parser.add_argument_group("a checkpoint"))
+    add_inference_options(parser)
     options = parser.parse_args(argv)
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
     if options.checkpoint is not None and len(missing) < len(FILES):
         parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
+    if options.checkpoint is None and any(name.startswith(PREFIX) for name in vars(options)):
+        parser.error(f"--{PREFIX}* are settings of a checkpoint; prediction files are scored as they are")
     if options.checkpoint is not None and Path(options.checkpoint).is_dir():
         parser.error(_what_of(Path(options.checkpoint)))
     if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
@@ -135,7 +143,7 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     try:
         device = best_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
         opened = open_model(options.checkpoint, device)
-        settings = opened.settings.with_thresholds(options.threshold, options.stuff_threshold)
+        settings = changed_settings(opened.settings, options)
         if options.calibrate and not opened.panoptic:
             raise EvaluationError(
                 f"{options.checkpoint} is a detector without a mask head, so it has no PQ to calibrate; train the head first "
@@ -174,14 +182,13 @@ def calibrate(
         workers=options.workers or 0,
     )
     things, stuff = found.thresholds
-    chosen = {"threshold": things, "stuff_threshold": stuff}
     print(
         f"best thresholds on {found.images} images: {things:g} for things, {stuff:g} for stuff; "
         f"PQ {100 * found.quality:.1f}, before {100 * found.before:.1f}"
     )
     if options.store:
         checkpoint = load_checkpoint(options.checkpoint)
-        save_checkpoint(options.checkpoint, replace(checkpoint, inference={**checkpoint.inference, **chosen}))
+        save_checkpoint(options.checkpoint, replace(checkpoint, inference=found.settings.to_dict()))
         print(f"stored in {options.checkpoint}")
     return found.settings
 

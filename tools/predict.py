@@ -27,6 +27,7 @@ from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pi
 from panoptic_detr.inference.predictor import Predictor, load_model, upright_rgb
 from panoptic_detr.structures import PanopticSegmentation
 from panoptic_detr.tools.cli import run
+from panoptic_detr.tools.inference_options import add_inference_options, changed_settings
 from panoptic_detr.visualization.explain import explain_table
 from panoptic_detr.visualization.pictures import PictureError
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = find_pictures(options.pictures)
     prepare_folder(options.output, overlays=options.overlays)
     predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
-    predictor.settings = predictor.settings.with_thresholds(options.threshold, options.stuff_threshold)
+    predictor.settings = changed_settings(predictor.settings, options)
     folder = PredictionFolder(options.output, predictor.categories, overlays=options.overlays)
     started = time.perf_counter()
     notes = predict_all(predictor, files, folder, options.explain)
@@ -71,6 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")
+    add_inference_options(parser)
     return parser.parse_args(argv)
 
 

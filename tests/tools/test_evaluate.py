@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,21 @@ def test_options_of_a_checkpoint_reach_the_evaluation(tmp_path, scenes):
     assert all(quality.tp == quality.fp == 0 for quality in scores.panoptic.per_class.values())
 
 
+def test_settings_of_prediction_differ_where_the_command_line_says(tmp_path, scenes, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    seen = []
+    monkeypatch.setattr(evaluate, "evaluate_model", lambda model, dataset, **rest: seen.append((dataset, rest["settings"])))
+    given = ["--inference.short_side", "null", "--inference.min_visible", "0.5", "--inference.threshold", "0.2"]
+    evaluate.score_checkpoint(
+        evaluate.parse([checkpoint, "--data.root", str(scenes), "--data.split", "val", *given, "--stuff-threshold", "0.1"])
+    )
+    ((dataset, settings),) = seen
+    assert settings == replace(
+        InferenceSettings.from_dict(SETTINGS), short_side=None, min_visible=0.5, threshold=0.2, stuff_threshold=0.1
+    )
+    assert dataset[0].image.shape == (3, 48, 48)
+
+
 def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
     checkpoint = write_checkpoint(tmp_path / "boxes.pt", "detr_r50", scene_categories())
     assert cli.main(["evaluate", checkpoint, "--data.root", str(scenes), "--data.split", "val", "--device", "cpu"]) == 0
@@ -105,6 +121,10 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
         (file_options()[:-2], "(--pred-folder missing)"),
         (["model.pt", *file_options()[:2]], "give a checkpoint or prediction files, not both"),
         (["model.pt", "--ap", "boxen"], "invalid choice: 'boxen'"),
+        ([*file_options(), "--inference.threshold", "0.5"], "--inference.* are settings of a checkpoint"),
+        (["m.pt", "--inference.short_side", "big"], "--inference.short_side: must be int or null, but got 'big'"),
+        (["m.pt", "--inference.duplicate_stuff", "both"], "must be one of union, keep_first, but got 'both'"),
+        (["m.pt", "--inference.min_visible", "{"], "--inference.min_visible: must be float, but got '{'"),
     ],
 )
 def test_a_wrong_command_line(options, message, capsys):
@@ -142,6 +162,12 @@ def test_bad_predictions_are_one_line(capsys, tmp_path):
     line = failing(file_options(folder), capsys)
     assert line.startswith("panoptic-detr evaluate: image 1003: ")
     assert "000000001003.png: not a readable picture" in line
+
+
+def test_settings_out_of_their_range_are_one_line(capsys, tmp_path, scenes):
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    arguments = [checkpoint, "--data.root", str(scenes), "--data.split", "val", "--inference.min_visible", "2"]
+    assert "inference.min_visible" in failing(arguments, capsys)
 
 
 def test_other_bad_input_is_one_line(capsys, tmp_path, scenes):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.config import ConfigError
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.segment_maps import areas, read_id_png
@@ -87,6 +88,14 @@ def test_explains_every_query(checkpoint, photos, tmp_path, capsys):
     assert printed.count("low score") == 6
     assert "no query passed the threshold; the best score below it was 0." in printed
     assert not (tmp_path / "out" / "overlays").exists()
+
+
+def test_settings_of_prediction_differ_where_the_command_line_says(checkpoint, photos, tmp_path, capsys):
+    arguments = [str(checkpoint), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu", "--explain"]
+    assert predict.main([*arguments, "--inference.threshold", "0.999"]) == 0
+    assert capsys.readouterr().out.count("low score") == 6
+    with pytest.raises(ConfigError, match=r"inference\.max_segments"):
+        predict.main([*arguments, "--inference.max_segments", "0"])
 
 
 def test_output_is_checked_before_any_work(photos, tmp_path, monkeypatch, capsys):
