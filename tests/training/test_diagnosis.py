@@ -182,13 +182,12 @@ def test_a_data_set_without_any_segment_is_refused(scenes):
         opened()
 
 
-@pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
-def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
+def introduction(tmp_path, monkeypatch, facts, model):
+    """What a run of this model says before its first step, where its samples look like `facts`."""
     stream, table = io.StringIO(), scene_categories()
-    facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
     monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: facts)
     fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
-    template = SimpleNamespace(model={"name": "detr_r50", "overrides": overrides})
+    template = SimpleNamespace(model=model)
     trainer = SimpleNamespace(
         fabric=fabric, total_steps=1, resumed=False, template=template, model=torch.nn.Linear(1, 1), groups=[]
     )
@@ -196,8 +195,29 @@ def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monke
     dataset.__len__.return_value = 1
     with build.announced(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream)):
         pass
-    text = " ".join(stream.getvalue().split())
+    return " ".join(stream.getvalue().split())
+
+
+@pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
+def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
+    facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
+    text = introduction(tmp_path, monkeypatch, facts, {"name": "detr_r50", "overrides": overrides})
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "warned"),
+    [
+        ("detr_r50", {}, True),
+        ("deformable_detr_r50_two_stage", {}, True),
+        ("deformable_detr_r50_two_stage", {"anchor_cells": 1.5}, False),
+        ("deformable_detr_r50_two_stage_panoptic", {"anchor_cells": 1.5}, False),
+    ],
+)
+def test_a_run_warns_of_unseen_sizes_unless_anchors_are_cells(tmp_path, monkeypatch, name, overrides, warned):
+    facts = DataFacts(images=1, segments=[1], classes={}, sizes=[(48, 48)], eval_sizes=[(96, 96)])
+    text = introduction(tmp_path, monkeypatch, facts, {"name": name, "overrides": overrides})
+    assert ("training shows 48-48 x 48-48 pixels, evaluation 96-96 x 96-96" in text) is warned
 
 
 @pytest.mark.parametrize("workers", [0, 2])
