@@ -11,9 +11,10 @@ from rich.progress import track
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_files import DataError, make_folder, resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.evaluation.evaluate import check_same_categories
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, check_same_images, read_annotations, safe_path
 from panoptic_detr.evaluation.panoptic_quality import PanopticQuality
-from panoptic_detr.inference.predictor import load_model
+from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
 from panoptic_detr.structures import PanopticSegmentation, Segment
 from panoptic_detr.visualization.entry import Entry, draw_entry
@@ -29,8 +30,9 @@ Predict = Callable[[int], PanopticSegmentation]
 
 def coco(options: Namespace) -> str:
     """Draw the images of a data set: truth, prediction and errors, side by side or one of them."""
-    data, folder = open_data(options), make_folder(options.output)
-    for entry in track(entries(data, predictions(options, data)), "drawing", len(data)):
+    data = open_data(options)
+    predict, folder = predictions(options, data), make_folder(options.output)
+    for entry in track(entries(data, predict), "drawing", len(data)):
         path = folder / f"{Path(entry.name).stem}.{options.kind}"
         if options.kind != "svg":
             picture = draw_entry(entry, show=options.show, palette=options.palette, alpha=options.alpha, scale=options.scale)
@@ -58,8 +60,9 @@ def enlarge(options: Namespace) -> str:
 
 def draw_each(options: Namespace, what: str, draw: Callable[[Image, PanopticSegmentation], np.ndarray]) -> str:
     """Save a picture of each image's prediction, or of its truth where there is none; say how many and where."""
-    data, folder = open_data(options), make_folder(options.output)
-    for entry in track(entries(data, predictions(options, data)), "drawing", len(data)):
+    data = open_data(options)
+    predict, folder = predictions(options, data), make_folder(options.output)
+    for entry in track(entries(data, predict), "drawing", len(data)):
         drawn = entry.prediction or entry.truth
         if drawn is not None:
             save_picture(folder / f"{Path(entry.name).stem}.png", draw(entry.image, drawn))
@@ -75,11 +78,11 @@ def report(options: Namespace) -> str:
     options.pred_json = source if results else None
     options.model = None if results else str(source / "best.pt" if source.is_dir() else source)
     data = open_data(options)
-    quality = PanopticQuality(data.categories)
+    predict, quality = predictions(options, data), PanopticQuality(data.categories)
     make_folder(options.output.parent)
 
     def counted() -> Iterator[Entry]:
-        for entry in track(entries(data, predictions(options, data)), "looking", len(data)):
+        for entry in track(entries(data, predict), "looking", len(data)):
             if entry.prediction is not None and entry.truth is not None:
                 quality.update(entry.prediction, entry.truth)
             yield entry
@@ -126,6 +129,17 @@ def open_data(options: Namespace) -> CocoPanoptic:
     return data if options.limit is None else data.subset(range(min(options.limit, len(data))))
 
 
+def open_model(options: Namespace, data: CocoPanoptic) -> Predictor:
+    """The chosen model, to be shown beside the annotations of the data set.
+
+    Raises:
+        EvaluationError: the model's categories are not the data set's.
+    """
+    predictor = load_model(options.model)
+    check_same_categories(predictor.categories, data.categories)
+    return predictor
+
+
 def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
     """Images with truth and prediction, one at a time."""
     for i in range(len(data)):
@@ -142,7 +156,7 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
         return lambda i: read_result(results, data.image_ids[i], data.categories)
     if options.model is not None:
-        predictor = load_model(options.model)
+        predictor = open_model(options, data)
         return lambda i: predictor(data.image(i), options.threshold)
     return None
 

@@ -15,12 +15,11 @@ from panoptic_detr.data.coco_files import DataError, make_folder
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.evaluation.evaluate import check_same_categories
 from panoptic_detr.evaluation.panoptic_quality import PanopticQuality
 from panoptic_detr.evaluation.thing_predictions import find_things
 from panoptic_detr.inference.predictor import Predictor, load_model, upright_rgb
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
-from panoptic_detr.tools.visualize_data import open_data
+from panoptic_detr.tools.visualize_data import open_data, open_model
 from panoptic_detr.visualization.attention import boxes_of_queries, look
 from panoptic_detr.visualization.attention_pictures import draw_look
 from panoptic_detr.visualization.explain import draw_explanation, explain_table
@@ -38,7 +37,7 @@ from panoptic_detr.visualization.sweep import SweepStep, sweep_figure
 
 def explain(options: Namespace) -> str:
     """Say and draw which queries of a model were kept, which dropped, and why."""
-    predictor, folder, console = load_model(options.model), make_folder(options.output), Console()
+    predictor, folder, console = load_model(options.model), make_folder(options.output), Console(markup=False)
     for path in options.pictures:
         picture = upright_rgb(path)
         prediction = predictor(picture, options.threshold)
@@ -65,10 +64,10 @@ def attention(options: Namespace) -> str:
 def sweep(options: Namespace) -> str:
     """Draw the first image at several thresholds, with the PQ of all chosen images."""
     picture_ending(options.output)
-    data, predictor, steps = open_data(options), load_model(options.model), []
+    data = open_data(options)
     if not len(data):
         raise DataError("a threshold sweep needs at least one image, but none was chosen")
-    check_same_categories(predictor.categories, data.categories)
+    predictor, steps = open_model(options, data), []
     make_folder(options.output.parent)
     for threshold in track(options.thresholds, "thresholds"):
         quality = PanopticQuality(data.categories)
@@ -83,9 +82,9 @@ def sweep(options: Namespace) -> str:
 
 
 def queries(options: Namespace) -> str:
-    """Draw what a detector's queries do: box centres of each slot, AP by decoder layer, how many instances are found."""
-    data, predictor, folder = open_data(options), load_model(options.model), make_folder(options.output)
-    check_same_categories(predictor.categories, data.categories)
+    """Draw what a panoptic model's queries do: box centres by slot, AP by decoder layer, how many instances are found."""
+    data = open_data(options)
+    predictor, folder = open_model(options, data), make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
     for i in track(range(len(data)), "detecting"):
@@ -95,7 +94,7 @@ def queries(options: Namespace) -> str:
             add_layer(scorers, layer, output, predictor.categories, data, i)
     if not boxes:
         raise DataError("the pictures of queries need at least one image, but none was chosen")
-    save_picture(folder / "query_boxes.png", draw_query_boxes(np.stack(boxes)))
+    save_picture(folder / "query_boxes.png", draw_query_boxes(boxes))
     scores = [[scorers[layer, nms].compute().boxes.ap or 0.0 for nms in (False, True)] for layer in range(len(output.logits))]
     rows = [LayerScore(layer, *pair) for layer, pair in enumerate(scores, start=1)]
     save_picture(folder / "layers.png", draw_layer_scores(rows))

@@ -30,14 +30,19 @@ class LayerScore:
 
 
 def draw_query_boxes(
-    boxes_cxcywh: np.ndarray, *, slots: Sequence[int] | None = None, columns: int = 5, side: int = 160
+    boxes_cxcywh: np.ndarray | Sequence[np.ndarray],
+    *,
+    slots: Sequence[int] | None = None,
+    columns: int = 5,
+    side: int = 160,
 ) -> np.ndarray:
     """Box centres that each query slot predicted over a data set (DETR paper, Fig. 7).
 
     One square per slot, the unit square of image coordinates; green for small boxes, red for wide and blue for tall ones.
 
     Args:
-        boxes_cxcywh: (N, Q, 4), fractions of the image: N images, Q slots.
+        boxes_cxcywh: (Q_i, 4) of each image, fractions of the image. A two-stage detector fills fewer slots of an image with
+            fewer tokens than queries; a slot's square shows the images that have the slot.
         slots: which to draw; by default the first twenty.
         columns: squares in a row.
         side: pixels of a square.
@@ -49,12 +54,13 @@ def draw_query_boxes(
         ShapeError: other axes.
         PictureError: a slot that does not exist.
     """
-    check_shape("boxes_cxcywh", boxes_cxcywh, ("N", "Q", 4))
-    count = boxes_cxcywh.shape[1]
+    for index, boxes in enumerate(boxes_cxcywh):
+        check_shape(f"boxes_cxcywh[{index}]", boxes, ("Q", 4))
+    count = max((len(boxes) for boxes in boxes_cxcywh), default=0)
     chosen = list(range(min(20, count))) if slots is None else list(slots)
     if bad := [slot for slot in chosen if not 0 <= slot < count]:
         raise PictureError(f"there is no query slot {bad[0]}; this model has {count} (the first is 0)")
-    squares = [_slot_square(boxes_cxcywh[:, slot], side) for slot in chosen]
+    squares = [_slot_square(np.stack([boxes[slot] for boxes in boxes_cxcywh if slot < len(boxes)]), side) for slot in chosen]
     return side_by_side(squares, [f"slot {slot}" for slot in chosen], columns=min(columns, len(chosen)))
 
 

@@ -50,10 +50,21 @@ def test_centres_stand_where_the_boxes_are_in_the_colour_of_their_kind():
     assert draw_query_boxes(boxes).shape[1] > 2 * 160
 
 
+def test_a_slot_shows_the_images_that_have_it():
+    many = np.array([[0.25, 0.75, 0.1, 0.1], [0.5, 0.5, 0.9, 0.3]])
+    few = np.array([[0.75, 0.25, 0.1, 0.1]])
+    alone = draw_query_boxes([many], slots=[1])
+    assert (draw_query_boxes([few, many, few], slots=[1]) == alone).all()
+    both = draw_query_boxes(np.stack([many[:1], few]), slots=[0])
+    assert (draw_query_boxes([many, few], slots=[0]) == both).all()
+    with pytest.raises(PictureError, match="there is no query slot 1; this model has 1"):
+        draw_query_boxes([few, few], slots=[1])
+
+
 def test_bad_slots_and_shapes_are_named():
     with pytest.raises(PictureError, match="there is no query slot 5; this model has 2"):
         draw_query_boxes(np.zeros((3, 2, 4)), slots=[5])
-    with pytest.raises(ShapeError, match=r"boxes_cxcywh must be \(N, Q, 4\), but got \(2, 4\)"):
+    with pytest.raises(ShapeError, match=r"boxes_cxcywh\[0\] must be \(Q, 4\), but got \(4,\)"):
         draw_query_boxes(np.zeros((2, 4)))
 
 

@@ -17,12 +17,14 @@ from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.inference.files import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.segment_maps import areas, boxes_of
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, PanopticSegmentation
 from panoptic_detr.tools import visualize_models
 from panoptic_detr.tools.cli import run
 from panoptic_detr.tools.visualize import main
 from panoptic_detr.tools.visualize_models import add_layer
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
+from panoptic_detr.visualization.queries import draw_query_boxes
 from panoptic_detr.zoo import build_model
 
 SIDE = 64
@@ -65,20 +67,12 @@ def checkpoint(data, tmp_path_factory):
     return save_model(data.categories, tmp_path_factory.mktemp("model") / "best.pt")
 
 
-def save_model(categories, path):
+def save_model(categories, path, name="detr_r50_panoptic", **overrides):
     """A checkpoint of a small untrained model."""
     torch.manual_seed(0)
-    model = build_model(
-        "detr_r50_panoptic",
-        num_labels=categories.num_labels,
-        backbone="resnet18",
-        hidden_dim=64,
-        encoder_layers=1,
-        decoder_layers=1,
-        ffn_dim=64,
-        num_queries=8,
-    )
-    settings = InferenceSettings(threshold=0.0, short_side=SIDE)
+    sizes = {"hidden_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 64, "num_queries": 8}
+    model = build_model(name, num_labels=categories.num_labels, backbone="resnet18", **(sizes | overrides))
+    settings = InferenceSettings(threshold=0.0, short_side=SIDE, long_side=SIDE)
     return Predictor(model, categories, settings=settings).save(path)
 
 
@@ -223,11 +217,56 @@ def test_the_labels_of_a_model_reach_the_scorer(root, data, tmp_path, monkeypatc
     assert {table.labels for table in seen} == {"id"}
 
 
-def test_models_of_other_categories_are_refused(root, data, tmp_path, capsys):
-    rows = [{**row, "name": f"other {row['name']}"} for row in data.categories.to_coco()]
-    place = source(root, "--model", save_model(CategoryTable.from_coco(rows), tmp_path / "other.pt"), "--limit", 1)
-    for job, output in (("queries", tmp_path / "out"), ("sweep", tmp_path / "sweep.png")):
-        assert "with the categories that it was trained on" in told(capsys, job, *place, "--output", output)
+def test_queries_of_images_with_fewer_tokens_than_queries(data, tmp_path, monkeypatch):
+    truth, folder = data.truth(0), PredictionFolder(tmp_path / "set", data.categories, overlays=False)
+    (tmp_path / "images").mkdir()
+    for name, rows in (("small", 8), ("large", SIDE)):
+        segment_map = truth.segment_map[SIDE - rows :]
+        pixels, boxes = areas(segment_map), boxes_of(segment_map)
+        kept = [replace(s, area=pixels[s.id], box=boxes[s.id]) for s in truth.segments if s.id in boxes]
+        path = tmp_path / "images" / f"{name}.png"
+        cv2.imwrite(str(path), data.image(0)[SIDE - rows :, :, ::-1])
+        folder.add(
+            PictureFile(path, name, name),
+            data.image(0)[SIDE - rows :],
+            PanopticSegmentation(segment_map, kept, truth.categories),
+        )
+    shown = []
+    monkeypatch.setattr(visualize_models, "draw_query_boxes", lambda boxes: (shown.extend(boxes), draw_query_boxes(boxes))[1])
+    path = save_model(data.categories, tmp_path / "two.pt", "deformable_detr_r50_two_stage_panoptic", num_queries=40)
+    places = ["--images", tmp_path / "images", "--annotations", folder.finish(), "--panoptic", tmp_path / "set" / "panoptic"]
+    out = tmp_path / "out"
+    assert main([str(a) for a in ("queries", *places, "--model", path, "--grid", 1, "--output", out)]) == 0
+    assert [len(boxes) for boxes in shown] == [15, 40], "8 x 64 pixels are 8 + 4 + 2 + 1 tokens"
+    assert sorted(path.name for path in out.iterdir()) == ["counts.png", "layers.png", "query_boxes.png"]
+
+
+def test_queries_says_which_model_it_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["queries", "--help"])
+    assert "what a panoptic model's queries do" in " ".join(capsys.readouterr().out.split())
+
+
+CHANGES = {
+    "id": lambda row: {"id": row["id"] + 100},
+    "name": lambda row: {"name": f"other {row['name']}"},
+    "kind": lambda row: {"isthing": 1 - row["isthing"]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_models_of_other_categories_are_refused(change, root, data, tmp_path, capsys, monkeypatch):
+    rows = [{**row, **CHANGES[change](row)} for row in data.categories.to_coco()]
+    model = save_model(CategoryTable.from_coco(rows), tmp_path / "other.pt")
+    there = "none" if change == "id" else f"'{data.categories.categories[0].name}' ("
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("predicted before"))
+    jobs = [(job, "--model", model) for job in ("coco", "segments", "zoom", "sweep", "queries")]
+    for job, *named in [*jobs, ("report", model)]:
+        output = tmp_path / "new" / f"{job}.png"
+        error = told(capsys, job, *named, *source(root, "--limit", 1, "--output", output))
+        assert f"for the model, but {there}" in error
+        assert "with the categories that it was trained on" in error
+        assert not output.parent.exists(), "nothing is written"
 
 
 def told(capsys, *arguments):
