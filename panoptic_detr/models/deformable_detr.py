@@ -223,7 +223,6 @@ def build_deformable_detr(
     mixed_selection: bool = False,
     look_forward_twice: bool = False,
     anchor_size: float = 0.05,
-    anchor_cells: float | None = None,
     memory_level: int = -1,
     dense_aux: bool = False,
 ) -> DeformableDETR:
@@ -254,8 +253,6 @@ def build_deformable_detr(
         mixed_selection: with `two_stage`: learned content, proposed position.
         look_forward_twice: with `box_refine`: box gradients reach two layers.
         anchor_size: with `two_stage`: side of the finest anchors as a fraction of the image.
-        anchor_cells: with `two_stage`: side of the anchors in cells of their level, instead of `anchor_size`; for training on
-            crops, because boxes are then found alike in images of any size (see `Proposals`).
         memory_level: which of the used backbone levels the mask head attends to: -1 the coarsest (stride 32), 0 the finest;
             images of about 100 pixels need a finer one than the paper's.
         dense_aux: token classifiers for the dense auxiliary loss.
@@ -268,7 +265,7 @@ def build_deformable_detr(
     check_counts(0, num_one_to_many=num_one_to_many, encoder_layers=encoder_layers)
     _check_switches(encoder, box_refine, two_stage, mixed_selection, look_forward_twice)
     sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
-    check_anchors(anchor_size, num_levels, anchor_cells)
+    check_anchors(anchor_size, num_levels)
     body = build_backbone(
         backbone,
         norm=backbone_norm,
@@ -290,9 +287,7 @@ def build_deformable_detr(
         body,
         InputProjections(body.num_channels[-used:], hidden_dim, num_levels - used),
         *transformer,
-        Proposals(hidden_dim, anchor_size, total if mixed_selection else 0, anchor_cells)
-        if two_stage
-        else LearnedQueries(hidden_dim, total),
+        Proposals(hidden_dim, anchor_size, total if mixed_selection else 0) if two_stage else LearnedQueries(hidden_dim, total),
         PredictionHeads(hidden_dim, num_labels, decoder_layers + two_stage if box_refine else 1, from_points=not two_stage),
         hidden_dim=hidden_dim,
         num_labels=num_labels,

@@ -44,21 +44,15 @@ class Proposals(nn.Module):
     [0.01, 0.99] propose nothing: their box is the point (1, 1), and they are chosen only where an image has no other token
     left, in which case the whole image is their reference.
 
-    Anchors in cells (beyond the papers) are squares of the same pixels in every image. A token can then tell a box from what it
-    sees around it; to propose fractions of the image it must know the image's size too, which crops of one size never teach.
-
     Args:
         hidden_dim: width D, a multiple of 4; published models use 256, of which a quarter encodes each box coordinate twice.
         anchor_size: side of the first level's anchors, as a fraction of the image.
-        anchor_cells: side of the anchors in cells of their own level, instead of `anchor_size`.
         num_content: learned content queries (mixed query selection of H-DETR); 0 derives the content from the box as well.
     """
 
-    def __init__(
-        self, hidden_dim: int, anchor_size: float = 0.05, num_content: int = 0, anchor_cells: float | None = None
-    ) -> None:
+    def __init__(self, hidden_dim: int, anchor_size: float = 0.05, num_content: int = 0) -> None:
         super().__init__()
-        self.anchor_size, self.anchor_cells = anchor_size, anchor_cells
+        self.anchor_size = anchor_size
         self.enc_output = nn.Linear(hidden_dim, hidden_dim)
         self.enc_output_norm = nn.LayerNorm(hidden_dim)
         self.pos_trans = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
@@ -75,24 +69,15 @@ class Proposals(nn.Module):
         return Predictions(heads.logits(states, head)[None], boxes.masked_fill(~valid[..., None], 1)[None])
 
     def anchors(self, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
-        """Anchor boxes (B, N, 4) in the unpadded image, and which are valid, (B, N) bool.
-
-        All are clamped to [0.01, 0.99]; of anchors in cells the sides only from above: cells may be as small as they are.
-        """
-        counts = tokens.padding_mask.new_tensor([h * w for h, w in tokens.shapes], dtype=torch.long)
-        sizes = self._sides(tokens).repeat_interleave(counts, dim=1, output_size=tokens.centres.shape[1])  # (B, N, 2)
+        """Anchor boxes (B, N, 4) in the unpadded image, clamped to [0.01, 0.99], and which are valid, (B, N) bool."""
+        levels = [
+            torch.full((h * w, 2), self.anchor_size * 2**index, device=tokens.centres.device)
+            for index, (h, w) in enumerate(tokens.shapes)
+        ]
+        sizes = torch.cat(levels).expand(len(tokens.centres), -1, -1)  # (B, N, 2)
         anchors = torch.cat([tokens.centres, sizes.to(tokens.centres)], dim=-1)
-        least = anchors.new_tensor([0.01, 0.01, *[0.0 if self.anchor_cells else 0.01] * 2])
-        valid = ((anchors > least) & (anchors < 0.99)).all(-1) & ~tokens.padding_mask
-        return anchors.clamp(min=least, max=anchors.new_tensor(0.99)), valid
-
-    def _sides(self, tokens: TokenPyramid) -> Tensor:
-        """Width and height of the anchors of each level as fractions of the unpadded image, (B, L, 2)."""
-        if self.anchor_cells:
-            extents = tokens.valid_ratios * tokens.valid_ratios.new_tensor([(w, h) for h, w in tokens.shapes])
-            return self.anchor_cells / extents.clamp(min=1)
-        sides = [self.anchor_size * 2**index for index in range(len(tokens.shapes))]
-        return tokens.centres.new_tensor(sides)[None, :, None].expand(len(tokens.centres), -1, 2)
+        valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding_mask
+        return anchors.clamp(0.01, 0.99), valid
 
     def forward(self, proposals: Predictions, tokens: TokenPyramid, groups: list[int]) -> Queries:
         """Turn the best proposals into queries; where there are fewer tokens than queries, all of them.

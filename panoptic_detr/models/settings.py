@@ -1,6 +1,5 @@
 """Rules for the sizes that models are built from: a wrong one is one error that names it, its value and the way out."""
 
-import math
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -75,16 +74,13 @@ def check_memory_level(memory_level: int, used: int) -> None:
         )
 
 
-def check_anchors(anchor_size: float, num_levels: int, anchor_cells: float | None = None) -> None:
+def check_anchors(anchor_size: float, num_levels: int) -> None:
     """Raise `ValueError` unless some level has anchors that may propose boxes (see `Proposals`).
 
     Args:
         anchor_size: side of the finest anchors as a fraction of the image; twice that on the next level, and so on.
         num_levels: levels.
-        anchor_cells: side of the anchors in cells of their level, instead.
     """
-    if anchor_cells is not None and not 0 < anchor_cells < math.inf:
-        raise ValueError(f"anchor_cells must be a positive number of cells (2, say), but got {anchor_cells}")
     if not any(0.01 < anchor_size * 2**level < 0.99 for level in range(num_levels)):
         raise ValueError(
             f"anchor_size must be a fraction of the image, but with {anchor_size}, doubled from level to level, none of the "

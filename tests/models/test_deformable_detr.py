@@ -199,33 +199,6 @@ def test_anchors_grow_with_the_level():
     torch.testing.assert_close(anchors[0, -1], torch.tensor([0.75, 0.75, 0.4, 0.4]))
 
 
-def test_anchors_in_cells_are_the_same_pixels_in_any_image():
-    model = make(**TWO_STAGE, anchor_cells=1.5).eval()
-    found = []
-    for height, width, padded in ((64, 128, (64, 128)), (256, 192, (256, 320))):
-        mask = torch.ones(1, *padded, dtype=torch.bool)
-        mask[:, :height, :width] = False
-        levels = [FeatureLevel(torch.zeros(1, 32, *m.shape[1:]), m, s) for s in (8, 16, 32) for m in (mask[:, ::s, ::s],)]
-        tokens = flatten_levels(levels, model.position_encoding, model.level_embed)
-        anchors, valid = model.queries.anchors(tokens)
-        inside = ~tokens.padding_mask
-        sides = anchors[inside][:, 2:] * torch.tensor([width, height])
-        found.append(sides.unique(dim=0))
-        assert valid[inside].sum() == valid.sum() == inside.sum()
-    torch.testing.assert_close(found[0], torch.tensor([[12.0, 12.0], [24.0, 24.0], [48.0, 48.0]]))
-    torch.testing.assert_close(found[0], found[1])
-
-
-def test_small_cells_of_a_large_image_propose():
-    model = make(**TWO_STAGE, anchor_cells=1.0).eval()
-    level = FeatureLevel(torch.zeros(1, 32, 2, 400), torch.zeros(1, 2, 400, dtype=torch.bool), 8)
-    tokens = flatten_levels([level] * 3, model.position_encoding, model.level_embed)
-    anchors, valid = model.queries.anchors(tokens)
-    torch.testing.assert_close(anchors[0, 200, 2:], torch.tensor([1 / 400, 0.5]))
-    assert valid[0, 200]
-    assert (~valid).sum() == 3 * 2 * 2 * 4  # only centres within 1% of the border
-
-
 def test_refined_boxes_start_from_detached_references():
     for twice in (False, True):
         model = make(**TWO_STAGE, look_forward_twice=twice)
