@@ -265,11 +265,16 @@ def _spec_difference(saved: Mapping[str, Any], built: Mapping[str, Any] | None) 
         return ""
     there, here = dict(_settings(saved)), dict(_settings(built))
     changed = [key for key in there | here if there.get(key) != here.get(key)]
-    return " (" + ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed) + ")"
+    text = ", ".join(f"{key} {_given(there, key)} there, {_given(here, key)} here" for key in changed)
+    return f" ({text})" if text else ""
+
+
+def _given(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "the default"
 
 
 def _settings(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a model with its dotted key; None for one that is not given means the builder's own."""
+    """Every setting of a model with its dotted key."""
     for key, value in spec.items():
         if isinstance(value, Mapping):
             yield from _settings(value, f"{prefix}{key}.")

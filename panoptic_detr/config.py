@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panoptic_detr.config_checks import CLASS_SETTINGS, CLASSES_FROM_DATA, ConfigError, at_least, check_hybrid_names
+from panoptic_detr.config_checks import CLASS_SETTINGS, CLASSES_FROM_DATA, ConfigError, at_least, check_hybrid_names, fraction
 from panoptic_detr.config_inference import InferenceSettings
 
 
@@ -109,6 +109,16 @@ class AugmentationConfig:
     permute_channels: bool | None = None
     invert: float | None = None
     brightness: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("crop_probability", "horizontal_flip", "vertical_flip", "invert", "brightness"):
+            fraction(f"augmentation.{name}", getattr(self, name))
+        for name in ("long_side", "crop_size"):
+            at_least(f"augmentation.{name}", getattr(self, name), 1)
+        for side in self.short_sides or ():
+            at_least("augmentation.short_sides", side, 1)
+        if self.short_sides == []:
+            raise ConfigError("setting 'augmentation.short_sides' is an empty list; leave it out for the preset's sides")
 
 
 @dataclass

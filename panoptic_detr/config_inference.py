@@ -46,6 +46,7 @@ class InferenceSettings:
         if self.duplicate_stuff not in get_args(DuplicateStuff):
             allowed = ", ".join(get_args(DuplicateStuff))
             raise ConfigError(f"setting 'inference.duplicate_stuff' must be one of {allowed}, but got {self.duplicate_stuff!r}")
+        at_least("inference.min_area", self.min_area, 0)
         for name in ("max_segments", "short_side", "long_side"):
             at_least(f"inference.{name}", getattr(self, name), 1)
 

@@ -100,17 +100,22 @@ def _check_file(stage: type, path: Path) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"config file {str(path)!r} must hold keys and values, but holds {type(values).__name__}")
     keys = set(known_keys(stage))
-    for key in _leaves(stage, values):
+    for key, kind, value in _entries(stage, values):
         _check_key(key, keys, str(path), stage)
+        if (is_dataclass(kind) or getattr(kind, "__origin__", None) is dict) and not isinstance(value, Mapping):
+            what = f"must hold keys and values, but holds {type(value).__name__}"
+            empty = "is empty; give it settings, or leave it out"
+            raise ConfigError(f"section {key!r} in {path} {empty if value is None else what}")
 
 
-def _leaves(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _entries(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, annotated type (None for an unknown key) and value of everything in a file, sections included."""
     hints = get_type_hints(kind)
     for name, value in values.items():
         inner = hints.get(str(name))
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", inner, value
         if inner is not None and is_dataclass(inner) and isinstance(value, Mapping):
-            yield from _leaves(inner, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from _entries(inner, value, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
@@ -122,7 +127,8 @@ def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
     others: list[Any] = stage.__subclasses__()
     for other in others:
         if key in known_keys(other):
-            raise ConfigError(f"setting {key!r} in {where} belongs to {other.job}; run that command, or leave the setting out")
+            job = getattr(other, "job", other.__name__)
+            raise ConfigError(f"setting {key!r} in {where} belongs to {job}; run that command, or leave the setting out")
     same_name = sorted(known for known in keys if known.rpartition(".")[2] == name)
     nearest = same_name or _nearest(key, keys)
     groups = "; what a model's builder takes goes under 'model.overrides', what the criterion takes under 'loss'"
@@ -131,14 +137,13 @@ def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
 
 
 def _nearest(key: str, keys: set[str]) -> list[str]:
-    """What is meant, likeliest first: an abbreviation of the name, a name spelled alike in its section, a key spelled alike."""
+    """What is meant, likeliest first: a name spelled alike in its section, an abbreviation of it, a key spelled alike."""
     section, _, name = key.rpartition(".")
+    inside = {known.rpartition(".")[2]: known for known in sorted(keys) if not section or known.rpartition(".")[0] == section}
     initials = "".join(word[:1] for word in re.split("[-_]", name))
-    abbreviated = sorted(known for known in keys if len(initials) > 1 and known.rpartition(".")[2] == initials)
-    inside = {known.rpartition(".")[2]: known for known in sorted(keys) if section and known.rpartition(".")[0] == section}
-    alike = [inside[close] for close in difflib.get_close_matches(name, inside, n=1, cutoff=0.6)]
-    elsewhere = sorted(known for known in keys - set(inside.values()) if bool(section) == ("." in known))
-    return [*abbreviated, *alike, *difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.7)]
+    close = [*difflib.get_close_matches(name, inside, n=1, cutoff=0.6 if section else 0.75), initials]
+    dotted = sorted(known for known in keys if bool(section) == ("." in known))
+    return [inside[found] for found in close if found in inside] or difflib.get_close_matches(key, dotted, n=1, cutoff=0.7)
 
 
 def _free_keys(stage: type) -> Iterator[str]:

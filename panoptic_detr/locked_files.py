@@ -14,7 +14,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCKS = fcntl is not None
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 def lock(file: BinaryIO | int, *, wait: bool) -> bool:
@@ -79,8 +79,8 @@ def temporary_beside(path: Path) -> Iterator[BinaryIO]:
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, to_disk: bool = False) -> None:
     """Write a file through a temporary neighbour and a rename, so that no reader ever sees half of it.
 
-    A process that is killed meanwhile leaves the temporary file, for `remove_stale_temporaries`; an older file at `path` is
-    untouched until the rename.
+    A process that is killed meanwhile leaves the temporary file (training removes those of its folder,
+    `remove_stale_temporaries`); an older file at `path` is untouched until the rename.
 
     Args:
         path: the file.
@@ -88,16 +88,21 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, to_disk: boo
         to_disk: also flush file and rename to the disk, so that they survive a power failure; slow for many small files.
 
     Raises:
-        OSError: it could not be written; nothing is left behind.
+        OSError: it could not be written; nothing is left behind. The error names the file.
     """
-    with temporary_beside(path) as stream:
-        write(stream)
-        stream.flush()
-        if to_disk:
-            os.fsync(stream.fileno())
-        if not LOCKS:
-            stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
-        os.replace(stream.name, path)
+    try:
+        with temporary_beside(path) as stream:
+            write(stream)
+            stream.flush()
+            if to_disk:
+                os.fsync(stream.fileno())
+            if not LOCKS:
+                stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
+            os.replace(stream.name, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk says only that it is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     if to_disk:
         sync_folder(path.parent)
 

@@ -93,7 +93,7 @@ def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file through a temporary neighbour and a rename, so that no reader ever sees half of it."""
+    """Write a file whole (`write_whole`)."""
     write_whole(Path(path), lambda stream: stream.write(data))
 
 

@@ -155,6 +155,8 @@ def _check_override(name: str, key: str, value: Any) -> None:
     if key not in types:
         near = get_close_matches(key, types, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(types)}"
+        if key in MASK_OPTIONS:
+            hint = "that is a setting of the mask head, which stage 2 (train_masks) and panoptic models have"
         if key == "num_classes":
             hint = "the number of classes is 'num_labels', which the data's categories give"
         raise ValueError(f"{name} has no override {key!r}; {hint}")

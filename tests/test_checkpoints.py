@@ -132,7 +132,7 @@ def test_newer_format(saved):
 def test_other_model(saved):
     with pytest.raises(
         CheckpointError,
-        match=r"holds 'tiny' and does not fit this model \(overrides.width 3 there, 5 here\): "
+        match=r"holds 'tiny' and does not fit this model \(overrides\.width 3 there, 5 here\): "
         r"0\.weight is \(3, 2\) in the checkpoint, \(5, 2\) in the model; .*and 2 more",
     ):
         load_checkpoint(saved).load_into(tiny_model(width=5))

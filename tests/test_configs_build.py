@@ -2,10 +2,12 @@
 
 import re
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from panoptic_detr.config import (
     AugmentationConfig,
@@ -21,8 +23,10 @@ from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.data.scenes import scene_categories
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.structures import Sample, Target
 from panoptic_detr.training import build
 from panoptic_detr.training.optimizer import parameter_groups, rate_factor
+from panoptic_detr.training.sanity import DataFacts
 from panoptic_detr.zoo import PANOPTIC, PUBLISHED, build_model
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -54,6 +58,23 @@ def test_config_builds(path):
     assert build.new_criterion(name, 133, stage.loss).masks is isinstance(stage, MaskStage)
     build.build_augmentation(stage.augmentation, eval_transform())
     InferenceSettings.from_dict(plain(stage)["inference"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_evaluates_images_of_sizes_that_it_trains_on(path):
+    stage = read(path)
+    whole = eval_transform(stage.inference.short_side, stage.inference.long_side)
+    augmentation = build.build_augmentation(stage.augmentation, whole)
+    facts = DataFacts(20, [1], {}, sizes_of(augmentation), eval_sizes=sizes_of(whole)[:1])
+    assert not [line for line in facts.lines(100) if "warning" in line]
+
+
+@cache
+def sizes_of(transform):
+    sample = Sample(
+        torch.zeros(3, 480, 640, dtype=torch.uint8), Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)), None
+    )
+    return [tuple(transform(sample, torch.Generator().manual_seed(seed)).image.shape[1:]) for seed in range(20)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -147,7 +168,7 @@ def test_one_to_many_queries_and_their_losses_go_together(name, queries, hybrid,
 
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):
     places = {f"train_{name}": tmp_path / name for name in ("images", "panoptic", "annotations")}
-    settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories())
+    settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories(), Fabric(accelerator="cpu"))
     assert build.open_val_set(DataConfig(**places), *settings) is None
     with pytest.raises(DataError, match="no image folder at"):
         build.open_val_set(DataConfig(**places, root=tmp_path), *settings)

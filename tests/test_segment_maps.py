@@ -1,3 +1,4 @@
+import errno
 import struct
 import zlib
 
@@ -15,6 +16,7 @@ from panoptic_detr.segment_maps import (
     encode_ids,
     read_id_png,
     resize_ids,
+    write_bytes,
     write_id_png,
 )
 
@@ -110,3 +112,13 @@ def claim_size(png, side):
     """The PNG with another width and height in its header."""
     header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("panoptic_detr.locked_files.os.replace", lambda *_: full(0))
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
+        write_bytes(tmp_path / "a.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def _interrupts_end_at_once(name: str) -> Iterator[None]:
     """Leave at Ctrl-C without an exception, of which libraries that are being imported make errors of their own."""
 
     def leave(*_: object) -> None:
-        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        os.write(2, f"{name}: interrupted\n".encode())  # print may be at work when the signal comes
         os._exit(INTERRUPTED)  # nothing is under way yet
 
     python_handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.tools import data, evaluate, train_detector, train_masks, visualize
@@ -31,7 +32,7 @@ PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png",
 def main(argv: Sequence[str] | None = None) -> int:
     """Make scenes, train both stages, evaluate, draw."""
     options = parse(argv)
-    out, console, started = options.output, Console(), time.monotonic()
+    out, console, started = options.output, Console(markup=False), time.monotonic()
     prepare_folder(out)
     seed = ["--train.seed", str(options.seed)]
     step = Steps(console)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     visualize.main(["report", str(out / "masks"), *held_out, "--limit", "100", "--output", str(report)])
 
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    console.print(f"\n[bold]Done in {minutes} min {seconds} s.[/bold]")
+    console.print(f"\nDone in {minutes} min {seconds} s.", style="bold")
     for what, where in (("pictures", pictures), ("report", report), ("scores", out / "scores"), ("model", best)):
         print(f"{what:8} {where}")
     return 0
@@ -78,7 +79,7 @@ class Steps:
     def __call__(self, title: str) -> None:
         """Print the next step's heading."""
         self.number += 1
-        self.console.rule(f"[bold]{self.number}. {title}", align="left")
+        self.console.rule(Text(f"{self.number}. {title}", style="bold"), align="left")
 
 
 def draw_overview(folder: Path, path: Path) -> None:

@@ -13,7 +13,8 @@ The same with another setting of prediction than the checkpoint's own:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --inference.min_visible 0.5
 
-The thresholds of the best PQ, found on images that are not those to be scored, and kept in the checkpoint:
+The thresholds of the best PQ, found on images that are not those to be scored, and kept in the checkpoint, together with what
+else the command line sets:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split train --data.limit 200 --calibrate --store
 
@@ -39,9 +40,9 @@ from panoptic_detr.evaluation.open_model import OpenedModel, best_device, open_m
 from panoptic_detr.evaluation.overlaps import EvaluationError
 from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
 from panoptic_detr.evaluation.tables import show_scores, write_scores
+from panoptic_detr.inference.options import PREFIX, add_inference_options, changed_settings
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.tools.cli import run
-from panoptic_detr.tools.inference_options import PREFIX, add_inference_options, changed_settings
 
 FILES = {
     "gt_json": "COCO-panoptic ground truth",
@@ -94,8 +95,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
     if options.checkpoint is None and any(name.startswith(PREFIX) for name in vars(options)):
         parser.error(f"--{PREFIX}* are settings of a checkpoint; prediction files are scored as they are")
-    if options.checkpoint is not None and Path(options.checkpoint).is_dir():
-        parser.error(_what_of(Path(options.checkpoint)))
+    predictions = Path(options.checkpoint or "") / "predictions.json"
+    if options.checkpoint is not None and predictions.is_file():
+        parser.error(
+            f"{options.checkpoint} holds predictions; score them with --pred-json {predictions} --pred-folder "
+            f"{predictions.parent / 'panoptic'} --gt-json FILE --gt-folder DIR"
+        )
     if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
         parser.error("--calibrate is for a checkpoint, in one process")
     if options.store and not options.calibrate:
@@ -103,16 +108,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
     return options
-
-
-def _what_of(folder: Path) -> str:
-    """What to give instead of a folder."""
-    if (folder / "best.pt").is_file():
-        return f"{folder} is the folder of a run; give its checkpoint: {folder / 'best.pt'}"
-    return (
-        f"{folder} is a folder; give a checkpoint, or score the predictions in it with --pred-json "
-        f"{folder / 'predictions.json'} --pred-folder {folder / 'panoptic'} --gt-json FILE --gt-folder DIR"
-    )
 
 
 def add_model_options(group: "argparse._ArgumentGroup") -> None:
@@ -129,7 +124,7 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")
     group.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
     group.add_argument("--calibrate", action="store_true", help="find the thresholds of the best PQ here; score with them")
-    group.add_argument("--store", action="store_true", help="with --calibrate: keep the thresholds in the checkpoint")
+    group.add_argument("--store", action="store_true", help="with --calibrate: keep the settings in the checkpoint")
     group.add_argument(
         "--ap", choices=("none", "boxes", "masks"), default="masks", help="AP of boxes, or also of masks (slower; default)"
     )
@@ -172,7 +167,7 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
 def calibrate(
     options: argparse.Namespace, opened: OpenedModel, dataset: CocoPanoptic, settings: InferenceSettings
 ) -> InferenceSettings:
-    """Settings with the thresholds of the best PQ on this data set; with `--store` the checkpoint gets them too."""
+    """Settings with the thresholds of the best PQ on this data set; with `--store` the checkpoint gets all of them."""
     found = calibrate_thresholds(
         opened.model,
         dataset,
@@ -182,6 +177,11 @@ def calibrate(
         workers=options.workers or 0,
     )
     things, stuff = found.thresholds
+    if options.store and not found.quality > 0:
+        raise EvaluationError(
+            f"no thresholds gave a PQ above 0 on these {found.images} images, so nothing is stored in {options.checkpoint}; "
+            "calibrate on images with segments, with a model that finds some"
+        )
     print(
         f"best thresholds on {found.images} images: {things:g} for things, {stuff:g} for stuff; "
         f"PQ {100 * found.quality:.1f}, before {100 * found.before:.1f}"

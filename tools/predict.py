@@ -24,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures, prepare_folder
+from panoptic_detr.inference.options import add_inference_options, changed_settings
 from panoptic_detr.inference.predictor import Predictor, load_model, upright_rgb
 from panoptic_detr.structures import PanopticSegmentation
 from panoptic_detr.tools.cli import run
-from panoptic_detr.tools.inference_options import add_inference_options, changed_settings
 from panoptic_detr.visualization.explain import explain_table
 from panoptic_detr.visualization.pictures import PictureError
 
@@ -80,7 +80,7 @@ def predict_all(predictor: Predictor, files: Sequence[PictureFile], folder: Pred
     """Predict and write one picture after the other (on a GPU in batches), under a progress bar."""
     notes = Notes()
     columns = (TextColumn("predict"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True, markup=False)) as bar:
         task = bar.add_task("predict", total=len(files))
         for start in range(0, len(files), predictor.batch_size):
             chunk = files[start : start + predictor.batch_size]
@@ -113,7 +113,7 @@ def take_notes(file: PictureFile, segmentation: PanopticSegmentation, notes: Not
 def report(folder: PredictionFolder, notes: Notes, seconds: float) -> None:
     """Say what was found, where it lies, and which pictures could not be read."""
     for table in notes.tables:
-        Console().print(table)
+        Console(markup=False).print(table)
     categories = folder.categories.by_id
     found = Counter(categories[s["category_id"]].name for entry in folder.annotations for s in entry["segments_info"])
     listed = ", ".join(f"{count} {name}" for name, count in found.most_common(8))

@@ -42,7 +42,7 @@ def train_detector(stage: DetectorStage) -> None:
     frozen = build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
     build.check_one_to_many(model, criterion)
-    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
+    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
     trainer = Trainer(
         fabric,
         model,

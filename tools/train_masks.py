@@ -25,7 +25,10 @@ from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
-from panoptic_detr.zoo import PANOPTIC, build_model, list_models
+from panoptic_detr.zoo import MASK_OPTIONS, PANOPTIC, build_model, built_with, list_models, override_names
+
+# What changes nothing in what trained weights compute.
+TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretrained_backbone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +69,7 @@ def train_masks(stage: MaskStage) -> None:
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
     if stage.joint:
         build.check_one_to_many(model, criterion)
-    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories)
+    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
     trainer = Trainer(
         fabric,
         model,
@@ -96,6 +99,7 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
             f"model.name is {stage.model.name!r}, but the detector {stage.detector!r} is {name!r}, and stage 2 builds "
             "the model of its detector; leave model.name out, or name another --detector"
         )
+    check_detector_settings(source, stage)
     overrides = {**source.model["overrides"], **stage.model.overrides, "pretrained_backbone": False}
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
@@ -112,6 +116,23 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
             "the detector is frozen, so it cannot find them; train it first (train_detector --model.weights) or --joint true"
         )
     return model
+
+
+def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
+    """Refuse settings with which the detector's weights would compute something else than they were trained for.
+
+    With `joint` there may be more queries, because the new ones are trained.
+    """
+    free = {*MASK_OPTIONS, *TRAINING_ONLY, *(["num_queries"] if stage.joint else [])}
+    for key, value in stage.model.overrides.items():
+        if key in free or key not in override_names(source.model["name"]):
+            continue
+        trained = built_with(source.model, key)
+        if value != (list(trained) if isinstance(trained, tuple) else trained):
+            raise ConfigError(
+                f"model.overrides.{key} is {value!r}, but the detector {stage.detector!r} was trained with {trained!r}; leave "
+                "it out, because stage 2 takes the detector as it is (settings of the mask head begin with mask_)"
+            )
 
 
 def losses(stage: MaskStage) -> dict[str, object]:

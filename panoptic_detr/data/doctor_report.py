@@ -128,7 +128,7 @@ class _Printer:
 
 
 def _print_tables(diagnosis: Diagnosis, queries: int) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(overview(diagnosis.statistics, queries))
     console.print(class_table(diagnosis.statistics))
     if diagnosis.errors or diagnosis.notes:

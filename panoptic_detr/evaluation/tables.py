@@ -32,7 +32,7 @@ def show_scores(
     result: PanopticQualityResult | None, things: ThingPrecision | None, *, per_class: bool, console: Console | None = None
 ) -> None:
     """Print the tables and notes."""
-    console = console or Console()
+    console = console or Console(markup=False)
     if result is not None:
         if per_class:
             console.print(class_table(result))

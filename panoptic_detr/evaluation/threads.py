@@ -41,6 +41,6 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], wo
 
 def progress_bar(*, shown: bool = True) -> Progress:
     """A bar with count and remaining time on the terminal's error stream; nothing where there is no terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))

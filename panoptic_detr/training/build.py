@@ -47,7 +47,7 @@ from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
 from panoptic_detr.visualization.pictures import PictureError
-from panoptic_detr.zoo import build_model, built_with, fits_type, override_names
+from panoptic_detr.zoo import build_model, built_with, fits_type
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
@@ -116,21 +116,39 @@ def open_train_set(
 
 
 def open_val_set(
-    data: DataConfig, inference: InferenceSettings, train: TrainConfig, categories: CategoryTable
+    data: DataConfig, inference: InferenceSettings, train: TrainConfig, categories: CategoryTable, fabric: Fabric
 ) -> CocoPanoptic | None:
-    """The validation set with the training set's class table; the training images themselves with `overfit`; None without.
+    """The validation set; the training images themselves with `overfit`; None without.
 
     Without a root (training data at explicit places) a split has nowhere to be looked up, and there is no validation.
+
+    Raises:
+        DataError: the files have a defect, or their categories mean something else than those of the training set.
     """
-    transform = eval_transform(inference.short_side, inference.long_side)
-    if train.overfit:
-        dataset = _open(data, data.train_split, _explicit(data, "train"), transform, categories, 0)
-        return dataset.subset(range(min(train.overfit, len(dataset))))
-    if not any(_explicit(data, "val").values()) and (data.val_split is None or data.root is None):
+    part, split, limit = (
+        ("train", data.train_split, train.overfit) if train.overfit else ("val", data.val_split, data.val_limit)
+    )
+    if not train.overfit and not any(_explicit(data, "val").values()) and (split is None or data.root is None):
         return None
-    dataset = _open(data, data.val_split, _explicit(data, "val"), transform, categories, 0)
-    dataset = dataset.subset(range(min(data.val_limit, len(dataset)))) if data.val_limit else dataset
-    return readable_part(dataset, data.workers) if data.on_unreadable == "skip" else dataset
+    transform = eval_transform(inference.short_side, inference.long_side)
+    dataset = _open(data, split, _explicit(data, part), transform, None, 0)
+    if dataset.categories.differences(categories):
+        _check_meanings(categories, dataset.categories)
+        dataset = _open(data, split, _explicit(data, part), transform, categories, 0)  # labels are those of the model
+    dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
+    return readable_part(dataset, fabric, data.workers) if data.on_unreadable == "skip" else dataset
+
+
+def _check_meanings(trained: CategoryTable, validated: CategoryTable) -> None:
+    """Refuse a validation set in which an id means something else; it may lack categories."""
+    for category in validated.categories:
+        known = trained.by_id.get(category.id)
+        if known is not None and (known.name, known.isthing) != (category.name, category.isthing):
+            kinds = [f"{c.name!r} ({'thing' if c.isthing else 'stuff'})" for c in (known, category)]
+            raise DataError(
+                f"category {category.id} is {kinds[0]} in the training set, but {kinds[1]} in the validation set; both JSONs "
+                "need the same categories (`panoptic-detr data check` compares them)"
+            )
 
 
 def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform:
@@ -265,8 +283,9 @@ def announced(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, con
         if trainer.fabric.is_global_zero:
             try:
                 stack.enter_context(only_run_in(stage.train.output))
-                write_record(stage, dataset.categories, trainer.state.step if trainer.resumed else None)
-                _introduce(trainer, stage, dataset, console)
+                if not (trainer.resumed and trainer.complete):  # where nothing will be trained, nothing is announced
+                    write_record(stage, dataset.categories, trainer.state.step if trainer.resumed else None)
+                    _introduce(trainer, stage, dataset, console)
             except (TrainingError, DataError, SegmentMapError, PictureError) as error:
                 refusal = str(error)
         if refusal := gather(trainer.fabric, refusal)[0]:
@@ -280,12 +299,10 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     facts = inspect_samples(
         dataset, train.output / "samples.png", eval_transform(stage.inference.short_side, stage.inference.long_side)
     )
-    model = trainer.template.model
-    any_size = "anchor_cells" in override_names(model["name"]) and built_with(model, "anchor_cells") is not None
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(model, "num_queries"), any_size=any_size)]
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
 
 

@@ -29,8 +29,8 @@ HIDDEN = ("gradient_norm", "confidence", "box_spread")  # logged, not shown
 def rank_zero_console(fabric: Fabric) -> Console:
     """Where the first process speaks; the others are silent and show no bar."""
     if fabric.is_global_zero:
-        return Console(stderr=True)
-    return Console(stderr=True, quiet=True, force_terminal=False)
+        return Console(stderr=True, markup=False)
+    return Console(stderr=True, quiet=True, force_terminal=False, markup=False)
 
 
 class TrainingProgress:
@@ -42,7 +42,7 @@ class TrainingProgress:
     """
 
     def __init__(self, total_steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, markup=False)
         self.total_steps = total_steps
         self._first = self._done = 0
         self._started = self._shown = time.perf_counter()

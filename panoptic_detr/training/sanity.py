@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
@@ -22,7 +21,8 @@ LOOKED_AT = 32
 SHOWN = 8
 SHOWN_SIDE = 400
 SIZE_MARGIN = 1.2  # evaluation's images may be so much larger or smaller than any of training
-SCALE_MARGIN = 1.6  # and its segments than those of training
+SCALE_MARGIN = 1.6  # and its things than those of training
+ENOUGH = 16  # draws of sizes, or things: fewer say little about what training will show
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class DataFacts:
         sizes: (height, width) of each image.
         left_out: segments without a pixel after augmentation: outside the crop, or too small for the new size.
         eval_sizes: (height, width) that the same images have in evaluation, whole.
-        side: median side of a segment's box in the samples, in pixels (the square root of its area).
-        eval_side: the same in evaluation.
+        sides: square roots of the box areas of things in the samples, in pixels; only of boxes inside of the picture, because
+            those at its border may be cut.
+        eval_sides: the same in evaluation.
     """
 
     images: int
@@ -46,16 +47,11 @@ class DataFacts:
     sizes: list[tuple[int, int]]
     left_out: int = 0
     eval_sizes: list[tuple[int, int]] = field(default_factory=list)
-    side: float = 0.0
-    eval_side: float = 0.0
+    sides: list[float] = field(default_factory=list)
+    eval_sides: list[float] = field(default_factory=list)
 
-    def lines(self, num_queries: int, *, any_size: bool = False) -> list[str]:
-        """The facts as sentences, with a warning where something cannot work.
-
-        Args:
-            num_queries: of the model.
-            any_size: the model finds boxes alike in images of any size (anchors in cells).
-        """
+    def lines(self, num_queries: int) -> list[str]:
+        """The facts as sentences, with a warning where something cannot work."""
         found = [
             f"looked at {self.images} augmented samples: {_extent(self.sizes)} pixels, "
             f"{np.mean(self.segments):.1f} segments per image (most {max(self.segments)})",
@@ -73,25 +69,27 @@ class DataFacts:
             )
         if self.images and not sum(self.segments):
             found.append("warning: no sample has any segment; check the annotations with `panoptic-detr data check`")
-        return found + self._scale_warnings(any_size)
+        return found + self._scale_warnings()
 
-    def _scale_warnings(self, any_size: bool) -> list[str]:
-        """Where evaluation shows images or segments of other sizes than training does."""
+    def _scale_warnings(self) -> list[str]:
+        """Where evaluation shows images or things of other sizes than training does, as far as a few draws can tell."""
         found = []
         trained, tested = (np.sqrt([h * w for h, w in sizes]) for sizes in (self.sizes, self.eval_sizes))
-        if self.eval_sizes and not any_size:
+        if self.eval_sizes and (self.images >= ENOUGH or len(set(self.sizes)) == 1 < self.images):
             middle = float(np.median(tested))
             if not min(trained) / SIZE_MARGIN <= middle <= max(trained) * SIZE_MARGIN:
                 found.append(
                     f"warning: training shows {_extent(self.sizes)} pixels, evaluation {_extent(self.eval_sizes)}; boxes are "
                     "fractions of the image, so in sizes that were never seen they are found too large or too small: change "
-                    "inference.short_side or the augmentation (or, with two_stage, set model.overrides.anchor_cells)"
+                    "inference.short_side or the augmentation"
                 )
-        if self.eval_side and not 1 / SCALE_MARGIN <= self.side / self.eval_side <= SCALE_MARGIN:
-            found.append(
-                f"warning: the median segment is {self.side:.0f} pixels wide in training, {self.eval_side:.0f} in evaluation; "
-                "bring them together with inference.short_side or the augmentation"
-            )
+        if min(self.images, len(self.sides), len(self.eval_sides)) >= ENOUGH:
+            here, there = np.median(self.sides), np.median(self.eval_sides)
+            if not 1 / SCALE_MARGIN <= here / there <= SCALE_MARGIN:
+                found.append(
+                    f"warning: the median thing measures {here:.0f} pixels in training, {there:.0f} in evaluation (square "
+                    "roots of whole boxes); bring them together with inference.short_side or the augmentation"
+                )
         return found
 
 
@@ -114,7 +112,8 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None, evaluati
     counted = Counter(by_label[label].name for sample in samples for label in sample.target.labels.tolist())
     whole = copy(chosen)
     whole.transforms = evaluation
-    evaluated = [(_size(sample), _sides(sample)) for sample in map(whole.__getitem__, range(count))] if evaluation else []
+    again = map(whole.__getitem__, range(count if evaluation is not None else 0))
+    evaluated = [(_size(sample), _sides(sample, dataset.categories)) for sample in again]
     absent = {category.name: 0 for category in dataset.categories.categories if category.name not in counted}
     return DataFacts(
         images=count,
@@ -123,8 +122,8 @@ def inspect_samples(dataset: CocoPanoptic, picture: Path | None = None, evaluati
         sizes=[_size(sample) for sample in samples],
         left_out=max(0, chosen.segment_count - sum(len(sample.target) for sample in samples)),
         eval_sizes=[size for size, _ in evaluated],
-        side=_median([_sides(sample) for sample in samples]),
-        eval_side=_median([sides for _, sides in evaluated]),
+        sides=[side for sample in samples for side in _sides(sample, dataset.categories)],
+        eval_sides=[side for _, sides in evaluated for side in sides],
     )
 
 
@@ -144,16 +143,14 @@ def _size(sample: Sample) -> tuple[int, int]:
     return sample.image.shape[1], sample.image.shape[2]
 
 
-def _sides(sample: Sample) -> Tensor:
-    """Square roots of the areas of a sample's boxes, in pixels."""
+def _sides(sample: Sample, categories: CategoryTable) -> list[float]:
+    """Square roots of the areas of the boxes of things, in pixels, without those that reach the border."""
     height, width = _size(sample)
-    return (sample.target.boxes[:, 2:].prod(1) * height * width).sqrt()
-
-
-def _median(sides: Sequence[Tensor]) -> float:
-    """Median of all; 0 for none."""
-    every = torch.cat([torch.zeros(0), *sides])
-    return float(every.median()) if len(every) else 0.0
+    size = torch.tensor([width, height])
+    centres, sides = sample.target.boxes[:, :2] * size, sample.target.boxes[:, 2:] * size
+    things = torch.tensor([categories.by_label[label].isthing for label in sample.target.labels.tolist()], dtype=torch.bool)
+    inside = ((centres - sides / 2 > 0.5) & (centres + sides / 2 < size - 0.5)).all(1)
+    return sides[things & inside].prod(1).sqrt().tolist()
 
 
 def _extent(sizes: Sequence[tuple[int, int]]) -> str:

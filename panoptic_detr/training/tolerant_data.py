@@ -4,11 +4,13 @@ import sys
 from functools import partial
 
 import torch
+from lightning_fabric import Fabric
 
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
 from panoptic_detr.data.parallel import parallel_map
 from panoptic_detr.segment_maps import SegmentMapError
 from panoptic_detr.structures import Sample
+from panoptic_detr.training.processes import gather
 
 ATTEMPTS = 20
 
@@ -42,19 +44,24 @@ class TolerantPanoptic(CocoPanoptic):
             print(f"left out{where}: {error}", file=sys.stderr, flush=True)
 
 
-def readable_part(dataset: CocoPanoptic, workers: int = 0) -> CocoPanoptic:
-    """The samples whose image and annotation can be read, the same in every process; each other one is named.
+def readable_part(dataset: CocoPanoptic, fabric: Fabric, workers: int = 0) -> CocoPanoptic:
+    """The samples that can be evaluated, the same in every process; each other one is named.
 
     Args:
-        dataset: for evaluation; every file of it is read once.
+        dataset: for evaluation; the first process reads every file of it once.
+        fabric: of the run.
         workers: processes that read; 0 reads here.
 
     Raises:
         DataError: none can be read.
     """
-    problems = list(parallel_map(partial(_problem, dataset), range(len(dataset)), workers=workers))
-    for problem in filter(None, problems):
-        print(f"left out of evaluation: {problem}", file=sys.stderr, flush=True)
+    problems: list[str] = []
+    if fabric.is_global_zero:
+        every = range(len(dataset))
+        problems = list(parallel_map(partial(_problem, dataset), every, workers=workers, description="validation files"))
+        for problem in filter(None, problems):
+            print(f"left out of evaluation: {problem}", file=sys.stderr, flush=True)
+    problems = gather(fabric, problems)[0]
     left = [index for index, problem in enumerate(problems) if not problem]
     if problems and not left:
         raise DataError(f"none of the {len(problems)} images for evaluation can be read; the last one: {problems[-1]}")
@@ -64,7 +71,7 @@ def readable_part(dataset: CocoPanoptic, workers: int = 0) -> CocoPanoptic:
 def _problem(dataset: CocoPanoptic, index: int) -> str:
     """What keeps a sample from being evaluated; empty for nothing."""
     try:
-        dataset.image(index)
+        dataset[index]
         dataset.truth(index)
     except (DataError, SegmentMapError) as error:
         return str(error)

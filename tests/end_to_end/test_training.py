@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -90,6 +91,40 @@ def test_a_name_that_contradicts_the_detector_is_refused(folder, tmp_path, capsy
     assert "leave model.name out, or name another --detector" in error
 
 
+@pytest.mark.parametrize("given", [("anchor_size", "0.1"), ("num_heads", "4"), ("num_queries", "13")])
+def test_stage_2_takes_the_detector_as_it_is(folder, tmp_path, capsys, given):
+    name, value = given
+    assert masks(folder, tmp_path / "run", f"--model.overrides.{name}", value) == 1
+    error = capsys.readouterr().err
+    assert f"model.overrides.{name} is {value}, but the detector '{folder / 'boxes' / 'best.pt'}' was trained with " in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_finished_run_stays_as_it_is(folder, tmp_path, capsys):
+    shutil.copytree(folder / "boxes", tmp_path / "boxes")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "boxes").iterdir() if path.is_file()}
+    again = ["--train.output", tmp_path / "boxes", "--train.resume", "true", "--optimizer.lr", "1e-5"]
+    assert call(train_detector, folder, *again) == 0
+    told = capsys.readouterr().err
+    assert "the run is complete" in told
+    assert "learning rate" not in told
+    after = {path.name: path.read_bytes() for path in (tmp_path / "boxes").iterdir() if path.is_file()}
+    assert after.keys() == before.keys()
+    assert [name for name in ("config.yaml", "run.json", "log.csv", "best.pt") if after[name] != before[name]] == []
+
+
+def test_names_in_square_brackets_are_no_markup(folder, tmp_path, capsys):
+    path = folder / "scenes" / "annotations" / "panoptic_train.json"
+    other = json.loads(path.read_text())
+    other["categories"][0]["name"] = "tool [/b] x"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    names = ["--data.train_annotations", tmp_path / "other.json", "--data.val_annotations", tmp_path / "other.json"]
+    assert call(train_detector, folder, "--train.output", tmp_path / "r [on]", "--train.steps", 1, *names) == 0
+    told = capsys.readouterr().err
+    assert "tool [/b] x" in told
+    assert "r [on]" in told
+
+
 def test_a_mask_head_with_another_setting_is_refused(folder, tmp_path, capsys):
     assert masks(folder, tmp_path / "scaled", "--train.steps", 1, "--model.overrides.mask_scale_maps", "true") == 0
     scaled = tmp_path / "scaled" / "best.pt"
@@ -169,6 +204,7 @@ def test_the_run_folder_says_how_it_was_made(folder):
     [
         (["--train.output", "BOXES"], "holds a run already; go on with it (--train.resume true)"),
         (["--train.output", "/dev/null/x"], "the run's folder '/dev/null/x' cannot be written"),
+        (["--model.overrides.mask_scale_maps", "true"], "that is a setting of the mask head, which stage 2 (train_masks)"),
         (["--model.overrides.num_querys", "5"], "has no override 'num_querys'; did you mean 'num_queries'?"),
         (["--loss.box_weight", "5"], "unknown setting 'loss.box_weight'; did you mean 'loss."),
         (["--model.name", "detr_r5"], "there is no model 'detr_r5'; the nearest are detr_r50"),

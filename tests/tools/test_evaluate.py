@@ -91,7 +91,7 @@ def test_settings_of_prediction_differ_where_the_command_line_says(tmp_path, sce
     checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
     seen = []
     monkeypatch.setattr(evaluate, "evaluate_model", lambda model, dataset, **rest: seen.append((dataset, rest["settings"])))
-    given = ["--inference.short_side", "null", "--inference.min_visible", "0.5", "--inference.threshold", "0.2"]
+    given = ["--inference.short_side", "null", "--inference.min_visible", "5e-1", "--threshold", "0.2"]
     evaluate.score_checkpoint(
         evaluate.parse([checkpoint, "--data.root", str(scenes), "--data.split", "val", *given, "--stuff-threshold", "0.1"])
     )
@@ -121,10 +121,11 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
         (file_options()[:-2], "(--pred-folder missing)"),
         (["model.pt", *file_options()[:2]], "give a checkpoint or prediction files, not both"),
         (["model.pt", "--ap", "boxen"], "invalid choice: 'boxen'"),
-        ([*file_options(), "--inference.threshold", "0.5"], "--inference.* are settings of a checkpoint"),
+        ([*file_options(), "--inference.min_area", "9"], "--inference.* are settings of a checkpoint"),
         (["m.pt", "--inference.short_side", "big"], "--inference.short_side: must be int or null, but got 'big'"),
         (["m.pt", "--inference.duplicate_stuff", "both"], "must be one of union, keep_first, but got 'both'"),
         (["m.pt", "--inference.min_visible", "{"], "--inference.min_visible: must be float, but got '{'"),
+        (["m.pt", "--inference.short_side", ""], "--inference.short_side: must be int or null, but got ''"),
     ],
 )
 def test_a_wrong_command_line(options, message, capsys):
@@ -142,18 +143,25 @@ def failing(arguments, capsys):
     return err
 
 
-@pytest.mark.parametrize(
-    ("inside", "message"),
-    [
-        ("predictions.json", "is a folder; give a checkpoint, or score the predictions in it with --pred-json"),
-        ("best.pt", "is the folder of a run; give its checkpoint: "),
-    ],
-)
-def test_a_folder_in_place_of_a_checkpoint(inside, message, tmp_path, capsys):
-    (tmp_path / inside).touch()
+def test_a_folder_of_predictions_in_place_of_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "predictions.json").touch()
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--data.root", "scenes"])
-    assert message in capsys.readouterr().err
+    asked = f"--pred-json {tmp_path / 'predictions.json'} --pred-folder {tmp_path / 'panoptic'} --gt-json FILE --gt-folder DIR"
+    assert f"holds predictions; score them with {asked}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_of_a_run_in_place_of_a_checkpoint(tmp_path, scenes, capsys):
+    (tmp_path / "best.pt").touch()
+    assert f"that is a folder; name the file: {tmp_path / 'best.pt'}" in failing(
+        [str(tmp_path), "--data.root", str(scenes)], capsys
+    )
+
+
+def test_a_folder_with_the_name_of_a_published_model_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "detr_r50_panoptic").mkdir()
+    assert evaluate.parse(["detr_r50_panoptic", "--data.root", "coco"]).checkpoint == "detr_r50_panoptic"
 
 
 def test_bad_predictions_are_one_line(capsys, tmp_path):
@@ -166,8 +174,9 @@ def test_bad_predictions_are_one_line(capsys, tmp_path):
 
 def test_settings_out_of_their_range_are_one_line(capsys, tmp_path, scenes):
     checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
-    arguments = [checkpoint, "--data.root", str(scenes), "--data.split", "val", "--inference.min_visible", "2"]
-    assert "inference.min_visible" in failing(arguments, capsys)
+    for name, value in (("min_visible", "2"), ("min_area", "-5")):
+        arguments = [checkpoint, "--data.root", str(scenes), "--data.split", "val", f"--inference.{name}", value]
+        assert f"inference.{name}" in failing(arguments, capsys)
 
 
 def test_other_bad_input_is_one_line(capsys, tmp_path, scenes):
@@ -210,7 +219,9 @@ def test_a_converted_published_detector_is_known_by_its_label_slots(tmp_path):
     assert open_model(str(path)).categories == coco_categories(91)
 
 
-def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, capsys):
+def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, monkeypatch, capsys):
+    found = evaluate.calibrate_thresholds
+    monkeypatch.setattr(evaluate, "calibrate_thresholds", lambda *a, **k: replace(found(*a, **k), quality=0.5))  # untrained: 0
     checkpoint = write_checkpoint(tmp_path / "model.pt", "deformable_detr_r50_panoptic", scene_categories())
     data = ["--data.root", str(scenes), "--data.split", "val", "--device", "cpu", "--ap", "none"]
     assert cli.main(["evaluate", checkpoint, *data, "--calibrate", "--store"]) == 0
@@ -219,7 +230,17 @@ def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, 
     assert f"stored in {checkpoint}" in printed
     kept = open_model(checkpoint).settings
     assert f"{kept.threshold:g} for things, {kept.stuff_threshold:g} for stuff" in printed
-    assert (kept.short_side, kept.long_side) == (48, 64)
+    assert (kept.short_side, kept.long_side, kept.min_visible) == (48, 64, 0.0)
+    assert cli.main(["evaluate", checkpoint, *data, "--calibrate", "--store", "--inference.min_visible", "0.25"]) == 0
+    assert open_model(checkpoint).settings.min_visible == 0.25
+
+
+def test_thresholds_that_give_nothing_are_not_stored(scenes, tmp_path, capsys):
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    before = open_model(checkpoint).settings
+    data = ["--data.root", str(scenes), "--data.split", "val", "--inference.min_area", "100000", "--device", "cpu"]
+    assert "no thresholds gave a PQ above 0 on these 3 images" in failing([checkpoint, *data, "--calibrate", "--store"], capsys)
+    assert open_model(checkpoint).settings == before
 
 
 @pytest.mark.parametrize(

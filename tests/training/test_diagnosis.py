@@ -7,15 +7,18 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 
 from panoptic_detr.config import AugmentationConfig, DataConfig, DetectorStage, TrainConfig
 from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
 from panoptic_detr.data.scenes import scene_categories, write_scenes
-from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform
+from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform, train_transform
 from panoptic_detr.training import build
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
@@ -138,31 +141,51 @@ def test_segments_that_augmentation_removes_are_counted(scenes):
     assert f"{cut.left_out} of their {whole.segment_count} segments lie outside the crop" in "\n".join(cut.lines(100))
 
 
+@pytest.fixture(scope="module")
+def many_scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    write_scenes(folder, 24, size=64, workers=1)
+    return folder
+
+
+def scale_warnings(folder, transform, short_side, count=24):
+    dataset = CocoPanoptic.from_root(folder, "train", transforms=transform).subset(range(count))
+    facts = inspect_samples(dataset, evaluation=eval_transform(short_side))
+    assert dataset.transforms == transform
+    return facts, [line.removeprefix("warning: ") for line in facts.lines(100) if line.startswith("warning: ")]
+
+
 @pytest.mark.parametrize(
-    ("short_side", "any_size", "warnings"),
+    ("short_side", "warnings"),
     [
-        (None, False, []),
-        (64, False, ["training shows 48-48 x 48-48 pixels, evaluation 64-64 x 64-64"]),
-        (64, True, []),
-        (96, True, ["the median segment is "]),
-        (24, False, ["training shows 48-48 x 48-48 pixels, evaluation 24-24 x 24-24", "the median segment is "]),
+        (None, []),
+        (72, []),
+        (96, ["training shows 64-64 x 64-64 pixels, evaluation 96-96 x 96-96"]),
+        (128, ["training shows 64-64 x 64-64 pixels, evaluation 128-128 x 128-128", "the median thing measures "]),
+        (32, ["training shows 64-64 x 64-64 pixels, evaluation 32-32 x 32-32", "the median thing measures "]),
     ],
 )
-def test_evaluation_at_other_sizes_than_training_is_a_warning(scenes, short_side, any_size, warnings):
-    dataset = CocoPanoptic.from_root(scenes, "train", transforms=scenes_transform())
-    facts = inspect_samples(dataset, evaluation=eval_transform(short_side))
-    found = [line.removeprefix("warning: ") for line in facts.lines(100, any_size=any_size) if line.startswith("warning: ")]
+def test_evaluation_at_other_sizes_than_training_is_a_warning(many_scenes, short_side, warnings):
+    facts, found = scale_warnings(many_scenes, scenes_transform(), short_side)
     assert len(found) == len(warnings)
     assert all(line.startswith(start) for line, start in zip(found, warnings, strict=True))
-    assert facts.eval_side == pytest.approx(facts.side * (short_side or 48) / 48, rel=0.15)
-    assert dataset.transforms == scenes_transform()
+    assert np.median(facts.eval_sides) == pytest.approx(np.median(facts.sides) * (short_side or 64) / 64, rel=0.15)
 
 
-def test_a_crop_that_enlarges_is_compared_with_the_whole_image(scenes):
-    dataset = CocoPanoptic.from_root(scenes, "train", transforms=crops_transform(crop_size=48, short_sides=(144,)))
-    facts = inspect_samples(dataset, evaluation=eval_transform(48))
-    assert facts.side > 1.6 * facts.eval_side
-    assert "in evaluation; bring them together" in "\n".join(facts.lines(100))
+def test_what_a_crop_cuts_is_not_taken_for_small(many_scenes):
+    """Of crops at evaluation's own scale the cut things are left out, and stuff counts nowhere."""
+    facts, found = scale_warnings(many_scenes, crops_transform(crop_size=48, short_sides=(64,)), 64)
+    assert len(facts.sides) < len(facts.eval_sides)
+    assert [line for line in found if "median thing" in line] == []
+
+
+def test_a_few_random_sizes_say_nothing_about_the_others(many_scenes):
+    varied = train_transform(short_sides=(32, 48, 64, 96), crop_probability=0)
+    assert any("training shows" in line for line in scale_warnings(many_scenes, varied, 160)[1])
+    for count in (1, 2, 3, 8):
+        facts, found = scale_warnings(many_scenes, varied, 160, count)
+        assert not found or len(set(facts.sizes)) == 1 < count
+    assert scale_warnings(many_scenes, scenes_transform(), 160, 2)[1]  # two of one size do
 
 
 def test_a_data_set_without_any_segment_is_refused(scenes):
@@ -182,10 +205,9 @@ def test_a_data_set_without_any_segment_is_refused(scenes):
         opened()
 
 
-def introduction(tmp_path, monkeypatch, facts, model):
-    """What a run of this model says before its first step, where its samples look like `facts`."""
+def introduction(tmp_path, model, short_side=None):
+    """What a run of this model says before its first step."""
     stream, table = io.StringIO(), scene_categories()
-    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: facts)
     fabric = SimpleNamespace(is_global_zero=True, world_size=1, device=torch.device("cpu"))
     template = SimpleNamespace(model=model)
     trainer = SimpleNamespace(
@@ -193,7 +215,8 @@ def introduction(tmp_path, monkeypatch, facts, model):
     )
     dataset = MagicMock(categories=table)
     dataset.__len__.return_value = 1
-    with build.announced(trainer, DetectorStage(train=TrainConfig(output=tmp_path)), dataset, Console(file=stream)):
+    stage = DetectorStage(train=TrainConfig(output=tmp_path), inference=InferenceSettings(short_side=short_side))
+    with build.announced(trainer, stage, dataset, Console(file=stream)):
         pass
     return " ".join(stream.getvalue().split())
 
@@ -201,48 +224,69 @@ def introduction(tmp_path, monkeypatch, facts, model):
 @pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
 def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
     facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
-    text = introduction(tmp_path, monkeypatch, facts, {"name": "detr_r50", "overrides": overrides})
+    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: facts)
+    text = introduction(tmp_path, {"name": "detr_r50", "overrides": overrides})
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides", "warned"),
-    [
-        ("detr_r50", {}, True),
-        ("deformable_detr_r50_two_stage", {}, True),
-        ("deformable_detr_r50_two_stage", {"anchor_cells": 1.5}, False),
-        ("deformable_detr_r50_two_stage_panoptic", {"anchor_cells": 1.5}, False),
-    ],
-)
-def test_a_run_warns_of_unseen_sizes_unless_anchors_are_cells(tmp_path, monkeypatch, name, overrides, warned):
-    facts = DataFacts(images=1, segments=[1], classes={}, sizes=[(48, 48)], eval_sizes=[(96, 96)])
-    text = introduction(tmp_path, monkeypatch, facts, {"name": name, "overrides": overrides})
-    assert ("training shows 48-48 x 48-48 pixels, evaluation 96-96 x 96-96" in text) is warned
+def test_a_run_compares_its_samples_with_its_own_evaluation(tmp_path, monkeypatch):
+    seen = []
+    facts = DataFacts(images=1, segments=[1], classes={}, sizes=[(48, 48)])
+    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: seen.append(evaluation) or facts)
+    introduction(tmp_path, {"name": "detr_r50", "overrides": {}}, short_side=72)
+    assert seen == [eval_transform(72)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_left_out_of_evaluation(scenes, capfd, workers):
     (scenes / "train" / "000002.png").write_bytes(b"no picture")
     (scenes / "panoptic_train" / "000004.png").write_bytes(b"no map")
+    cv2.imwrite(str(scenes / "train" / "000005.png"), np.zeros((40, 40, 3), np.uint8))
     data = DataConfig(root=scenes, train_split="train", val_split="train", workers=workers)
     table, settings = scene_categories(), InferenceSettings(short_side=None)
-    strict = build.open_val_set(data, settings, TrainConfig(), table)
+    strict = build.open_val_set(data, settings, TrainConfig(), table, Fabric(accelerator="cpu"))
     assert strict.image_ids == [0, 1, 2, 3, 4, 5]
-    left = build.open_val_set(replace(data, on_unreadable="skip"), settings, TrainConfig(), table)
-    assert left.image_ids == [0, 1, 3, 5]
+    left = build.open_val_set(replace(data, on_unreadable="skip"), settings, TrainConfig(), table, Fabric(accelerator="cpu"))
+    assert left.image_ids == [0, 1, 3]
     text = capfd.readouterr().err
-    assert text.count("left out of evaluation: ") == 2
+    assert text.count("left out of evaluation: ") == 3
+    assert "the image is 40x40 pixels but its annotation" in text
     assert "000002.png" in text
     assert "000004.png" in text
-    limited = build.open_val_set(replace(data, on_unreadable="skip", val_limit=3), settings, TrainConfig(), table)
+    overfit = build.open_val_set(
+        replace(data, on_unreadable="skip"), settings, TrainConfig(overfit=4), table, Fabric(accelerator="cpu")
+    )
+    assert overfit.image_ids == [0, 1, 3]
+    limited = build.open_val_set(
+        replace(data, on_unreadable="skip", val_limit=3), settings, TrainConfig(), table, Fabric(accelerator="cpu")
+    )
     assert limited.image_ids == [0, 1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("name", "pentagon"), ("isthing", 0)])
+def test_a_validation_set_of_other_categories_is_refused(scenes, key, value):
+    write_scenes(scenes, 2, size=48, split="val", workers=1)
+    path = scenes / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    data, settings = DataConfig(root=scenes, train_split="train", val_split="val"), InferenceSettings(short_side=None)
+    used = {row["category_id"] for entry in content["annotations"] for row in entry["segments_info"]}
+    rows = content["categories"]
+    content["categories"] = [row for row in rows if row["id"] in used or row["id"] == 1]
+    path.write_text(json.dumps(content))
+    whole = build.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
+    assert whole.categories == scene_categories()  # it may lack some
+    rows[0][key] = value
+    content["categories"] = rows
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"category 1 is 'circle' \(thing\) in the training set, but '(pentagon|circle)'"):
+        build.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
 
 
 def test_an_evaluation_without_any_readable_image_is_refused(scenes):
     for path in (scenes / "train").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 6 images for evaluation can be read; the last one: .*000005"):
-        readable_part(CocoPanoptic.from_root(scenes, "train"))
+        readable_part(CocoPanoptic.from_root(scenes, "train"), Fabric(accelerator="cpu"))
 
 
 def test_unreadable_images_are_left_out_and_named_once(scenes, capsys):
