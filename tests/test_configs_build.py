@@ -24,7 +24,7 @@ from panoptic_detr.data.scenes import scene_categories
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.structures import Sample, Target
-from panoptic_detr.training import build
+from panoptic_detr.training import build, build_data
 from panoptic_detr.training.optimizer import parameter_groups, rate_factor
 from panoptic_detr.training.sanity import DataFacts
 from panoptic_detr.zoo import PANOPTIC, PUBLISHED, build_model
@@ -56,7 +56,7 @@ def test_config_builds(path):
     groups = {group.name: group.lr for group in parameter_groups(model, stage.optimizer)}
     assert groups["transformer and heads"] == stage.optimizer.lr
     assert build.new_criterion(name, 133, stage.loss).masks is isinstance(stage, MaskStage)
-    build.build_augmentation(stage.augmentation, eval_transform())
+    build_data.build_augmentation(stage.augmentation, eval_transform())
     InferenceSettings.from_dict(plain(stage)["inference"])
 
 
@@ -64,7 +64,7 @@ def test_config_builds(path):
 def test_config_evaluates_images_of_sizes_that_it_trains_on(path):
     stage = read(path)
     whole = eval_transform(stage.inference.short_side, stage.inference.long_side)
-    augmentation = build.build_augmentation(stage.augmentation, whole)
+    augmentation = build_data.build_augmentation(stage.augmentation, whole)
     facts = DataFacts(20, [1], {}, sizes_of(augmentation), eval_sizes=sizes_of(whole)[:1])
     assert not [line for line in facts.lines(100) if "warning" in line]
 
@@ -119,7 +119,7 @@ def test_own_data_starts_from_published_weights_and_the_converters_splits():
 )
 def test_augmentation_settings_of_another_preset_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build.build_augmentation(AugmentationConfig(**settings), eval_transform())
+        build_data.build_augmentation(AugmentationConfig(**settings), eval_transform())
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_one_to_many_queries_and_their_losses_go_together(name, queries, hybrid,
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):
     places = {f"train_{name}": tmp_path / name for name in ("images", "panoptic", "annotations")}
     settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories(), Fabric(accelerator="cpu"))
-    assert build.open_val_set(DataConfig(**places), *settings) is None
+    assert build_data.open_val_set(DataConfig(**places), *settings) is None
     with pytest.raises(DataError, match="no image folder at"):
-        build.open_val_set(DataConfig(**places, root=tmp_path), *settings)
+        build_data.open_val_set(DataConfig(**places, root=tmp_path), *settings)
 
 
 def test_the_short_schedule_of_h_detr_that_its_file_names():

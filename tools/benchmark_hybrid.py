@@ -37,7 +37,7 @@ from panoptic_detr.evaluation.evaluate import evaluate_model
 from panoptic_detr.evaluation.open_model import open_model
 from panoptic_detr.tools import train_detector, train_masks
 from panoptic_detr.tools.cli import run as run_tool
-from panoptic_detr.training import build
+from panoptic_detr.training import build, build_data
 from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups
 from panoptic_detr.zoo import build_model
@@ -195,7 +195,7 @@ def step_costs(scenes: Path, repeats: int = 12) -> dict[str, float]:
 def training_step(scheme: Scheme, scenes: Path) -> Callable[[float], None]:
     """One step of stage 1 on the first 8 scenes, as a function of the share of the training that is done."""
     stage = read_config(DetectorStage, [f"--config={CONFIGS / 'detector.yaml'}", f"--data.root={scenes}", *scheme.settings])
-    dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
+    dataset = build_data.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     batch = collate([dataset[i % len(dataset)] for i in range(stage.train.batch_size)])
     model = build_model(stage.model.name, num_labels=dataset.categories.num_labels, **stage.model.overrides)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)

@@ -16,7 +16,7 @@ from panoptic_detr.checkpoints import check_source
 from panoptic_detr.config import DetectorStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.tools.cli import run
-from panoptic_detr.training import build, validation
+from panoptic_detr.training import build, build_data, validation
 from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
@@ -36,18 +36,18 @@ def train_detector(stage: DetectorStage) -> None:
         check_source(stage.model.weights, list_models())
     fabric = build.start_fabric(stage.train, unused_parameters=build.switches_terms_off(stage.loss))
     resume_command = check_run_folder(stage.train, "train_detector")
-    dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
+    dataset = build_data.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     console = rank_zero_console(fabric)
     model = build.new_model(stage.model, dataset.categories, console)
     frozen = build.prepare(model, stage.model, stage.optimizer)
     criterion = build.new_criterion(stage.model.name, dataset.categories.num_labels, stage.loss)
     build.check_one_to_many(model, criterion)
-    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
+    val_set = build_data.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
     trainer = Trainer(
         fabric,
         model,
         criterion,
-        build.train_loader(dataset, stage.data, stage.train, fabric),
+        build_data.train_loader(dataset, stage.data, stage.train, fabric),
         optimizer=stage.optimizer,
         train=stage.train,
         template=build.template_of(model, dataset.categories, stage.inference),

@@ -20,7 +20,7 @@ from panoptic_detr.config import ConfigError, MaskStage
 from panoptic_detr.config_reading import plain, read_config_or_exit
 from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.tools.cli import run
-from panoptic_detr.training import build, validation
+from panoptic_detr.training import build, build_data, validation
 from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
@@ -58,7 +58,7 @@ def train_masks(stage: MaskStage) -> None:
     fabric = build.start_fabric(stage.train, unused_parameters=stage.joint and build.switches_terms_off(stage.loss))
     console = rank_zero_console(fabric)
     resume_command = check_run_folder(stage.train, "train_masks")
-    dataset = build.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
+    dataset = build_data.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
     model = panoptic_model(open_source(stage.detector), stage, dataset.categories, console)
     if stage.model.weights is not None:
         copy_mask_head(open_source(stage.model.weights), model)
@@ -69,12 +69,12 @@ def train_masks(stage: MaskStage) -> None:
     criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
     if stage.joint:
         build.check_one_to_many(model, criterion)
-    val_set = build.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
+    val_set = build_data.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
     trainer = Trainer(
         fabric,
         model,
         criterion,
-        build.train_loader(dataset, stage.data, stage.train, fabric),
+        build_data.train_loader(dataset, stage.data, stage.train, fabric),
         optimizer=stage.optimizer,
         train=stage.train,
         template=template,

@@ -1,12 +1,10 @@
-"""From settings to the parts of a run: devices, data, model. The one place where config objects are unpacked."""
+"""From settings to the parts of a run: devices, model, losses, what is said before and after; `build_data` opens the data."""
 
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -17,21 +15,12 @@ from torch import nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.checkpoints import Checkpoint
-from panoptic_detr.config import (
-    AugmentationConfig,
-    ConfigError,
-    DataConfig,
-    DetectorStage,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from panoptic_detr.config import ConfigError, DetectorStage, ModelConfig, OptimizerConfig, TrainConfig
 from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.config_reading import type_name
-from panoptic_detr.data.coco_files import DataError, resolve_paths
+from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
-from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
+from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.segment_maps import SegmentMapError
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
 from panoptic_detr.training.criterion import Criterion, build_criterion
@@ -43,7 +32,6 @@ from panoptic_detr.training.processes import end_with_the_first_process, gather,
 from panoptic_detr.training.run_record import only_run_in, write_record
 from panoptic_detr.training.sanity import inspect_samples
 from panoptic_detr.training.summary import print_groups
-from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.transfer import open_source, transfer_weights
 from panoptic_detr.visualization.pictures import PictureError
@@ -92,112 +80,6 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
     fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
     torch.use_deterministic_algorithms(train.deterministic)
     return fabric
-
-
-def open_train_set(
-    data: DataConfig, augmentation: AugmentationConfig, inference: InferenceSettings, train: TrainConfig
-) -> CocoPanoptic:
-    """The training set with its augmentation.
-
-    Raises:
-        DataError: the files have a defect, or no image has a segment.
-    """
-    eval_size = eval_transform(inference.short_side, inference.long_side)
-    transform = eval_size if train.overfit else build_augmentation(augmentation, eval_size)
-    dataset = _open(data, data.train_split, _explicit(data, "train"), transform, None, train.seed, training=True)
-    limit = train.overfit or data.train_limit
-    dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
-    if not dataset.segment_count:
-        raise DataError(
-            f"none of the {len(dataset)} training images has a segment (crowd regions do not count), so there is nothing to "
-            "learn; look at the annotations with `panoptic-detr data check`"
-        )
-    return dataset
-
-
-def open_val_set(
-    data: DataConfig, inference: InferenceSettings, train: TrainConfig, categories: CategoryTable, fabric: Fabric
-) -> CocoPanoptic | None:
-    """The validation set; the training images themselves with `overfit`; None without.
-
-    Without a root (training data at explicit places) a split has nowhere to be looked up, and there is no validation.
-
-    Raises:
-        DataError: the files have a defect, or their categories mean something else than those of the training set.
-    """
-    part, split, limit = (
-        ("train", data.train_split, train.overfit) if train.overfit else ("val", data.val_split, data.val_limit)
-    )
-    if not train.overfit and not any(_explicit(data, "val").values()) and (split is None or data.root is None):
-        return None
-    transform = eval_transform(inference.short_side, inference.long_side)
-    dataset = _open(data, split, _explicit(data, part), transform, None, 0)
-    if dataset.categories.differences(categories):
-        _check_meanings(categories, dataset.categories)
-        dataset = _open(data, split, _explicit(data, part), transform, categories, 0)  # labels are those of the model
-    dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
-    return readable_part(dataset, fabric, data.workers) if data.on_unreadable == "skip" else dataset
-
-
-def _check_meanings(trained: CategoryTable, validated: CategoryTable) -> None:
-    """Refuse a validation set in which an id means something else; it may lack categories."""
-    for category in validated.categories:
-        known = trained.by_id.get(category.id)
-        if known is not None and (known.name, known.isthing) != (category.name, category.isthing):
-            kinds = [f"{c.name!r} ({'thing' if c.isthing else 'stuff'})" for c in (known, category)]
-            raise DataError(
-                f"category {category.id} is {kinds[0]} in the training set, but {kinds[1]} in the validation set; both JSONs "
-                "need the same categories (`panoptic-detr data check` compares them)"
-            )
-
-
-def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform:
-    """The preset's pipeline with the given settings changed.
-
-    Raises:
-        ConfigError: a setting that the preset does not have, or a crop larger than the picture.
-    """
-    given = {name: value for name, value in asdict(config).items() if value is not None and name != "preset"}
-    if "short_sides" in given:
-        given["short_sides"] = tuple(given["short_sides"])
-    if config.preset == "crops":
-        return _crops(given)
-    if "crop_size" in given:
-        raise ConfigError(f"setting 'augmentation.crop_size' belongs to preset crops, not to {config.preset}")
-    presets: dict[str, Callable[[], Transform]] = {
-        "paper": train_transform,
-        "scenes": scenes_transform,
-        "none": lambda: eval_size,
-    }
-    transform = presets[config.preset]()
-    probability = given.pop("crop_probability", None)
-    if probability is not None:
-        given["crop"] = replace(transform.crop or Crop(), probability=probability) if probability else None
-    return replace(transform, **given)
-
-
-def _crops(given: dict[str, Any]) -> Transform:
-    """Preset `crops`: the window first, then every other setting."""
-    for name in ("crop_probability", "long_side"):
-        if name in given:
-            raise ConfigError(f"setting 'augmentation.{name}' does not go with preset crops, which cuts to crop_size")
-    window = {name: given.pop(name) for name in ("crop_size", "short_sides") if name in given}
-    try:
-        return replace(crops_transform(**window), **given)
-    except ValueError as error:
-        raise ConfigError(f"augmentation.short_sides: {error}") from None
-
-
-def train_loader(dataset: CocoPanoptic, data: DataConfig, train: TrainConfig, fabric: Fabric) -> PanopticLoader:
-    """Shuffled batches for this process."""
-    sampler = EpochSampler(len(dataset), seed=train.seed, rank=fabric.global_rank, world_size=fabric.world_size)
-    return make_loader(
-        dataset,
-        batch_size=train.batch_size,
-        sampler=sampler,
-        workers=data.workers,
-        pin_memory=fabric.device.type == "cuda",
-    )
 
 
 def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:
@@ -328,29 +210,3 @@ def template_of(model: nn.Module, categories: CategoryTable, inference: Inferenc
     # A checkpoint brings all weights; rebuilding its model must not fetch others.
     overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
     return Checkpoint({**spec, "overrides": overrides}, {}, categories, inference.to_dict())
-
-
-def _explicit(data: DataConfig, part: str) -> dict[str, Path | None]:
-    return {name: getattr(data, f"{part}_{name}") for name in ("images", "panoptic", "annotations")}
-
-
-def _open(
-    data: DataConfig,
-    split: str | None,
-    explicit: dict[str, Path | None],
-    transform: Transform,
-    categories: CategoryTable | None,
-    seed: int,
-    training: bool = False,
-) -> CocoPanoptic:
-    paths = resolve_paths(data.root, split, **explicit)
-    kind = TolerantPanoptic if training and data.on_unreadable == "skip" else CocoPanoptic
-    return kind(
-        paths.images,
-        paths.panoptic,
-        paths.annotations,
-        categories=categories,
-        transforms=transform,
-        seed=seed,
-        cache="memory" if data.cache else "none",
-    )

@@ -19,7 +19,7 @@ from panoptic_detr.config_inference import InferenceSettings
 from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
 from panoptic_detr.data.scenes import scene_categories, write_scenes
 from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform, train_transform
-from panoptic_detr.training import build
+from panoptic_detr.training import build, build_data
 from panoptic_detr.training.curves import draw_curves
 from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
 from panoptic_detr.training.sanity import DataFacts, inspect_samples
@@ -195,7 +195,7 @@ def test_a_data_set_without_any_segment_is_refused(scenes):
 
     def opened():
         path.write_text(json.dumps(content))
-        return build.open_train_set(data, AugmentationConfig(preset="scenes"), InferenceSettings(short_side=None), train)
+        return build_data.open_train_set(data, AugmentationConfig(preset="scenes"), InferenceSettings(short_side=None), train)
 
     assert opened().segment_count == sum(len(entry["segments_info"]) for entry in content["annotations"])
     for entry in content["annotations"]:
@@ -243,24 +243,20 @@ def test_unreadable_images_are_left_out_of_evaluation(scenes, capfd, workers):
     (scenes / "panoptic_train" / "000004.png").write_bytes(b"no map")
     cv2.imwrite(str(scenes / "train" / "000005.png"), np.zeros((40, 40, 3), np.uint8))
     data = DataConfig(root=scenes, train_split="train", val_split="train", workers=workers)
-    table, settings = scene_categories(), InferenceSettings(short_side=None)
-    strict = build.open_val_set(data, settings, TrainConfig(), table, Fabric(accelerator="cpu"))
-    assert strict.image_ids == [0, 1, 2, 3, 4, 5]
-    left = build.open_val_set(replace(data, on_unreadable="skip"), settings, TrainConfig(), table, Fabric(accelerator="cpu"))
-    assert left.image_ids == [0, 1, 3]
+
+    def opened(train=None, **changes):
+        given = (replace(data, **changes), InferenceSettings(short_side=None), train or TrainConfig(), scene_categories())
+        return build_data.open_val_set(*given, Fabric(accelerator="cpu")).image_ids
+
+    assert opened() == [0, 1, 2, 3, 4, 5]
+    assert opened(on_unreadable="skip") == [0, 1, 3]
     text = capfd.readouterr().err
     assert text.count("left out of evaluation: ") == 3
     assert "the image is 40x40 pixels but its annotation" in text
     assert "000002.png" in text
     assert "000004.png" in text
-    overfit = build.open_val_set(
-        replace(data, on_unreadable="skip"), settings, TrainConfig(overfit=4), table, Fabric(accelerator="cpu")
-    )
-    assert overfit.image_ids == [0, 1, 3]
-    limited = build.open_val_set(
-        replace(data, on_unreadable="skip", val_limit=3), settings, TrainConfig(), table, Fabric(accelerator="cpu")
-    )
-    assert limited.image_ids == [0, 1]
+    assert opened(TrainConfig(overfit=4), on_unreadable="skip") == [0, 1, 3]
+    assert opened(on_unreadable="skip", val_limit=3) == [0, 1]
 
 
 @pytest.mark.parametrize(("key", "value"), [("name", "pentagon"), ("isthing", 0)])
@@ -273,13 +269,13 @@ def test_a_validation_set_of_other_categories_is_refused(scenes, key, value):
     rows = content["categories"]
     content["categories"] = [row for row in rows if row["id"] in used or row["id"] == 1]
     path.write_text(json.dumps(content))
-    whole = build.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
+    whole = build_data.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
     assert whole.categories == scene_categories()  # it may lack some
     rows[0][key] = value
     content["categories"] = rows
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"category 1 is 'circle' \(thing\) in the training set, but '(pentagon|circle)'"):
-        build.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
+        build_data.open_val_set(data, settings, TrainConfig(), scene_categories(), Fabric(accelerator="cpu"))
 
 
 def test_an_evaluation_without_any_readable_image_is_refused(scenes):
