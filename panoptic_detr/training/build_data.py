@@ -53,24 +53,24 @@ def open_val_set(
     )
     if not train.overfit and not any(_explicit(data, "val").values()) and (split is None or data.root is None):
         return None
-    transform = eval_transform(inference.short_side, inference.long_side)
-    dataset = _open(data, split, _explicit(data, part), transform, None, 0)
+    transform, explicit = eval_transform(inference.short_side, inference.long_side), _explicit(data, part)
+    dataset = _open(data, split, explicit, transform, None, 0)
     if dataset.categories.differences(categories):
-        _check_meanings(categories, dataset.categories)
-        dataset = _open(data, split, _explicit(data, part), transform, categories, 0)  # labels are those of the model
+        _check_meanings(categories, dataset.categories, resolve_paths(data.root, split, **explicit).annotations)
+        dataset = _open(data, split, explicit, transform, categories, 0)  # labels are those of the model
     dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
     return readable_part(dataset, fabric, data.workers) if data.on_unreadable == "skip" else dataset
 
 
-def _check_meanings(trained: CategoryTable, validated: CategoryTable) -> None:
-    """Refuse a validation set in which an id means something else; it may lack categories."""
+def _check_meanings(trained: CategoryTable, validated: CategoryTable, path: Path) -> None:
+    """Refuse a validation set, read from `path`, in which an id means something else; it may lack categories."""
     for category in validated.categories:
         known = trained.by_id.get(category.id)
         if known is not None and (known.name, known.isthing) != (category.name, category.isthing):
             kinds = [f"{c.name!r} ({'thing' if c.isthing else 'stuff'})" for c in (known, category)]
             raise DataError(
-                f"category {category.id} is {kinds[0]} in the training set, but {kinds[1]} in the validation set; both JSONs "
-                "need the same categories (`panoptic-detr data check` compares them)"
+                f"{path}: category {category.id} is {kinds[1]} in this validation set, but {kinds[0]} in the training set; "
+                "both JSONs need the same categories (`panoptic-detr data check` compares them)"
             )
 
 
