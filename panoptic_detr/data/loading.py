@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.forking import loader_context
 from panoptic_detr.segment_maps import SegmentMapError
 from panoptic_detr.structures import Batch, Sample, pad_images
 
@@ -188,6 +189,7 @@ def make_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
+        multiprocessing_context=loader_context() if workers > 0 else None,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers > 0 else None,
         generator=torch.Generator(),  # PyTorch would draw the workers' seeds, which nothing here uses, from the global one

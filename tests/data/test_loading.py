@@ -1,9 +1,14 @@
+import multiprocessing
+import os
 import re
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from panoptic_detr.data import forking
 from panoptic_detr.data.coco_files import DataError
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, collate, make_loader
@@ -112,6 +117,40 @@ def test_loader_batches_everything(scenes):
     assert [len(batch) for batch in loader] == [3, 3, 1]
     assert len(loader) == 3
     assert [len(batch) for batch in make_loader(open_scenes(scenes), batch_size=3, drop_last=True)] == [3, 3]
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """A file: while it is there, every forked process hangs before its first line, and as many times as it has letters."""
+    path = tmp_path / "stuck"
+
+    def hang():
+        if path.is_file() and (left := path.read_text()):
+            path.write_text(left[1:])
+            time.sleep(1000)
+
+    os.register_at_fork(after_in_child=hang)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@fork_is_meant
+@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only")
+def test_a_worker_that_hangs_as_it_is_forked_is_replaced(scenes, stuck, monkeypatch):
+    monkeypatch.setattr(forking, "PATIENCE", 1.0)
+    stuck.write_text("xx")
+    assert [len(batch) for batch in make_loader(open_scenes(scenes), batch_size=3, workers=2)] == [3, 3, 1]
+    assert stuck.read_text() == ""
+    assert [child for child in multiprocessing.active_children() if not child.is_alive()] == []
+
+
+@fork_is_meant
+@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only")
+def test_workers_that_never_come_up_are_an_error(scenes, stuck, monkeypatch):
+    monkeypatch.setattr(forking, "PATIENCE", 0.1)
+    stuck.write_text("x" * 100)
+    with pytest.raises(OSError, match=r"5 loader processes in a row did not come up; data\.workers 0 reads without them"):
+        next(iter(make_loader(open_scenes(scenes), batch_size=3, workers=1)))
 
 
 @fork_is_meant

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -51,9 +52,18 @@ def started(folder, output, *arguments, launcher=SHELL):
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        for pid in {process.pid, *those_that_name(output)}:  # torchrun gives its processes groups of their own
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        process.communicate(timeout=LIMIT)
+
+
+def those_that_name(path):
+    """Leaders of process groups with this path in their command line, on Linux."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(path) in (entry / "cmdline").read_text() and os.getpgid(int(entry.name)) == int(entry.name):
+                yield int(entry.name)
 
 
 def finish(process):
