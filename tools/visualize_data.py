@@ -12,7 +12,13 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco_files import DataError, make_folder, resolve_paths
 from panoptic_detr.data.coco_panoptic import CocoPanoptic
 from panoptic_detr.evaluation.evaluate import check_same_categories
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, check_same_images, read_annotations, safe_path
+from panoptic_detr.evaluation.panoptic_files import (
+    AnnotationSet,
+    check_same_images,
+    check_same_names,
+    read_annotations,
+    safe_path,
+)
 from panoptic_detr.evaluation.panoptic_quality import PanopticQuality
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
@@ -154,6 +160,7 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         results = read_annotations(options.pred_json, folder)
         names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
         check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
+        check_same_names(results, data.categories)
         return lambda i: read_result(results, data.image_ids[i], data.categories)
     if options.model is not None:
         predictor = open_model(options, data)

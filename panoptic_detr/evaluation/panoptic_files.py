@@ -142,6 +142,30 @@ def check_same_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[s
     return [f"image {i}: {_show(names[i][0])}, truth {_show(names[i][1])}" for i in differing]
 
 
+def check_same_names(prediction: AnnotationSet, categories: CategoryTable) -> list[str]:
+    """Find predictions of another class table, where the predictions' JSON lists its categories.
+
+    Returns:
+        A line for each category id that has another name there. Names differ between tools, so some are only noted.
+
+    Raises:
+        EvaluationError: they share several ids, and none has the same name on both sides.
+    """
+    rows = prediction.category_list if isinstance(prediction.category_list, list) else []
+    names = {
+        row["id"]: row["name"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int) and "name" in row
+    }
+    shared = [category for category in categories.categories if category.id in names]
+    differing = [category for category in shared if names[category.id] != category.name]
+    if len(differing) == len(shared) > 1:
+        first = differing[0]
+        raise EvaluationError(
+            f"{prediction.path}: these are predictions of other categories: {first.id} is {_show(names[first.id])} there but "
+            f"{_show(first.name)} in the truth, and no other id has the same name on both sides; give both the same categories"
+        )
+    return [f"category {c.id}: {_show(names[c.id])}, truth {_show(c.name)}" for c in differing]
+
+
 def _image_names(rows: Any) -> dict[ImageId, str]:
     """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
     entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

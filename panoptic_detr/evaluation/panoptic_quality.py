@@ -17,7 +17,13 @@ from panoptic_detr.evaluation.counts import ClassCounts, PanopticCounts, count_s
 from panoptic_detr.evaluation.errors import ErrorCounts, PanopticErrors, find_errors
 from panoptic_detr.evaluation.notes import Notes
 from panoptic_detr.evaluation.overlaps import EvaluationError, Overlaps, Regions, measure_overlaps
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, check_same_images, read_annotations
+from panoptic_detr.evaluation.panoptic_files import (
+    AnnotationSet,
+    ImageId,
+    check_same_images,
+    check_same_names,
+    read_annotations,
+)
 from panoptic_detr.evaluation.pq_result import ClassQuality, GroupQuality, PanopticQualityResult, class_quality, mean_quality
 from panoptic_detr.evaluation.threads import map_in_threads, progress_bar
 from panoptic_detr.structures import PanopticSegmentation
@@ -168,6 +174,9 @@ def _note_images(quality: PanopticQuality, prediction: AnnotationSet, truth: Ann
     missing = [f"image {i}" for i in truth.entries if i not in prediction.entries]
     unknown = [f"image {i}" for i in prediction.entries if i not in truth.entries]
     renamed = check_same_images(prediction, truth)
+    quality.note(
+        "categories with other names than the truth's; matched by their ids", check_same_names(prediction, quality.categories)
+    )
     quality.note("images whose file names differ from the truth's; matched by their ids", renamed)
     quality.note("images without a prediction, all their segments counted as missed", missing)
     quality.note("predictions for images that the ground truth does not have, not scored", unknown)

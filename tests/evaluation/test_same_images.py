@@ -1,4 +1,4 @@
-"""Predictions of another split: image ids may agree by chance, file names then do not."""
+"""Predictions of another split or class table: ids may agree by chance, names then do not."""
 
 import json
 
@@ -93,3 +93,47 @@ def test_an_odd_list_of_images_does_not_stop_the_scoring(tmp_path, images):
     path, folder = write_side(tmp_path / "prediction", {1: (None, "1.png")})
     path.write_text(json.dumps({**json.loads(path.read_text()), "images": images}))
     assert evaluate_panoptic(*truth, path, folder, workers=1, progress=False).all.pq == 1.0
+
+
+def renamed(folder, names):
+    """Scores of predictions whose JSON calls the categories 1, 2, ... so; None for no `categories`."""
+    sides = []
+    for side, called in (("truth", ["cat", "dog"]), ("prediction", names)):
+        path, place = write_side(folder / side, {1: ("a.png", "a.png")})
+        content = json.loads(path.read_text())
+        content["categories"] = called and [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(called, start=1)]
+        path.write_text(json.dumps(content))
+        sides += [path, place]
+    return evaluate_panoptic(*sides, workers=1, progress=False)
+
+
+def test_predictions_of_other_categories_are_refused(tmp_path):
+    told = r"prediction/side\.json: these are predictions of other categories: 1 is 'oak' there but 'cat' in the truth"
+    with pytest.raises(EvaluationError, match=told):
+        renamed(tmp_path, ["oak", "elm"])
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (None, []),
+        (["cat", "dog"], []),
+        (["cat"], []),
+        (["cat", "hound"], ["category 2: 'hound', truth 'dog'"]),
+        (["kitty"], ["category 1: 'kitty', truth 'cat'"]),
+    ],
+)
+def test_some_other_names_of_categories_are_noted(tmp_path, names, noted):
+    result = renamed(tmp_path, names)
+    assert result.all.pq == 1.0
+    assert [line for line in result.notes if "category" in line or "categories" in line] == [
+        f"categories with other names than the truth's; matched by their ids: {len(noted)} ({line})" for line in noted
+    ]
+
+
+def test_categories_that_are_no_proper_entries_are_not_compared(tmp_path):
+    truth, prediction = (write_side(tmp_path / side, {1: ("a.png", "a.png")}) for side in ("truth", "prediction"))
+    content = json.loads(prediction[0].read_text())
+    for broken in ([1, None, {"id": [1], "name": "x"}, {"id": 1}], {"id": 1}, "cat"):
+        prediction[0].write_text(json.dumps({**content, "categories": broken}))
+        assert evaluate_panoptic(*truth, *prediction, workers=1, progress=False).all.pq == 1.0

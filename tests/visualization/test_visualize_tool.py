@@ -302,3 +302,13 @@ def test_predictions_of_other_images_are_not_drawn(root, results, tmp_path, caps
     for job in (("coco", "--pred-json", other), ("report", other)):
         error = told(capsys, *job, *source(root, "--output", tmp_path / job[0]))
         assert "these are predictions of other images: image 0 is 'place_0x.png' there but '000000.png' in" in error
+
+
+def test_predictions_of_other_categories_are_not_drawn(root, results, tmp_path, capsys):
+    content = json.loads(results.read_text())
+    content["categories"] = [{**row, "name": f"other {row['id']}"} for row in content["categories"]]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    (tmp_path / "panoptic").symlink_to(results.parent / "panoptic")
+    error = told(capsys, "coco", "--pred-json", other, *source(root, "--output", tmp_path / "out"))
+    assert "these are predictions of other categories: 1 is 'other 1' there but 'circle' in the truth" in error
