@@ -24,11 +24,8 @@ from panoptic_detr.training import build, build_data, validation
 from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
-from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, open_source, transfer_weights
+from panoptic_detr.training.transfer import TRAINING_ONLY, check_mask_settings, copy_mask_head, open_source, transfer_weights
 from panoptic_detr.zoo import MASK_OPTIONS, PANOPTIC, build_model, built_with, list_models, override_names
-
-# What changes nothing in what trained weights compute.
-TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretrained_backbone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

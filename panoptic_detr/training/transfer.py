@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint
 from panoptic_detr.inference.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
-from panoptic_detr.zoo import PUBLISHED, built_with, load_published
+from panoptic_detr.zoo import PANOPTIC, PUBLISHED, built_with, load_published, override_names
 
 CLASS_HEADS = ("class_embed", "dense_heads")
 QUERIES = "query_embed"
+# Settings that change nothing in what trained weights compute.
+TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretrained_backbone")
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Transfer:
         classes_kept: names of categories whose class weights were taken over.
         classes_new: names of categories that start from random class weights.
         classes_dropped: names of categories of the source that the data set does not have.
+        settings_changed: settings with which the weights compute something else than they were trained for.
     """
 
     copied: list[str] = field(default_factory=list)
@@ -39,6 +42,7 @@ class Transfer:
     classes_kept: list[str] = field(default_factory=list)
     classes_new: list[str] = field(default_factory=list)
     classes_dropped: list[str] = field(default_factory=list)
+    settings_changed: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
         """Show everything as a table."""
@@ -52,10 +56,11 @@ class Transfer:
             "classes kept": self.classes_kept,
             "classes new": self.classes_new,
             "classes dropped": self.classes_dropped,
+            "settings changed": self.settings_changed,
         }
-        counts = (self.copied, self.fresh, self.dropped, self.classes_kept, self.classes_new, self.classes_dropped)
-        for (what, shown), everything in zip(rows.items(), counts, strict=True):
-            table.add_row(what, str(len(everything)), ", ".join(shown))
+        for what, shown in rows.items():
+            count = len(self.copied if what == "parameters copied" else shown)
+            table.add_row(what, str(count), ", ".join(shown))
         console.print(table)
 
 
@@ -81,6 +86,26 @@ def open_source(name_or_path: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def detector_changes(trained: Mapping[str, Any], built: Mapping[str, Any]) -> list[str]:
+    """Settings of a detector in which two models of one name differ and that matter to trained weights, as `num_heads 8 -> 4`.
+
+    Args:
+        trained: `spec` of the model that the weights come from.
+        built: of the one that gets them.
+    """
+    name, other = (spec["name"].removesuffix(PANOPTIC) for spec in (trained, built))
+    if name != other:
+        return []
+    untold = (*TRAINING_ONLY, "num_queries")  # queries are among the weights
+    keys = [key for key in override_names(name) if key not in untold]
+    pairs = {key: tuple(_plain(built_with(spec, key)) for spec in (trained, built)) for key in keys}
+    return [f"{key} {there!r} -> {here!r}" for key, (there, here) in pairs.items() if there != here]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 @torch.no_grad()
 def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryTable) -> Transfer:
     """Copy what fits from a checkpoint into a freshly built model.
@@ -98,7 +123,7 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
     if source.categories is None:
         raise CheckpointError(f"checkpoint {str(source.path)!r} does not say what its labels mean, so they cannot be mapped")
     rows = _common_labels(source.categories, categories)
-    result = Transfer()
+    result = Transfer(settings_changed=detector_changes(source.model, model.spec))  # type: ignore[arg-type]
     state, theirs = model.state_dict(), _fitting_names(source.state_dict, model)
     for name, value in state.items():
         given = theirs.get(name)

@@ -241,12 +241,16 @@ def test_stage_2_maps_other_classes_by_name_and_says_so(folder, tmp_path, capsys
     assert ("1 of 8 classes have untrained class weights" in text) is (joint == "false")
 
 
-def test_detector_starts_from_the_weights_of_another(folder, tmp_path):
+def test_detector_starts_from_the_weights_of_another(folder, tmp_path, capsys):
     start = ["--model.weights", folder / "boxes" / "best.pt", "--optimizer.lr", 1e-12, "--train.steps", 1]
     assert call(train_detector, folder, "--train.output", tmp_path / "run", *start) == 0
     before, after = (load_checkpoint(path / "best.pt").state_dict for path in (folder / "boxes", tmp_path / "run"))
     name = "heads.class_embed.0.linear.weight"
     torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert "settings changed │ 0" in " ".join(capsys.readouterr().err.split())
+    changed = ["--model.overrides.num_heads", 4, "--model.overrides.dropout", 0.3]
+    assert call(train_detector, folder, "--train.output", tmp_path / "other", *start, *changed) == 0
+    assert "settings changed │ 1 │ num_heads 2 -> 4" in " ".join(capsys.readouterr().err.split())
 
 
 def test_run_folder_holds_record_and_samples(folder):
