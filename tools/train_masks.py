@@ -24,8 +24,8 @@ from panoptic_detr.training import build, build_data, validation
 from panoptic_detr.training.progress import rank_zero_console
 from panoptic_detr.training.run_record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
-from panoptic_detr.training.transfer import TRAINING_ONLY, check_mask_settings, copy_mask_head, open_source, transfer_weights
-from panoptic_detr.zoo import MASK_OPTIONS, PANOPTIC, build_model, built_with, list_models, override_names
+from panoptic_detr.training.transfer import check_mask_settings, copy_mask_head, detector_changes, open_source, transfer_weights
+from panoptic_detr.zoo import PANOPTIC, build_model, list_models
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,14 +120,11 @@ def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
 
     With `joint` there may be more queries, because the new ones are trained.
     """
-    free = {*MASK_OPTIONS, *TRAINING_ONLY, *(["num_queries"] if stage.joint else [])}
-    for key, value in stage.model.overrides.items():
-        if key in free or key not in override_names(source.model["name"]):
-            continue
-        trained = built_with(source.model, key)
-        if value != (list(trained) if isinstance(trained, tuple) else trained):
+    asked = {**source.model, "overrides": {**source.model["overrides"], **stage.model.overrides}}
+    for key, (trained, given) in detector_changes(source.model, asked).items():
+        if key != "num_queries" or not stage.joint:
             raise ConfigError(
-                f"model.overrides.{key} is {value!r}, but the detector {stage.detector!r} was trained with {trained!r}; leave "
+                f"model.overrides.{key} is {given!r}, but the detector {stage.detector!r} was trained with {trained!r}; leave "
                 "it out, because stage 2 takes the detector as it is (settings of the mask head begin with mask_)"
             )
 

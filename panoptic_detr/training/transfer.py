@@ -86,20 +86,17 @@ def open_source(name_or_path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def detector_changes(trained: Mapping[str, Any], built: Mapping[str, Any]) -> list[str]:
-    """Settings of a detector in which two models of one name differ and that matter to trained weights, as `num_heads 8 -> 4`.
+def detector_changes(trained: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of a detector in which two models of one name differ and that matter to trained weights: before and after.
 
     Args:
         trained: `spec` of the model that the weights come from.
         built: of the one that gets them.
     """
     name, other = (spec["name"].removesuffix(PANOPTIC) for spec in (trained, built))
-    if name != other:
-        return []
-    untold = (*TRAINING_ONLY, "num_queries")  # queries are among the weights
-    keys = [key for key in override_names(name) if key not in untold]
-    pairs = {key: tuple(_plain(built_with(spec, key)) for spec in (trained, built)) for key in keys}
-    return [f"{key} {there!r} -> {here!r}" for key, (there, here) in pairs.items() if there != here]
+    keys = [key for key in override_names(name) if key not in TRAINING_ONLY] if name == other else []
+    pairs = {key: (_plain(built_with(trained, key)), _plain(built_with(built, key))) for key in keys}
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
 def _plain(value: Any) -> Any:
@@ -123,7 +120,8 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
     if source.categories is None:
         raise CheckpointError(f"checkpoint {str(source.path)!r} does not say what its labels mean, so they cannot be mapped")
     rows = _common_labels(source.categories, categories)
-    result = Transfer(settings_changed=detector_changes(source.model, model.spec))  # type: ignore[arg-type]
+    changes: dict[str, tuple[Any, Any]] = detector_changes(source.model, model.spec)  # type: ignore[arg-type]
+    result = Transfer(settings_changed=[f"{key} {before!r} -> {after!r}" for key, (before, after) in changes.items()])
     state, theirs = model.state_dict(), _fitting_names(source.state_dict, model)
     for name, value in state.items():
         given = theirs.get(name)
