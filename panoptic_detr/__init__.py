@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from panoptic_detr.categories import Category, CategoryTable
-    from panoptic_detr.evaluation.panoptic_quality import PanopticQuality, PanopticQualityResult, evaluate_panoptic
+    from panoptic_detr.evaluation.panoptic import evaluate_panoptic
     from panoptic_detr.inference.merge import merge_panoptic
     from panoptic_detr.inference.predictor import Predictor, load_model
-    from panoptic_detr.official_weights import load_official
+    from panoptic_detr.quality.panoptic_quality import PanopticQuality
+    from panoptic_detr.quality.result import PanopticQualityResult
     from panoptic_detr.structures import (
         Batch,
         DetectorOutput,
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
         Segment,
         Target,
     )
-    from panoptic_detr.training.criterion import Losses, build_criterion
-    from panoptic_detr.visualization.overlay import overlay
+    from panoptic_detr.training.losses.criterion import Losses, build_criterion
+    from panoptic_detr.visualization.draw.overlay import overlay
+    from panoptic_detr.weights.names.detr import load_official
     from panoptic_detr.zoo import build_model, list_models
 
 _HOMES = {
     "categories": ("Category", "CategoryTable"),
-    "evaluation.panoptic_quality": ("PanopticQuality", "PanopticQualityResult", "evaluate_panoptic"),
+    "evaluation.panoptic": ("evaluate_panoptic",),
+    "quality.panoptic_quality": ("PanopticQuality",),
+    "quality.result": ("PanopticQualityResult",),
     "inference.merge": ("merge_panoptic",),
     "inference.predictor": ("Predictor", "load_model"),
-    "official_weights": ("load_official",),
+    "weights.names.detr": ("load_official",),
     "structures": (
         "Batch",
         "DetectorOutput",
@@ -44,8 +48,8 @@ _HOMES = {
         "Segment",
         "Target",
     ),
-    "training.criterion": ("Losses", "build_criterion"),
-    "visualization.overlay": ("overlay",),
+    "training.losses.criterion": ("Losses", "build_criterion"),
+    "visualization.draw.overlay": ("overlay",),
     "zoo": ("build_model", "list_models"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

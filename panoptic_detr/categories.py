@@ -15,11 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from panoptic_detr.errors import CategoryError
+
 LabelRule = Literal["contiguous", "id"]
-
-
-class CategoryError(ValueError):
-    """A category list that cannot be used, or two that do not fit together."""
 
 
 @dataclass(frozen=True)

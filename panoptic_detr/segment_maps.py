@@ -9,13 +9,10 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from panoptic_detr.locked_files import write_whole
+from panoptic_detr.errors import SegmentMapError
+from panoptic_detr.files import write_whole
 
 MAX_ID = 256**3 - 1
-
-
-class SegmentMapError(ValueError):
-    """An annotation PNG that cannot be read as an id map."""
 
 
 def decode_ids(rgb: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from panoptic_detr.boxes import cxcywh_to_xyxy
-from panoptic_detr.structures_panoptic import Dropped, DropReason, PanopticSegmentation, Segment
-from panoptic_detr.structures_shapes import ShapeError, check_shape, map_tensors, move
+from panoptic_detr.errors import ShapeError
+from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, Segment
+from panoptic_detr.shapes import check_shape, map_tensors, move
 
 __all__ = [
     "Batch",

@@ -1,6 +1,7 @@
 import pytest
 
-from panoptic_detr.categories import CategoryError, CategoryTable, default_color
+from panoptic_detr.categories import CategoryTable, default_color
+from panoptic_detr.errors import CategoryError
 
 ROWS = [
     {"id": 7, "name": "sky", "isthing": 0, "color": [1, 2, 3]},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from panoptic_detr.tools.cli import JOBS
+from panoptic_detr.commands.cli import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

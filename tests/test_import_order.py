@@ -141,7 +141,7 @@ KNOWN = {"panoptic_detr", "panoptic_detr.data", "panoptic_detr.data.loading", "p
     ],
 )
 def test_imports_are_read(source, expected):
-    assert imports(source, "panoptic_detr.data.doctor", False, KNOWN) == expected
+    assert imports(source, "panoptic_detr.data.doctor.examine", False, KNOWN) == expected
 
 
 def test_relative_imports_of_a_package_start_inside_it():
@@ -153,13 +153,13 @@ def test_relative_imports_of_a_package_start_inside_it():
     ("module", "other", "reason"),
     [
         ("panoptic_detr.models.detr", "panoptic_detr.data.loading", "data is not below models"),
-        ("panoptic_detr.visualization.overlay", "panoptic_detr.models.detr", "models is not below visualization"),
+        ("panoptic_detr.visualization.draw.overlay", "panoptic_detr.models.detr", "models is not below visualization"),
         ("panoptic_detr.structures", "panoptic_detr.models.detr", "models is not below structures"),
-        ("panoptic_detr.models.detr", "panoptic_detr.config_reading", "never a config"),
+        ("panoptic_detr.models.detr", "panoptic_detr.config.stages.reading", "never a config"),
         ("panoptic_detr.data.loading", "panoptic_detr", "not from the public names"),
-        ("panoptic_detr.training.trainer", "panoptic_detr.tools.demo", "nothing imports tools"),
-        ("panoptic_detr", "panoptic_detr.tools.demo", "nothing imports tools"),
-        ("panoptic_detr.tools.demo", "tools.data", "everywhere else it is panoptic_detr.tools"),
+        ("panoptic_detr.training.trainer", "panoptic_detr.commands.demo", "nothing imports tools"),
+        ("panoptic_detr", "panoptic_detr.commands.demo", "nothing imports tools"),
+        ("panoptic_detr.commands.demo", "tools.data", "everywhere else it is panoptic_detr.tools"),
         ("panoptic_detr.attic.old", "panoptic_detr.boxes", "attic has no place"),
     ],
 )
@@ -173,11 +173,11 @@ def test_what_goes_the_wrong_way_is_named(module, other, reason):
     ("module", "other"),
     [
         ("panoptic_detr.structures", "panoptic_detr.categories"),
-        ("panoptic_detr.models.detr", "panoptic_detr.models.backbone"),
+        ("panoptic_detr.models.detr", "panoptic_detr.models.backbones.resnet"),
         ("panoptic_detr.zoo", "panoptic_detr.models.detr"),
         ("panoptic_detr.training.trainer", "panoptic_detr.evaluation.evaluate"),
-        ("panoptic_detr.tools.demo", "panoptic_detr.tools.data"),
-        ("panoptic_detr.tools.demo", "panoptic_detr"),
+        ("panoptic_detr.commands.demo", "panoptic_detr.commands.data"),
+        ("panoptic_detr.commands.demo", "panoptic_detr"),
         ("panoptic_detr", "panoptic_detr.zoo"),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from panoptic_detr.tools.cli import JOBS
+from panoptic_detr.commands.cli import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -50,5 +50,5 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_import_and_the_help_do_not_wait_for_torch():
-    program = "import sys; from panoptic_detr.tools.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    program = "import sys; from panoptic_detr.commands.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from panoptic_detr.errors import SegmentMapError
 from panoptic_detr.segment_maps import (
     MAX_ID,
-    SegmentMapError,
     areas,
     boxes_of,
     decode_ids,
@@ -118,7 +118,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("panoptic_detr.locked_files.os.replace", lambda *_: full(0))
+    monkeypatch.setattr("panoptic_detr.files.os.replace", lambda *_: full(0))
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_bytes(tmp_path / "a.json", b"{}")
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import torch
 
 from panoptic_detr import structures
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import ShapeError
 from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.structures import (
     Batch,
@@ -17,7 +18,6 @@ from panoptic_detr.structures import (
     Predictions,
     Sample,
     Segment,
-    ShapeError,
     Target,
     pad_images,
 )

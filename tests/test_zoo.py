@@ -7,7 +7,7 @@ import torch
 
 import panoptic_detr as pd
 from panoptic_detr import zoo
-from panoptic_detr.official_weights_export import to_official
+from panoptic_detr.weights.names.export import to_official
 from panoptic_detr.zoo import build_model as build_tiny
 
 DETECTORS = [name for name in pd.list_models() if not name.endswith("_panoptic")]

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.forking import loader_context
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.errors import DataError, SegmentMapError
+from panoptic_detr.parallel import loader_context
 from panoptic_detr.structures import Batch, Sample, pad_images
 
 

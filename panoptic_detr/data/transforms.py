@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from panoptic_detr.data.coco_panoptic import retarget
+from panoptic_detr.data.coco.dataset import retarget
 from panoptic_detr.structures import Sample, Target
 
 Map = TypeVar("Map", Tensor, None)

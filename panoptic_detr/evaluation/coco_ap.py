@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation.overlaps import EvaluationError
+from panoptic_detr.errors import EvaluationError
 from panoptic_detr.structures import PanopticSegmentation, check_shape
 
 Rle = dict[str, Any]

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from panoptic_detr.categories import CategoryError, CategoryTable
-from panoptic_detr.data.coco_files import DataError, safe_path
-from panoptic_detr.evaluation.overlaps import EvaluationError, Regions
-from panoptic_detr.segment_maps import MAX_ID, SegmentMapError, read_id_png
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
+from panoptic_detr.files import safe_path
+from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.segment_maps import MAX_ID, read_id_png
 
 ImageId = int | str
 _LARGEST_CATEGORY_ID = 2**31 - 1

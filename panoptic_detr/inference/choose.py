@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.errors import MergeError
 from panoptic_detr.structures import DropReason, check_shape
-
-
-class MergeError(ValueError):
-    """Arguments that do not fit together or lie outside their range."""
 
 
 @dataclass(frozen=True)

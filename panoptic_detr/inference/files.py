@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco_files import DataError, make_folder
+from panoptic_detr.errors import DataError
+from panoptic_detr.files import make_folder
+from panoptic_detr.images import save_picture
 from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.overlay import overlay
-from panoptic_detr.visualization.pictures import save_picture
+from panoptic_detr.visualization.draw.overlay import overlay
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Overlays of small pictures are enlarged to about this many pixels, so that labels fit.

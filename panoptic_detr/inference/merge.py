@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.config_inference import DuplicateStuff
-from panoptic_detr.inference.choose import Choice, MergeError, check_fraction, choose_queries
+from panoptic_detr.config.inference import DuplicateStuff
+from panoptic_detr.errors import MergeError
+from panoptic_detr.inference.choose import Choice, check_fraction, choose_queries
 from panoptic_detr.inference.contest import Contest, Frame
 from panoptic_detr.structures import Dropped, PanopticSegmentation, Segment, check_shape
 

@@ -1,28 +1,26 @@
 """From pictures to panoptic maps: the predictor that users call, and the batch step that evaluation shares with it."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, save_checkpoint
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
+from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference.choose import choose_queries
-from panoptic_detr.inference.groups import same_size_groups
 from panoptic_detr.inference.merge import merge_panoptic
-from panoptic_detr.inference.optimize import optimize_for_inference
-from panoptic_detr.inference.read_model import read_model
-from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation, Sample, Target
-from panoptic_detr.visualization.pictures import as_rgb
+from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
+from panoptic_detr.weights.open import read_model
 
-Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 Precision = Literal["fp32", "bf16"]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
@@ -249,16 +247,6 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
 
 
-def upright_rgb(picture: Picture) -> np.ndarray:
-    """A picture as writable (H, W, 3) uint8 RGB, turned upright by the EXIF orientation of a file or PIL image."""
-    if isinstance(picture, Image.Image):
-        turned = ImageOps.exif_transpose(picture)
-        plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB")
-        picture = np.asarray(turned if plain else turned.convert("RGB"))
-    # OpenCV turns the pictures of files upright as it reads them.
-    return np.require(as_rgb(picture), requirements=["C", "W"])
-
-
 def _name_of(model: nn.Module) -> str:
     spec = getattr(model, "spec", None)
     return repr(spec["name"]) if isinstance(spec, dict) else type(model).__name__
@@ -276,3 +264,30 @@ def _device(device: str | torch.device) -> torch.device:
     if not available.get(chosen.type, True):
         raise ValueError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
     return chosen
+
+
+def same_size_groups(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
+    """Indices of images in groups of one (height, width), at most `limit` in each."""
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, size in enumerate(sizes):
+        by_size[size].append(index)
+    for indices in by_size.values():
+        for start in range(0, len(indices), limit):
+            yield indices[start : start + limit]
+
+
+def unpadded_parts(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+    """Split a padded batch into batches without padding; each comes with the indices of its images in the whole."""
+    for indices in same_size_groups(batch.sizes, len(batch)):
+        height, width = batch.sizes[indices[0]]
+        yield (
+            indices,
+            Batch(
+                images=batch.images[indices, :, :height, :width],
+                padding_mask=batch.padding_mask[indices, :height, :width],
+                targets=[batch.targets[index] for index in indices] if batch.targets else [],
+                sizes=[batch.sizes[index] for index in indices],
+                original_sizes=[batch.original_sizes[index] for index in indices],
+                image_ids=[batch.image_ids[index] for index in indices],
+            ),
+        )

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.backbone import Backbone, NormKind
-from panoptic_detr.models.build_backbone import build_backbone
+from panoptic_detr.models.backbones.build import build_backbone
+from panoptic_detr.models.backbones.resnet import Backbone, NormKind
 from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding

@@ -7,7 +7,7 @@ to values; None means "no encoding at attention".
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.dropout import Dropout
+from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.models.dropout import Dropout, drop
+from panoptic_detr.models.cpu.dropout import Dropout, drop
 from panoptic_detr.models.settings import check_heads
 
 

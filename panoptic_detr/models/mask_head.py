@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.models.cells import axis_centres, unpadded_extent
-from panoptic_detr.models.dropout import Dropout
+from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.settings import check_mask_head, check_shares
 from panoptic_detr.structures import DetectorOutput
 

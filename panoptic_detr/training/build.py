@@ -14,28 +14,25 @@ from rich.console import Console
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint
-from panoptic_detr.config import ConfigError, DetectorStage, ModelConfig, OptimizerConfig, TrainConfig
-from panoptic_detr.config_inference import InferenceSettings
-from panoptic_detr.config_reading import type_name
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.reading import type_name
+from panoptic_detr.config.stages import DetectorStage, ModelConfig, OptimizerConfig, TrainConfig
+from panoptic_detr.config.types import fits_type
+from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.errors import ConfigError, DataError, PictureError, SegmentMapError, TrainingError
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
-from panoptic_detr.training.criterion import Criterion, build_criterion
-from panoptic_detr.training.curves import draw_curves
-from panoptic_detr.training.diagnosis import overfit_verdict
-from panoptic_detr.training.failures import TrainingError
+from panoptic_detr.training.losses.criterion import Criterion, build_criterion
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import end_with_the_first_process, gather, sharding_strategy
-from panoptic_detr.training.run_record import only_run_in, write_record
-from panoptic_detr.training.sanity import inspect_samples
-from panoptic_detr.training.summary import print_groups
+from panoptic_detr.training.run.record import only_run_in, write_record
 from panoptic_detr.training.trainer import Trainer
-from panoptic_detr.training.transfer import open_source, transfer_weights
-from panoptic_detr.visualization.pictures import PictureError
-from panoptic_detr.zoo import build_model, built_with, fits_type
+from panoptic_detr.training.watch.curves import draw_curves
+from panoptic_detr.training.watch.diagnosis import overfit_verdict
+from panoptic_detr.training.watch.sanity import inspect_samples, print_groups
+from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.weights.transfer import open_source, transfer_weights
+from panoptic_detr.zoo import build_model, built_with
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:

@@ -8,12 +8,13 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.config import AugmentationConfig, ConfigError, DataConfig, TrainConfig
-from panoptic_detr.config_inference import InferenceSettings
-from panoptic_detr.data.coco_files import DataError, resolve_paths
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.stages import AugmentationConfig, DataConfig, TrainConfig
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco.layout import resolve_paths
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
+from panoptic_detr.errors import ConfigError, DataError
 from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from panoptic_detr.config import OptimizerConfig
+from panoptic_detr.config.stages import OptimizerConfig
 
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 
-from panoptic_detr.config import ConfigError
+from panoptic_detr.errors import ConfigError
 from panoptic_detr.training.acceleration import transformer_layers
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.criterion import Criterion, GlobalCounts
-from panoptic_detr.training.diagnosis import vital_signs
+from panoptic_detr.training.losses.criterion import Criterion, GlobalCounts
+from panoptic_detr.training.watch.diagnosis import vital_signs
 
 
 class Work:

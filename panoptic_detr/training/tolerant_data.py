@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
-from panoptic_detr.data.parallel import parallel_map
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.errors import DataError, SegmentMapError
+from panoptic_detr.parallel import parallel_map
 from panoptic_detr.structures import Sample
 from panoptic_detr.training.processes import gather
 

@@ -13,21 +13,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError
-from panoptic_detr.config import OptimizerConfig, TrainConfig
+from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
+from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.criterion import Criterion
-from panoptic_detr.training.diagnosis import VITAL_SIGNS
 from panoptic_detr.training.ema import AveragedWeights
-from panoptic_detr.training.failures import TrainingError, describe_nonfinite, explained_worker_death, save_batch
+from panoptic_detr.training.losses.criterion import Criterion
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
-from panoptic_detr.training.reporting import Reporter
-from panoptic_detr.training.run_files import RunFiles
-from panoptic_detr.training.run_state import RunState
-from panoptic_detr.training.snapshot import changed_settings, restore_snapshot, take_snapshot
+from panoptic_detr.training.run.folder import RunFiles
+from panoptic_detr.training.run.state import RunState, changed_settings, restore_snapshot, take_snapshot
 from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
 from panoptic_detr.training.stopping import StopRequest
+from panoptic_detr.training.watch.diagnosis import VITAL_SIGNS
+from panoptic_detr.training.watch.failures import describe_nonfinite, explained_worker_death, save_batch
+from panoptic_detr.training.watch.reporting import Reporter
+from panoptic_detr.weights.checkpoints import Checkpoint
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 DrawSamples = Callable[[nn.Module], Mapping[str, np.ndarray]]

@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.errors import AttentionError
 from panoptic_detr.structures import DetectorOutput
-
-
-class AttentionError(ValueError):
-    """A question about attention that this model has no answer to."""
 
 
 @dataclass(frozen=True)

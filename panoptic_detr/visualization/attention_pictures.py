@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.structures import PanopticSegmentation
 from panoptic_detr.visualization.attention import Look, Sampling, boxes_of_queries
-from panoptic_detr.visualization.boxes import draw_boxes
-from panoptic_detr.visualization.layout import side_by_side
-from panoptic_detr.visualization.overlay import default_font_size, label_text
-from panoptic_detr.visualization.palette import segment_colors
-from panoptic_detr.visualization.pictures import Image, as_rgb
-from panoptic_detr.visualization.text import draw_plate
+from panoptic_detr.visualization.draw.boxes import draw_boxes
+from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.visualization.draw.overlay import default_font_size, label_text
+from panoptic_detr.visualization.draw.palette import segment_colors
+from panoptic_detr.visualization.draw.text import draw_plate
 
 Color = tuple[int, int, int]
 
 
-def heat(image: Image, attention: np.ndarray, *, scale: int = 1) -> np.ndarray:
+def heat(image: Picture, attention: np.ndarray, *, scale: int = 1) -> np.ndarray:
     """An attention map over the darkened grey image, from dark violet to yellow, less its lowest 5% and highest 0.5%.
 
     Args:
@@ -37,7 +37,7 @@ def heat(image: Image, attention: np.ndarray, *, scale: int = 1) -> np.ndarray:
 
 
 def draw_point_attention(
-    image: Image, attention: np.ndarray, points: Sequence[tuple[float, float]], *, scale: int = 1
+    image: Picture, attention: np.ndarray, points: Sequence[tuple[float, float]], *, scale: int = 1
 ) -> np.ndarray:
     """The image with numbered points, and beside it what each of them attends to (Fig. 3).
 
@@ -58,7 +58,7 @@ def draw_point_attention(
 
 
 def draw_object_attention(
-    image: Image,
+    image: Picture,
     attention: np.ndarray,
     colors: np.ndarray,
     *,
@@ -88,7 +88,7 @@ def draw_object_attention(
 
 
 def draw_mask_attention(
-    image: Image, attention: np.ndarray, *, box_cxcywh: np.ndarray | None = None, name: str = "object", scale: int = 1
+    image: Picture, attention: np.ndarray, *, box_cxcywh: np.ndarray | None = None, name: str = "object", scale: int = 1
 ) -> np.ndarray:
     """The mask head's maps of one query, head by head, each on a scale of its own; titles say each one's share of the whole.
 
@@ -110,7 +110,7 @@ def draw_mask_attention(
 
 
 def draw_sampling(
-    image: Image,
+    image: Picture,
     samplings: Sequence[Sampling],
     colors: np.ndarray,
     *,
@@ -145,7 +145,7 @@ def draw_sampling(
 
 
 def draw_look(
-    image: Image,
+    image: Picture,
     prediction: PanopticSegmentation,
     seen: Look,
     *,
@@ -188,7 +188,7 @@ def draw_look(
     return drawn
 
 
-def _enlarged(image: Image, scale: int) -> np.ndarray:
+def _enlarged(image: Picture, scale: int) -> np.ndarray:
     picture = as_rgb(image)
     return picture if scale == 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 

@@ -6,11 +6,12 @@ from enum import IntEnum
 import cv2
 import numpy as np
 
+from panoptic_detr.errors import PictureError
+from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.labels import outlines
-from panoptic_detr.visualization.overlay import default_font_size, index_of, line_width
-from panoptic_detr.visualization.pictures import Image, PictureError, as_rgb
-from panoptic_detr.visualization.text import draw_text, text_mask
+from panoptic_detr.visualization.draw.labels import outlines
+from panoptic_detr.visualization.draw.overlay import default_font_size, index_of, line_width
+from panoptic_detr.visualization.draw.text import draw_text, text_mask
 
 
 class ErrorKind(IntEnum):
@@ -109,7 +110,7 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
 
 
 def error_view(
-    image: Image, prediction: PanopticSegmentation, truth: PanopticSegmentation, *, legend: bool = True, scale: int = 1
+    image: Picture, prediction: PanopticSegmentation, truth: PanopticSegmentation, *, legend: bool = True, scale: int = 1
 ) -> np.ndarray:
     """Draw the errors of a prediction over the greyed image.
 

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 from rich.table import Table
 
+from panoptic_detr.images import Picture
 from panoptic_detr.structures import Dropped, DropReason, PanopticSegmentation
-from panoptic_detr.visualization.overlay import default_font_size, display_name, line_width, overlay
-from panoptic_detr.visualization.palette import Palette
-from panoptic_detr.visualization.pictures import Image
-from panoptic_detr.visualization.text import draw_plate, draw_text, free_row, plate_size, text_mask
+from panoptic_detr.visualization.draw.overlay import default_font_size, display_name, line_width, overlay
+from panoptic_detr.visualization.draw.palette import Palette
+from panoptic_detr.visualization.draw.text import draw_plate, draw_text, free_row, plate_size, text_mask
 
 # Okabe and Ito's colours; "no object" is left undrawn by default, there are too many.
 REASON_COLORS: dict[DropReason, tuple[int, int, int]] = {
@@ -90,7 +90,7 @@ def explain_table(segmentation: PanopticSegmentation, *, no_object: bool = False
 
 
 def draw_explanation(
-    image: Image,
+    image: Picture,
     segmentation: PanopticSegmentation,
     boxes_cxcywh: np.ndarray | None = None,
     *,

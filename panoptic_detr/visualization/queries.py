@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from panoptic_detr.errors import PictureError
 from panoptic_detr.structures import PanopticSegmentation, check_shape
-from panoptic_detr.visualization.layout import side_by_side
-from panoptic_detr.visualization.pictures import PictureError
+from panoptic_detr.visualization.draw.layout import side_by_side
 
 SMALL_AREA = 0.04  # of the image: boxes below it are drawn green
 SMALL, WIDE, TALL = (0, 158, 115), (213, 94, 0), (0, 114, 178)

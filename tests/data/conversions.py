@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.doctor import check_dataset, find_splits
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.doctor.examine import check_dataset, find_splits
 from panoptic_detr.structures import PanopticSegmentation
 
 

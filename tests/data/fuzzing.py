@@ -5,9 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from panoptic_detr.categories import CategoryError
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.errors import CategoryError, DataError, SegmentMapError
 
 OWN_ERRORS = (DataError, SegmentMapError, CategoryError)
 DAMAGE = {"position": st.floats(0, 1, exclude_max=True), "byte": st.integers(0, 255), "cut": st.booleans()}

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from panoptic_detr.categories import CategoryError
-from panoptic_detr.data.coco_files import DataError, find_image, make_folder, read_image, resolve_paths, safe_path
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco.layout import find_image, resolve_paths
+from panoptic_detr.errors import CategoryError, DataError
+from panoptic_detr.files import make_folder, safe_path
+from panoptic_detr.images import read_image
 
 
 def open_set(layout: Any) -> CocoPanoptic:

@@ -9,7 +9,7 @@ from data.fuzzing import DAMAGE, OWN_ERRORS, damaged, damaged_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.structures import PanopticSegmentation, Sample
 
 fuzz = settings(max_examples=60, derandomize=True, deadline=None)

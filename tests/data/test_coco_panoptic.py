@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco_files import DataError, resolve_paths
-from panoptic_detr.data.coco_panoptic import CocoPanoptic, retarget
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
+from panoptic_detr.data.coco.layout import resolve_paths
+from panoptic_detr.errors import DataError, SegmentMapError
 
 
 def open_set(layout: Any, **keywords: Any) -> CocoPanoptic:

@@ -11,11 +11,11 @@ import pytest
 from data.conversions import meanings, picture, truths, write
 from PIL import Image
 
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.convert import FORMATS
-from panoptic_detr.data.scenes import write_scenes
-from panoptic_detr.tools.data import main
+from panoptic_detr.commands.data import main
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.errors import DataError
 
 coco_instances, to_instances, to_semantic = (FORMATS[name] for name in ("coco-instances", "to-instances", "to-semantic"))
 

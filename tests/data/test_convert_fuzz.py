@@ -15,8 +15,8 @@ from data.fuzzing import DAMAGE, OWN_ERRORS, damaged, damaged_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from panoptic_detr.data.convert import FORMATS
-from panoptic_detr.data.doctor import check_dataset, find_splits
+from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.doctor.examine import check_dataset, find_splits
 
 fuzz = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -9,13 +9,12 @@ import pytest
 from data.conversions import meanings, picture, truths, write
 from pycocotools import mask as coco_mask
 
-from panoptic_detr.categories import CategoryError
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.convert import FORMATS
-from panoptic_detr.data.convert_masks_coco import packed_runs, segmentation_mask
-from panoptic_detr.data.doctor import find_splits
+from panoptic_detr.commands.data import main
+from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.convert.masks import packed_runs, segmentation_mask
+from panoptic_detr.data.doctor.examine import find_splits
+from panoptic_detr.errors import CategoryError, DataError
 from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.tools.data import main
 
 coco_instances = FORMATS["coco-instances"]
 

@@ -11,13 +11,13 @@ import pytest
 from data.planting import BALL, CROWD, CUBE, LAWN, PLANTED_IN_JSON, check, plant_area
 from data.planting_files import PLANTED_IN_FILES, exif_jpeg, plant_tiny
 
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.doctor import check_dataset, find_splits
-from panoptic_detr.data.doctor_files import orientation
-from panoptic_detr.data.doctor_kinds import KINDS, Defect
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.commands.data import main
+from panoptic_detr.data.doctor.examine import check_dataset, find_splits
+from panoptic_detr.data.doctor.files import orientation
+from panoptic_detr.data.doctor.kinds import KINDS, Defect
+from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.errors import DataError
 from panoptic_detr.segment_maps import png_kind
-from panoptic_detr.tools.data import main
 
 PLANTED = [*PLANTED_IN_JSON, *PLANTED_IN_FILES]
 

@@ -30,10 +30,10 @@ from data.planting_files import (
     plant_png_rgba,
 )
 
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.doctor import check_dataset, find_splits
-from panoptic_detr.data.doctor_kinds import Defect
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.doctor.examine import check_dataset, find_splits
+from panoptic_detr.data.doctor.kinds import Defect
+from panoptic_detr.errors import DataError
 from panoptic_detr.segment_maps import read_id_png
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_left_of_a_copy_that_fails(clean, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("panoptic_detr.data.doctor.write_json", fail)
+    monkeypatch.setattr("panoptic_detr.data.doctor.examine.write_json", fail)
     before = fingerprint(clean.root)
     with pytest.raises(OSError, match="No space"):
         check(clean.root, fix=clean.root / "fixed")

@@ -5,10 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from panoptic_detr.data.coco_files import DataError, read_image
-from panoptic_detr.data.convert import FORMATS
-from panoptic_detr.data.doctor_kinds import KINDS
-from panoptic_detr.inference.predictor import upright_rgb
+from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.doctor.kinds import KINDS
+from panoptic_detr.errors import DataError
+from panoptic_detr.images import read_image, upright_rgb
 
 
 @pytest.fixture

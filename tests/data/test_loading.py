@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic_detr.data import forking
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr import parallel as forking
+from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, collate, make_loader
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import scenes_transform
-from panoptic_detr.segment_maps import SegmentMapError
+from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.structures import Sample, Target
 
 fork_is_meant = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

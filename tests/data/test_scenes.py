@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from panoptic_detr.data.coco_files import DataError
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scene_painting import SHAPES, TEXTURES, curved_front, pixel_grid, shape_area, shape_distance, texture
-from panoptic_detr.data.scenes import SMALLEST_VISIBLE, make_scene, scene_categories, write_scenes
+from panoptic_detr.commands import data as data_tool
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import SMALLEST_VISIBLE, make_scene, scene_categories, write_scenes
+from panoptic_detr.data.scenes.painting import SHAPES, TEXTURES, curved_front, pixel_grid, shape_area, shape_distance, texture
+from panoptic_detr.errors import DataError
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png
-from panoptic_detr.tools import data as data_tool
 
 fork_is_meant = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_detr.data.coco_panoptic import retarget
-from panoptic_detr.data.scenes import make_scene
+from panoptic_detr.data.coco.dataset import retarget
+from panoptic_detr.data.scenes.dataset import make_scene
 from panoptic_detr.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

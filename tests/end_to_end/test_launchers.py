@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from panoptic_detr.checkpoints import load_checkpoint
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.weights.checkpoints import load_checkpoint
 
 TINY = """
 model:
@@ -25,7 +25,7 @@ optimizer: {lr: 1e-3, backbone_lr_scale: 1.0}
 train: {steps: 4, batch_size: 2, accelerator: cpu, threads: 1, tensorboard: false}
 inference: {short_side: null}
 """
-SHELL = [sys.executable, "-m", "panoptic_detr.tools.cli"]
+SHELL = [sys.executable, "-m", "panoptic_detr.commands.cli"]
 LIMIT = 240  # seconds
 
 
@@ -111,7 +111,7 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_in_good_order(folder, tm
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.parametrize("launcher", [SHELL, [*TORCHRUN, "-m", "panoptic_detr.tools.cli"]], ids=["shell", "torchrun"])
+@pytest.mark.parametrize("launcher", [SHELL, [*TORCHRUN, "-m", "panoptic_detr.commands.cli"]], ids=["shell", "torchrun"])
 def test_two_processes_are_started_and_train_to_the_end(folder, tmp_path, launcher):
     output = tmp_path / "run"
     code, said = run_to_the_end(folder, output, "--train.devices", 2, "--train.evaluate_every", 2, launcher=launcher)

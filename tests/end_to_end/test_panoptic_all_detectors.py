@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from panoptic_detr.checkpoints import load_checkpoint
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.commands import train_detector, train_masks
+from panoptic_detr.commands.cli import run
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.evaluation.evaluate import evaluate_model
 from panoptic_detr.inference.predictor import load_model
-from panoptic_detr.tools import train_detector, train_masks
-from panoptic_detr.tools.cli import run
+from panoptic_detr.weights.checkpoints import load_checkpoint
 
 FAMILIES = {
     "detr_r50": "",

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from panoptic_detr.checkpoints import load_checkpoint
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.commands import train_detector, train_masks
+from panoptic_detr.commands.cli import run
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.inference.predictor import load_model
-from panoptic_detr.tools import train_detector, train_masks
-from panoptic_detr.tools.cli import run
+from panoptic_detr.weights.checkpoints import load_checkpoint
 
 TINY = """
 model:

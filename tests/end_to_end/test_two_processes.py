@@ -6,10 +6,10 @@ import sys
 import pytest
 from training.process_helpers import in_processes
 
-from panoptic_detr.checkpoints import load_checkpoint
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.commands import cli
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.inference.predictor import load_model
-from panoptic_detr.tools import cli
+from panoptic_detr.weights.checkpoints import load_checkpoint
 
 TINY = """
 model:

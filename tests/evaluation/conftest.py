@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.segment_maps import write_id_png
 
 CATEGORIES = [

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
+from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.evaluate import evaluate_model
-from panoptic_detr.evaluation.overlaps import EvaluationError
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

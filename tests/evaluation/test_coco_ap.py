@@ -6,11 +6,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import EvaluationError, ShapeError
 from panoptic_detr.evaluation import coco_ap
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, encode_masks
-from panoptic_detr.evaluation.overlaps import EvaluationError
 from panoptic_detr.segment_maps import areas, boxes_of
-from panoptic_detr.structures import PanopticSegmentation, Segment, ShapeError
+from panoptic_detr.structures import PanopticSegmentation, Segment
 
 TABLE = CategoryTable.from_coco(
     [

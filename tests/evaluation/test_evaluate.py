@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
+from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.coco_ap import encode_masks
 from panoptic_detr.evaluation.evaluate import check_same_categories, evaluate_model
-from panoptic_detr.evaluation.overlaps import EvaluationError
 from panoptic_detr.evaluation.thing_predictions import encode_thing_masks, find_things, resize_masks
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel
 
 COUNT = 5

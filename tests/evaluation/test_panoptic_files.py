@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation.overlaps import EvaluationError
-from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.segment_maps import write_id_png
 from panoptic_detr.structures import PanopticSegmentation, Segment
 

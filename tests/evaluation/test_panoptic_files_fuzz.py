@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_detr.evaluation.overlaps import EvaluationError
+from panoptic_detr.errors import EvaluationError
 
 
 def score_or_clear_error(files):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from panoptic_detr.evaluation.overlaps import EvaluationError
-from panoptic_detr.evaluation.panoptic_quality import evaluate_panoptic
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.segment_maps import write_id_png
 
 CATEGORIES = [{"id": 1, "name": "cat", "isthing": 1}]

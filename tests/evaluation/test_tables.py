@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
-from panoptic_detr.evaluation.overlaps import Regions
-from panoptic_detr.evaluation.panoptic_quality import PanopticQuality
 from panoptic_detr.evaluation.tables import as_csv, as_json, class_rows, show_scores, write_scores
+from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.quality.panoptic_quality import PanopticQuality
 
 CATEGORIES = [
     {"id": 2, "name": "cat [bold]", "isthing": 1},

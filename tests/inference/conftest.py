@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.inference.predictor import Predictor
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.zoo import build_model
 
 TINY = {

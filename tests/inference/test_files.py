@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from panoptic_detr.data.coco_files import DataError
+from panoptic_detr.errors import DataError
 from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures
 from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.structures import PanopticSegmentation, Segment

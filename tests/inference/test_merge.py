@@ -8,9 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.inference.choose import MergeError
+from panoptic_detr.errors import MergeError, ShapeError
 from panoptic_detr.inference.merge import merge_panoptic
-from panoptic_detr.structures import ShapeError
 
 CAT, DOG, SKY, SEA = 3, 5, 10, 20
 TABLE = CategoryTable.from_coco(

@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from panoptic_detr.coco_classes import coco_categories
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
+from panoptic_detr.errors import CheckpointError, PictureError
+from panoptic_detr.images import upright_rgb
 from panoptic_detr.inference import predictor as predictor_module
-from panoptic_detr.inference.coco_classes import coco_categories
-from panoptic_detr.inference.predictor import Predictor, load_model, predict_batch, upright_rgb
-from panoptic_detr.inference.settings import InferenceSettings
+from panoptic_detr.inference.predictor import Predictor, load_model, predict_batch
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Sample, Target
-from panoptic_detr.visualization.pictures import PictureError
+from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from panoptic_detr.zoo import build_model
 
 
@@ -274,7 +275,7 @@ def test_neither_checkpoint_nor_model(name, message):
 
 def test_published_name_loads_published_weights(model, monkeypatch):
     big = build_model("detr_r50_panoptic", backbone="small", hidden_dim=32, encoder_layers=0, decoder_layers=1, num_queries=2)
-    monkeypatch.setattr("panoptic_detr.inference.read_model.load_published", {"detr_r50_panoptic": big}.__getitem__)
+    monkeypatch.setattr("panoptic_detr.weights.open.load_published", {"detr_r50_panoptic": big}.__getitem__)
     loaded = load_model("detr_r50_panoptic")
     assert loaded.model is big
     assert (len(loaded.categories.things), len(loaded.categories.stuff)) == (80, 53)

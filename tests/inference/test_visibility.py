@@ -2,7 +2,7 @@
 
 import torch
 
-from panoptic_detr.inference.visibility import hidden_things
+from panoptic_detr.inference.contest import hidden_things
 
 
 def row(*values):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic_detr.models.backbone import FrozenBatchNorm2d, NormalizedConv2d
-from panoptic_detr.models.build_backbone import build_backbone
+from panoptic_detr.models.backbones.build import build_backbone
+from panoptic_detr.models.backbones.resnet import FrozenBatchNorm2d, NormalizedConv2d
 
 
 def build(name="resnet18"):

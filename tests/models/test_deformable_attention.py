@@ -6,13 +6,8 @@ import math
 import pytest
 import torch
 
-from panoptic_detr.models.deformable_attention import (
-    DeformableAttention,
-    sample_with_grid,
-)
-from panoptic_detr.models.deformable_table import (
-    sample_with_table,
-)
+from panoptic_detr.models.deformable.attention import DeformableAttention, sample_with_grid
+from panoptic_detr.models.deformable.table import sample_with_table
 
 SHAPES = [(3, 4), (2, 2)]
 WAYS = pytest.mark.parametrize("sample", [sample_with_grid, sample_with_table])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from panoptic_detr import build_model
-from panoptic_detr.models.deformable_detr import build_deformable_detr
-from panoptic_detr.models.deformable_heads import shift_boxes
-from panoptic_detr.models.deformable_queries import shrink_groups
-from panoptic_detr.models.deformable_transformer import flatten_levels
+from panoptic_detr.models.deformable.detector import build_deformable_detr
+from panoptic_detr.models.deformable.heads import shift_boxes
+from panoptic_detr.models.deformable.queries import shrink_groups
+from panoptic_detr.models.deformable.transformer import flatten_levels
 from panoptic_detr.structures import FeatureLevel, Predictions, pad_images
 
 TINY = {

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from panoptic_detr.models import deformable_attention
-from panoptic_detr.models.deformable_attention import SWITCH, DeformableAttention, choose_sampler, sample_levels
+from panoptic_detr.models.deformable import attention as deformable_attention
+from panoptic_detr.models.deformable.attention import SWITCH, DeformableAttention, choose_sampler, sample_levels
 
 SCRIPT = """
 import torch
@@ -57,7 +57,7 @@ def test_kernel_equals_pytorch():
 def test_kernel_compiles_for_a_gpu(monkeypatch, tmp_path, kernel, value):
     compiler = pytest.importorskip("triton.compiler")
     backends = pytest.importorskip("triton.backends.compiler")
-    from panoptic_detr.models import deformable_triton
+    from panoptic_detr.models.deformable import triton as deformable_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(deformable_triton, kernel)
@@ -112,7 +112,7 @@ def test_deterministic_algorithms_take_the_table_on_cuda(monkeypatch, determinis
 
 def test_atomic_sums_warn_where_deterministic_algorithms_only_warn(deterministic):
     pytest.importorskip("triton")
-    from panoptic_detr.models.deformable_triton import refuse_where_deterministic
+    from panoptic_detr.models.deformable.triton import refuse_where_deterministic
 
     refuse_where_deterministic()
     deterministic(warn_only=True)

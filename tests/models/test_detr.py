@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from panoptic_detr import build_model
-from panoptic_detr.models.backbone import Backbone
+from panoptic_detr.models.backbones.resnet import Backbone
 from panoptic_detr.structures import pad_images
 
 TINY = {

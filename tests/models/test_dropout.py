@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from panoptic_detr.models.dropout import Dropout, drop
+from panoptic_detr.models.cpu.dropout import Dropout, drop
 from panoptic_detr.models.layers import MultiHeadAttention
 
 

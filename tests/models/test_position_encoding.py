@@ -5,11 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr import build_model
-from panoptic_detr.models.position_encoding import (
-    LearnedPositionEncoding,
-    SinePositionEncoding,
-    sine_of_boxes,
-)
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding, sine_of_boxes
 
 
 def test_sine_by_hand() -> None:

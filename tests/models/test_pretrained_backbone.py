@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from panoptic_detr.models.build_backbone import build_backbone
-from panoptic_detr.models.timm_backbone import SWIN
-from panoptic_detr.official_weights import WeightsUnavailableError
+from panoptic_detr.errors import WeightsUnavailableError
+from panoptic_detr.models.backbones.build import build_backbone
+from panoptic_detr.models.backbones.timm import SWIN
 
 FILE = "resnet18-f37072fd.pth"
 

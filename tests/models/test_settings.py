@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from panoptic_detr import build_model
-from panoptic_detr.models.build_backbone import build_backbone
-from panoptic_detr.models.deformable_detr import build_deformable_detr
+from panoptic_detr.models.backbones.build import build_backbone
+from panoptic_detr.models.deformable.detector import build_deformable_detr
 from panoptic_detr.models.detr import build_detr
 from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.structures import pad_images

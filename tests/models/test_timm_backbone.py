@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from panoptic_detr.inference.optimize import optimize_for_inference
-from panoptic_detr.models.backbone import FrozenBatchNorm2d
-from panoptic_detr.models.build_backbone import build_backbone
-from panoptic_detr.models.deformable_detr import build_deformable_detr
-from panoptic_detr.models.timm_backbone import SwinBody, freeze_norms, shift_mask, windowed_attention
+from panoptic_detr.models.backbones.build import build_backbone
+from panoptic_detr.models.backbones.resnet import FrozenBatchNorm2d
+from panoptic_detr.models.backbones.timm import SwinBody, freeze_norms, shift_mask, windowed_attention
+from panoptic_detr.models.cpu.optimize import optimize_for_inference
+from panoptic_detr.models.deformable.detector import build_deformable_detr
 
 timm_swin = pytest.importorskip("timm.models.swin_transformer")
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation.overlaps import Regions
-from panoptic_detr.evaluation.panoptic_quality import PanopticQuality, evaluate_panoptic
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.quality.panoptic_quality import PanopticQuality
 
 DATA = Path(__file__).parent / "data" / "pq"
 TABLE = CategoryTable.from_coco([{"id": i, "name": f"c{i}", "isthing": int(i < 3)} for i in (1, 2, 7, 9)])

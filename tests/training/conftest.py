@@ -2,7 +2,7 @@
 
 import pytest
 
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.scenes.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")

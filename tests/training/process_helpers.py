@@ -10,14 +10,14 @@ import traceback
 import torch
 from torch import nn
 
-from panoptic_detr.checkpoints import Checkpoint
-from panoptic_detr.config import OptimizerConfig, TrainConfig
+from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.data.loading import collate
 from panoptic_detr.structures import Sample, Target
 from panoptic_detr.training.build import start_fabric, switches_terms_off
-from panoptic_detr.training.criterion import build_criterion
+from panoptic_detr.training.losses.criterion import build_criterion
 from panoptic_detr.training.processes import whole
 from panoptic_detr.training.trainer import Trainer
+from panoptic_detr.weights.checkpoints import Checkpoint
 from panoptic_detr.zoo import build_model
 
 LIMIT = 120  # seconds; a process that takes longer waits for another one that will never come

@@ -11,9 +11,9 @@ from training.criterion_helpers import LABELS, output, predictions, target
 
 from panoptic_detr import build_criterion
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
-from panoptic_detr.training.criterion import GlobalCounts
-from panoptic_detr.training.hybrid_matching import HybridMatching
-from panoptic_detr.training.matcher import HungarianMatcher
+from panoptic_detr.training.losses.criterion import GlobalCounts
+from panoptic_detr.training.losses.hybrid import HybridMatching
+from panoptic_detr.training.losses.matcher import HungarianMatcher
 
 
 def brute_force(cost):

@@ -14,17 +14,18 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from panoptic_detr.config import AugmentationConfig, DataConfig, DetectorStage, TrainConfig
-from panoptic_detr.config_inference import InferenceSettings
-from panoptic_detr.data.coco_panoptic import CocoPanoptic, DataError
-from panoptic_detr.data.scenes import scene_categories, write_scenes
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.stages import AugmentationConfig, DataConfig, DetectorStage, TrainConfig
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
 from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform, train_transform
+from panoptic_detr.errors import DataError
+from panoptic_detr.images import as_rgb
 from panoptic_detr.training import build, build_data
-from panoptic_detr.training.curves import draw_curves
-from panoptic_detr.training.diagnosis import Diagnosis, overfit_verdict, vital_signs
-from panoptic_detr.training.sanity import DataFacts, inspect_samples
 from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
-from panoptic_detr.visualization.pictures import as_rgb
+from panoptic_detr.training.watch.curves import draw_curves
+from panoptic_detr.training.watch.diagnosis import Diagnosis, overfit_verdict, vital_signs
+from panoptic_detr.training.watch.sanity import DataFacts, inspect_samples
 from panoptic_detr.zoo import build_model
 
 HEALTHY = {"confidence": 0.6, "box_spread": 0.2, "mask_dice": 0.4}

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from panoptic_detr.config import OptimizerConfig
+from panoptic_detr.config.stages import OptimizerConfig
 from panoptic_detr.training.ema import AveragedWeights
 from panoptic_detr.training.optimizer import build_optimizer, freeze_groups_at_rest, parameter_groups, rate_factor, set_rates
-from panoptic_detr.training.progress import Pace, TrainingProgress, duration
 from panoptic_detr.training.step import freeze, set_train_mode
+from panoptic_detr.training.watch.progress import Pace, TrainingProgress, duration
 from panoptic_detr.zoo import build_model
 
 SMALL = {"backbone": "small", "backbone_norm": "batch", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16}

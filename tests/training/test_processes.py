@@ -7,15 +7,15 @@ import pytest
 import torch
 from training.process_helpers import DEFORMABLE, DETR, KINDS, gradients_of_first_step, in_processes, make_trainer
 
-from panoptic_detr.checkpoints import CheckpointError, load_checkpoint
-from panoptic_detr.config import ConfigError, DetectorStage, TrainConfig
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.config.stages import DetectorStage, TrainConfig
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.errors import CheckpointError, ConfigError, TrainingError
 from panoptic_detr.training import build
 from panoptic_detr.training.build import start_fabric
-from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.processes import whole
-from panoptic_detr.training.progress import rank_zero_console
+from panoptic_detr.training.watch.progress import rank_zero_console
+from panoptic_detr.weights.checkpoints import load_checkpoint
 from panoptic_detr.zoo import BUILDERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

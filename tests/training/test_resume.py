@@ -14,11 +14,11 @@ import torch
 from training.process_helpers import DEFORMABLE, LIMIT
 from training.trainer_helpers import TINY, assert_equal, make_trainer, read_rows, stop_at, weights_of
 
-from panoptic_detr.checkpoints import CheckpointError, load_checkpoint, write_atomically
-from panoptic_detr.config import DetectorStage, TrainConfig
-from panoptic_detr.data.scenes import scene_categories
-from panoptic_detr.training.failures import TrainingError
-from panoptic_detr.training.run_record import check_run_folder, only_run_in, write_record
+from panoptic_detr.config.stages import DetectorStage, TrainConfig
+from panoptic_detr.data.scenes.dataset import scene_categories
+from panoptic_detr.errors import CheckpointError, TrainingError
+from panoptic_detr.training.run.record import check_run_folder, only_run_in, write_record
+from panoptic_detr.weights.checkpoints import load_checkpoint, write_atomically
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -3,7 +3,7 @@ import errno
 
 import pytest
 
-from panoptic_detr.training.run_log import Averages, CsvLog, open_board, write_board
+from panoptic_detr.training.run.log import Averages, CsvLog, open_board, write_board
 
 
 def rows(path):

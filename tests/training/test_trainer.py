@@ -18,17 +18,17 @@ from rich.console import Console
 from torch import nn
 from training.trainer_helpers import TINY, assert_equal, make_trainer, poison, read_rows, stop_at, weights_of
 
-from panoptic_detr.checkpoints import CheckpointError, load_checkpoint
-from panoptic_detr.config import DetectorStage, ModelConfig, OptimizerConfig
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
+from panoptic_detr.config.stages import DetectorStage, ModelConfig, OptimizerConfig
+from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.transforms import scenes_transform
+from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.training import build
 from panoptic_detr.training import trainer as trainer_module
-from panoptic_detr.training.failures import TrainingError
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
-from panoptic_detr.training.progress import TrainingProgress
-from panoptic_detr.training.run_log import CsvLog
+from panoptic_detr.training.run.log import CsvLog
+from panoptic_detr.training.watch.progress import TrainingProgress
+from panoptic_detr.weights.checkpoints import load_checkpoint
 
 
 def test_training_changes_weights_and_fills_the_folder(scenes, tmp_path, capsys):
@@ -232,7 +232,7 @@ def test_full_disk(scenes, tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise CheckpointError("cannot write 'last.pt': No space left on device")
 
-    monkeypatch.setattr("panoptic_detr.training.run_files.save_checkpoint", refuse)
+    monkeypatch.setattr("panoptic_detr.training.run.folder.save_checkpoint", refuse)
     with pytest.raises(CheckpointError, match="No space left"):
         make_trainer(scenes, tmp_path / "a").fit()
     lost = make_trainer(scenes, tmp_path / "b", on_disk_full="go_on")

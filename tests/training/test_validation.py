@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from panoptic_detr.config import DetectorStage, InferenceConfig, MaskStage, TrainConfig
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.config.stages import DetectorStage, InferenceConfig, MaskStage, TrainConfig
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.evaluation import evaluate as evaluate_module
-from panoptic_detr.evaluation.threads import progress_bar
-from panoptic_detr.training.run_log import open_board, write_pictures
-from panoptic_detr.training.validation import evaluator, sample_drawer
+from panoptic_detr.parallel import progress_bar
+from panoptic_detr.training.run.log import open_board, write_pictures
+from panoptic_detr.training.watch.validation import evaluator, sample_drawer
 from panoptic_detr.zoo import build_model
 
 TINY = {"backbone": "small", "backbone_norm": "batch", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import PictureError
 from panoptic_detr.structures import PanopticSegmentation, Segment
+from panoptic_detr.visualization.draw.layout import mask_strip, side_by_side, zoom
+from panoptic_detr.visualization.draw.palette import segment_colors
+from panoptic_detr.visualization.draw.svg import segment_path, svg_overlay
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind, compare, error_view
-from panoptic_detr.visualization.layout import mask_strip, side_by_side, zoom
-from panoptic_detr.visualization.palette import segment_colors
-from panoptic_detr.visualization.pictures import PictureError
-from panoptic_detr.visualization.svg import segment_path, svg_overlay
 
 TABLE = CategoryTable.from_coco(
     [{"id": i, "name": name, "isthing": int(i < 4)} for i, name in enumerate(("cat", "dog", "<b>", "sky", "grass"), start=1)]

@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import PictureError
 from panoptic_detr.structures import Dropped, PanopticSegmentation, Segment
 from panoptic_detr.visualization.explain import REASON_COLORS, draw_explanation, explain, explain_table
-from panoptic_detr.visualization.pictures import PictureError
 from panoptic_detr.visualization.sweep import SweepStep, pq_curve, sweep_figure
 
 TABLE = CategoryTable.from_coco([{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky-other-merged", "isthing": 0}])

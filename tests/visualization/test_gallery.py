@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from panoptic_detr.tools import visualize
+from panoptic_detr.commands import visualize
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "gallery.md").read_text(encoding="utf-8")

@@ -5,13 +5,20 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import PictureError
+from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.structures import PanopticSegmentation, Segment
-from panoptic_detr.visualization import labels as labels_module
-from panoptic_detr.visualization.labels import Wish, interior_point, outlines, place_labels
-from panoptic_detr.visualization.overlay import display_name, index_of, label_text, overlay
-from panoptic_detr.visualization.palette import category_colors, distinct_colors, luminance, segment_colors, vision_distance
-from panoptic_detr.visualization.pictures import PictureError, as_rgb, fit, save_picture
-from panoptic_detr.visualization.text import plate_size, printable, shortened, text_mask
+from panoptic_detr.visualization.draw import labels as labels_module
+from panoptic_detr.visualization.draw.labels import Wish, interior_point, outlines, place_labels
+from panoptic_detr.visualization.draw.overlay import display_name, index_of, label_text, overlay
+from panoptic_detr.visualization.draw.palette import (
+    category_colors,
+    distinct_colors,
+    luminance,
+    segment_colors,
+    vision_distance,
+)
+from panoptic_detr.visualization.draw.text import plate_size, printable, shortened, text_mask
 
 TABLE = CategoryTable.from_coco(
     [
@@ -111,7 +118,7 @@ def test_no_two_plates_overlap_in_a_crowd(monkeypatch):
         found.extend((place, wishes) for place in places)
         return places
 
-    monkeypatch.setattr("panoptic_detr.visualization.overlay.place_labels", spy)
+    monkeypatch.setattr("panoptic_detr.visualization.draw.overlay.place_labels", spy)
     side = 24
     blocks = np.arange(1, 101, dtype=np.int32).reshape(10, 10)
     segment_map = np.kron(blocks, np.ones((side, side), np.int32))
@@ -253,7 +260,7 @@ def test_first_colours_differ_for_colour_blind_eyes_and_a_longer_table_keeps_the
 
 
 def test_red_and_green_look_closer_to_colour_blind_eyes():
-    from panoptic_detr.visualization.palette import oklab
+    from panoptic_detr.visualization.draw.palette import oklab
 
     red, green = np.array([200.0, 80, 60]), np.array([120.0, 130, 40])
     assert vision_distance(red, green) < 0.7 * np.linalg.norm(oklab(red) - oklab(green))

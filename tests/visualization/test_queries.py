@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.structures import PanopticSegmentation, Segment, ShapeError
-from panoptic_detr.visualization.pictures import PictureError
+from panoptic_detr.errors import PictureError, ShapeError
+from panoptic_detr.structures import PanopticSegmentation, Segment
 from panoptic_detr.visualization.queries import (
     SMALL,
     TALL,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import PictureError
 from panoptic_detr.structures import PanopticSegmentation, Segment
-from panoptic_detr.visualization.entry import Entry, draw_entry
+from panoptic_detr.visualization.draw.entry import Entry, draw_entry
 from panoptic_detr.visualization.errors import ErrorKind, compare
-from panoptic_detr.visualization.pictures import PictureError
-from panoptic_detr.visualization.report import write_report
-from panoptic_detr.visualization.report_images import image_quality
-from panoptic_detr.visualization.report_tables import Confusion, class_rows, plot, read_curves
+from panoptic_detr.visualization.report.build import write_report
+from panoptic_detr.visualization.report.images import image_quality
+from panoptic_detr.visualization.report.tables import Confusion, class_rows, plot, read_curves
 
 EVIL = "<script>document.title='hacked'</script>"
 TABLE = CategoryTable.from_coco(

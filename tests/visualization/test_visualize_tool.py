@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco_panoptic import CocoPanoptic
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.commands import visualize_models
+from panoptic_detr.commands.cli import run
+from panoptic_detr.commands.visualize import main
+from panoptic_detr.commands.visualize_models import add_layer
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.inference.files import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.inference.settings import InferenceSettings
 from panoptic_detr.segment_maps import areas, boxes_of
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, PanopticSegmentation
-from panoptic_detr.tools import visualize_models
-from panoptic_detr.tools.cli import run
-from panoptic_detr.tools.visualize import main
-from panoptic_detr.tools.visualize_models import add_layer
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
 from panoptic_detr.visualization.queries import draw_query_boxes
 from panoptic_detr.zoo import build_model

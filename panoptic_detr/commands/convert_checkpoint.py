@@ -1,0 +1,158 @@
+"""Bring published weights into this project and back, and export checkpoints as safetensors.
+
+    panoptic-detr convert_checkpoint detr-r50-panoptic-00ce5173.pth detr_r50_panoptic.pth          # published -> ours
+    panoptic-detr convert_checkpoint reference_run/checkpoint.pth ours.pth --model detr_r50        # a run of the authors' code
+    panoptic-detr convert_checkpoint runs/masks/best.pt best.safetensors                          # ours -> safetensors
+    panoptic-detr convert_checkpoint ours.pth for_the_authors_code.pth --to published              # ours -> published names
+
+What is written is for use: what a run needs to go on (optimizer, random states) is left out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
+from panoptic_detr.commands.cli import run
+from panoptic_detr.errors import CheckpointError
+from panoptic_detr.weights.checkpoints import (
+    Checkpoint,
+    check_is_file,
+    load_checkpoint,
+    save_checkpoint,
+    unreadable_weights,
+    write_atomically,
+)
+from panoptic_detr.weights.names.detr import load_official
+from panoptic_detr.weights.names.export import to_official
+from panoptic_detr.weights.published import PUBLISHED
+from panoptic_detr.zoo import build_model, list_models
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read one file, write the other, say what was done."""
+    options = parse(argv)
+    if options.source.resolve() == options.output.resolve():
+        raise CheckpointError(f"source and output are the same file, {options.output}; name another output")
+    name = options.model or name_of_published(options.source)
+    checkpoint = read_published(name, options) if name else read_ours(options)
+    if options.to == "published":
+        weights = {"model": to_official(checkpoint.state_dict)}
+        write_atomically(options.output, lambda stream: torch.save(weights, stream))
+    else:
+        save_checkpoint(options.output, replace(checkpoint, training=None))
+    print(f"{options.output}: {describe(checkpoint)}, {options.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "panoptic-detr convert_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="checkpoint to read: one of this project, or one of the authors' code")
+    parser.add_argument("output", type=Path, help="file to write; a name ending in .safetensors writes that format")
+    parser.add_argument("--to", choices=("ours", "published"), default="ours", help="names of the weights in the output")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the source is from the authors' code and is this model; not needed for published file names that are known",
+    )
+    parser.add_argument("--num-labels", type=int, help="with --model: label slots without no-object, if not the published ones")
+    parser.add_argument(
+        "--overrides", default="{}", help="with --model: builder arguments as JSON, such as '{\"num_queries\": 50}'"
+    )
+    parser.add_argument("--categories", type=Path, help="COCO-panoptic JSON whose classes the labels mean, if not COCO's own")
+    options = parser.parse_args(argv)
+    if options.model and options.model not in list_models():
+        parser.error(f"there is no model {options.model!r}; the models are {', '.join(list_models())}")
+    if options.to == "published" and options.output.suffix == ".safetensors":
+        parser.error("the authors' code reads .pth files: give the output that ending, or leave out --to published")
+    return options
+
+
+def name_of_published(source: Path) -> str | None:
+    """Model name of a file that still has the name under which it is published."""
+    names = {published.file_name: name for name, published in PUBLISHED.items()}
+    return names.get(source.name)
+
+
+def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
+    """Build the model and fill it strictly with the weights of the authors' code.
+
+    Raises:
+        ValueError: the file cannot be opened safely, or its weights do not belong to the model.
+    """
+    model = build_model(name, num_labels=options.num_labels, **read_overrides(options.overrides))
+    load_official(model, open_published(options.source))
+    spec: dict[str, Any] = model.spec  # type: ignore[assignment]
+    return Checkpoint(spec, dict(model.state_dict()), read_categories(options.categories, spec["num_labels"]))
+
+
+def read_ours(options: argparse.Namespace) -> Checkpoint:
+    """Read a checkpoint of this project, with other classes if asked for."""
+    check_is_file(options.source)
+    try:
+        checkpoint = load_checkpoint(options.source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. If it comes from the authors' code, say which model it is with --model") from error
+    if options.categories is None:
+        return checkpoint
+    return replace(checkpoint, categories=read_categories(options.categories, checkpoint.model["num_labels"]))
+
+
+def open_published(source: Path) -> Mapping[str, Any]:
+    """Open a file of the authors' code without running code in it; the options that their training saves are plain values."""
+    check_is_file(source)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # an arbitrary file can make the unpickler raise anything
+        raise CheckpointError(
+            f"{str(source)!r} cannot be opened as a file of weights: it {unreadable_weights(source, error)}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{str(source)!r} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def read_overrides(text: str) -> dict[str, Any]:
+    """Parse `--overrides`."""
+    try:
+        overrides = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--overrides must be a JSON object, but {text!r} is not: {error}") from None
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--overrides must be a JSON object, but got {text!r}")
+    if "num_labels" in overrides:
+        raise ValueError("the number of label slots is no override: give --num-labels")
+    return overrides
+
+
+def read_categories(path: Path | None, num_labels: int) -> CategoryTable | None:
+    """The class table for so many label slots: from a file, or COCO's for the published sizes, or none."""
+    if path is None:
+        return coco_categories(num_labels) if num_labels in (DETECTION_LABELS, PANOPTIC_LABELS) else None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["categories"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path}: not a COCO-panoptic JSON (an object with a list of 'categories')") from None
+    return CategoryTable.of(rows, num_labels=num_labels)
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """One line: model, size, classes."""
+    count = sum(value.numel() for value in checkpoint.state_dict.values())
+    classes = "no class table" if checkpoint.categories is None else f"{len(checkpoint.categories.categories)} classes"
+    return f"{checkpoint.model['name']} with {checkpoint.model['num_labels']} label slots, {count / 1e6:.1f}M values, {classes}"
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, None, "convert_checkpoint"))

@@ -1,0 +1,132 @@
+"""Make, check and convert panoptic data sets.
+
+Ten seconds on one core:
+
+    python tools/data.py scenes /tmp/scenes --count 500 --size 96 --seed 0 --split train
+    python tools/data.py check --root /tmp/scenes
+
+Own images with COCO instances, then the check:
+
+    python tools/data.py convert coco-instances instances.json images mine --split train --rest background
+    python tools/data.py check --root mine
+
+`python tools/data.py --help` lists the jobs, `python tools/data.py JOB --help` the settings of one.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from panoptic_detr.commands.cli import run
+from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.doctor.examine import find_splits
+from panoptic_detr.data.doctor.report import report_check
+from panoptic_detr.data.scenes.dataset import write_scenes
+
+
+def scenes(
+    out: Path, count: int = 500, size: int = 128, seed: int = 0, split: str = "train", workers: int | None = None
+) -> int:
+    """Write procedural scenes as a COCO-panoptic data set.
+
+    Args:
+        out: root of the data set, made if missing.
+        count: number of scenes.
+        size: side in pixels.
+        seed: of the whole set.
+        split: name of the part, for example train or val.
+        workers: processes; by default one per core.
+
+    Returns:
+        The exit status.
+    """
+    annotations = write_scenes(out, count, size=size, seed=seed, split=split, workers=workers)
+    print(f"{count} scenes of {size}x{size}: {annotations}")
+    return 0
+
+
+def check(
+    root: Path | None = None,
+    split: str | None = None,
+    images: Path | None = None,
+    panoptic: Path | None = None,
+    annotations: Path | None = None,
+    queries: int = 100,
+    fix: Path | None = None,
+    copy_images: bool = False,
+    json: Path | None = None,
+    figure: Path | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+) -> int:
+    """List every defect of a panoptic data set, and what a trainer needs to know of it.
+
+    Args:
+        root: a folder in COCO's own layout.
+        split: the part to check; by default every annotations/panoptic_*.json under the root.
+        images: folder of the images, instead of root.
+        panoptic: folder of the annotation PNGs, instead of root.
+        annotations: the COCO-panoptic JSON, instead of root.
+        queries: of the detector to be trained; images with more segments are counted.
+        fix: folder for a repaired copy; what cannot be repaired with certainty is left out of it. The original is not touched.
+        copy_images: copy images into the repaired copy instead of linking to the originals.
+        json: write all defects and statistics to this JSON.
+        figure: draw the statistics into this picture.
+        limit: lines per kind of defect; all by default.
+        strict: fail for notes as well as for errors.
+        workers: processes; by default one per core.
+
+    Returns:
+        The exit status: 1 if there is an error.
+    """
+    return report_check(
+        find_splits(root, split, images=images, panoptic=panoptic, annotations=annotations),
+        queries=queries,
+        fix=fix,
+        copy_images=copy_images,
+        json_file=json,
+        figure=figure,
+        limit=limit,
+        strict=strict,
+        workers=workers,
+    )
+
+
+JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job and return its exit status."""
+    parser = ArgumentParser(prog="panoptic-detr data", description="Make, check and convert panoptic data sets.")
+    choices = parser.add_subcommands(dest="job")
+    for name, function in JOBS.items():
+        job = _parser(function)
+        choices.add_subcommand(name, job, help=job.description)
+        job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
+    converter = ArgumentParser(description="Convert other annotations to COCO-panoptic, and back.")
+    choices.add_subcommand("convert", converter, help=converter.description)
+    converter.prog = f"{parser.prog} convert"
+    formats = converter.add_subcommands(dest="format")
+    for name, convert in FORMATS.items():
+        job = _parser(convert)
+        formats.add_subcommand(name, job, help=job.description)
+        job.prog = f"{converter.prog} {name}"
+    arguments = parser.parse_args(argv)
+    chosen = arguments[arguments.job]
+    if arguments.job != "convert":
+        return JOBS[arguments.job](**chosen.as_dict())
+    print("\n".join(FORMATS[chosen.format](**chosen[chosen.format].as_dict()).lines()))
+    return 0
+
+
+def _parser(function: Callable[..., object]) -> ArgumentParser:
+    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0])
+    parser.add_function_arguments(function, as_positional=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, None, "data"))

@@ -1,0 +1,208 @@
+"""Score a checkpoint on a data set, or a folder of predictions on its ground truth.
+
+A folder of COCO-panoptic predictions, of this project or any other, in seconds:
+
+    panoptic-detr evaluate --gt-json gt.json --gt-folder gt --pred-json predictions.json --pred-folder panoptic
+
+A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between:
+
+    panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
+    torchrun --nproc-per-node 4 -m panoptic_detr.commands.evaluate detr_r50_panoptic --data.root coco --data.split val2017
+
+The same with another setting of prediction than the checkpoint's own:
+
+    panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --inference.min_visible 0.5
+
+The thresholds of the best PQ, found on images that are not those to be scored, and kept in the checkpoint, together with what
+else the command line sets:
+
+    panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split train --data.limit 200 --calibrate --store
+
+Written to the output folder: `scores.json`, `classes.csv` (PQ, counts and causes of errors per category), `ap.csv`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import distributed
+
+from panoptic_detr.commands.cli import run
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.options import PREFIX, add_inference_options, changed_settings
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco.layout import resolve_paths
+from panoptic_detr.data.transforms import eval_transform
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation.calibrate import calibrate_thresholds
+from panoptic_detr.evaluation.evaluate import ModelScores, evaluate_model
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.evaluation.tables import show_scores, write_scores
+from panoptic_detr.files import make_folder
+from panoptic_detr.weights.checkpoints import load_checkpoint, save_checkpoint
+from panoptic_detr.weights.open import OpenedModel, best_device, open_model
+
+FILES = {
+    "gt_json": "COCO-panoptic ground truth",
+    "gt_folder": "its PNGs",
+    "pred_json": "predictions; segments need only id and category_id",
+    "pred_folder": "their PNGs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score, show, write."""
+    options = parse(argv)
+    if options.output is not None:
+        make_folder(options.output)
+    if options.checkpoint is not None:
+        scores = score_checkpoint(options)
+        result, things = scores.panoptic, scores.things
+    else:
+        result, things = evaluate_panoptic(*(getattr(options, name) for name in FILES), workers=options.workers), None
+    if os.environ.get("RANK", "0") == "0":
+        if result is None:
+            print(
+                f"{options.checkpoint} is a detector without a mask head: box AP only. Train the head with train_masks for PQ"
+            )
+        show_scores(result, things, per_class=options.per_class)
+        if options.output is not None:
+            write_scores(options.output, result, things)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; it names a checkpoint, or all four places of prediction files."""
+    parser = argparse.ArgumentParser(
+        "panoptic-detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, or the name of a published model")
+    parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
+    parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
+    parser.add_argument("--workers", type=int, help="threads that read prediction files, or processes that read images")
+    files = parser.add_argument_group("a folder of predictions")
+    for name, meaning in FILES.items():
+        files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
+    add_model_options(parser.add_argument_group("a checkpoint"))
+    add_inference_options(parser)
+    options = parser.parse_args(argv)
+    missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
+    if options.checkpoint is None and missing:
+        parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
+    if options.checkpoint is not None and len(missing) < len(FILES):
+        parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
+    if options.checkpoint is None and any(name.startswith(PREFIX) for name in vars(options)):
+        parser.error(f"--{PREFIX}* are settings of a checkpoint; prediction files are scored as they are")
+    predictions = Path(options.checkpoint or "") / "predictions.json"
+    if options.checkpoint is not None and predictions.is_file():
+        parser.error(
+            f"{options.checkpoint} holds predictions; score them with --pred-json {predictions} --pred-folder "
+            f"{predictions.parent / 'panoptic'} --gt-json FILE --gt-folder DIR"
+        )
+    if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
+        parser.error("--calibrate is for a checkpoint, in one process")
+    if options.store and not options.calibrate:
+        parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
+    if options.store and not Path(options.checkpoint).is_file():
+        parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
+    return options
+
+
+def add_model_options(group: "argparse._ArgumentGroup") -> None:
+    """Options of a checkpoint: data set, device, settings that differ from the checkpoint's own."""
+    group.add_argument("--data.root", dest="root", type=Path, metavar="DIR", help="data set in COCO's own layout")
+    group.add_argument("--data.split", dest="split", default="val2017", help="its part (default: val2017)")
+    group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root")
+    group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs")
+    group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON")
+    group.add_argument("--data.limit", dest="limit", type=int, help="only the first N images")
+    group.add_argument("--batch-size", type=int, default=1, help="images at a time")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
+    group.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")
+    group.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
+    group.add_argument("--calibrate", action="store_true", help="find the thresholds of the best PQ here; score with them")
+    group.add_argument("--store", action="store_true", help="with --calibrate: keep the settings in the checkpoint")
+    group.add_argument(
+        "--ap", choices=("none", "boxes", "masks"), default="masks", help="AP of boxes, or also of masks (slower; default)"
+    )
+
+
+def score_checkpoint(options: argparse.Namespace) -> ModelScores:
+    """Run the model over the data set; under torchrun each process over its share."""
+    share = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if share:
+        distributed.init_process_group("gloo")  # it carries counts only; models run on their own devices
+    try:
+        device = best_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
+        opened = open_model(options.checkpoint, device)
+        settings = changed_settings(opened.settings, options)
+        if options.calibrate and not opened.panoptic:
+            raise EvaluationError(
+                f"{options.checkpoint} is a detector without a mask head, so it has no PQ to calibrate; train the head first "
+                "(train_masks)"
+            )
+        dataset = open_data(options, settings)
+        if options.calibrate:
+            settings = calibrate(options, opened, dataset, settings)
+        return evaluate_model(
+            opened.model,
+            dataset,
+            categories=opened.categories,
+            settings=settings,
+            panoptic=opened.panoptic,
+            ap=options.ap if opened.panoptic else "boxes",
+            batch_size=options.batch_size,
+            workers=options.workers or 0,
+            precision=options.precision,
+            share=share,
+        )
+    finally:
+        if share:
+            distributed.destroy_process_group()
+
+
+def calibrate(
+    options: argparse.Namespace, opened: OpenedModel, dataset: CocoPanoptic, settings: InferenceSettings
+) -> InferenceSettings:
+    """Settings with the thresholds of the best PQ on this data set; with `--store` the checkpoint gets all of them."""
+    found = calibrate_thresholds(
+        opened.model,
+        dataset,
+        categories=opened.categories,
+        settings=settings,
+        batch_size=options.batch_size,
+        workers=options.workers or 0,
+    )
+    things, stuff = found.thresholds
+    if options.store and not found.quality > 0:
+        raise EvaluationError(
+            f"no thresholds gave a PQ above 0 on these {found.images} images, so nothing is stored in {options.checkpoint}; "
+            "calibrate on images with segments, with a model that finds some"
+        )
+    print(
+        f"best thresholds on {found.images} images: {things:g} for things, {stuff:g} for stuff; "
+        f"PQ {100 * found.quality:.1f}, before {100 * found.before:.1f}"
+    )
+    if options.store:
+        checkpoint = load_checkpoint(options.checkpoint)
+        save_checkpoint(options.checkpoint, replace(checkpoint, inference=found.settings.to_dict()))
+        print(f"stored in {options.checkpoint}")
+    return found.settings
+
+
+def open_data(options: argparse.Namespace, settings: InferenceSettings) -> CocoPanoptic:
+    """The data set, prepared as the settings say."""
+    paths = resolve_paths(
+        options.root, options.split, images=options.images, panoptic=options.panoptic, annotations=options.annotations
+    )
+    transform = eval_transform(settings.short_side, settings.long_side)
+    dataset = CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=transform)
+    return dataset.subset(range(min(options.limit, len(dataset)))) if options.limit else dataset
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, None, "evaluate"))

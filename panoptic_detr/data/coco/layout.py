@@ -1,0 +1,84 @@
+"""Where a COCO-panoptic data set lies."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from panoptic_detr.errors import DataError
+from panoptic_detr.files import safe_path
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Where a data set lies.
+
+    Attributes:
+        images: folder that the JSON's image file names refer to.
+        panoptic: folder of the annotation PNGs.
+        annotations: the JSON.
+    """
+
+    images: Path
+    panoptic: Path
+    annotations: Path
+
+
+def resolve_paths(
+    root: str | Path | None = None,
+    split: str | None = None,
+    *,
+    images: str | Path | None = None,
+    panoptic: str | Path | None = None,
+    annotations: str | Path | None = None,
+) -> DataPaths:
+    """Find a data set in COCO's own layout under `root`, or at explicit places, or a mixture (explicit ones win).
+
+    Args:
+        root: folder with `<split>/`, `panoptic_<split>/` (here or in `annotations/`) and `annotations/panoptic_<split>.json`.
+        split: for example train2017.
+        images: folder of the images.
+        panoptic: folder of the annotation PNGs.
+        annotations: the JSON.
+
+    Raises:
+        DataError: something is not there; the message lists every place that was looked at.
+    """
+    if (root is None or split is None) and (images is None or panoptic is None or annotations is None):
+        raise DataError(
+            "the data set is not fully named: give a root folder and a split (COCO's own layout), "
+            "or all of: the image folder, the panoptic folder and the annotation JSON"
+        )
+    base, part = Path(root or "."), split or ""
+    found = {
+        "image folder": _first_existing([images] if images else [base / part]),
+        "panoptic folder": _first_existing(
+            [panoptic] if panoptic else [base / f"panoptic_{part}", base / "annotations" / f"panoptic_{part}"]
+        ),
+        "annotation JSON": _first_existing([annotations] if annotations else [base / "annotations" / f"panoptic_{part}.json"]),
+    }
+    missing = [f"no {name} at {' or '.join(map(str, value))}" for name, value in found.items() if isinstance(value, list)]
+    if missing:
+        raise DataError(f"{'; '.join(missing)}; check the root and the split, or name the paths one by one")
+    return DataPaths(*(value for value in found.values() if isinstance(value, Path)))
+
+
+def find_image(folder: str | Path, name: str, where: str) -> Path:
+    """The image file of an entry: as written; if that is missing, the same name ending in .jpg, .jpeg or .png.
+
+    Raises:
+        DataError: neither exists.
+    """
+    path = safe_path(folder, name, where)
+    for candidate in (path, *(path.with_suffix(ending) for ending in IMAGE_ENDINGS)):
+        if os.path.isfile(candidate):  # unlike Path.is_file, False also for names that the file system refuses
+            return candidate
+    raise DataError(f"{where}: the image {path} is missing (also not as {', '.join(IMAGE_ENDINGS)}); check the image folder")
+
+
+def _first_existing(candidates: Sequence[str | Path]) -> Path | list[Path]:
+    """The first path that exists, or all of them."""
+    paths = [Path(candidate) for candidate in candidates]
+    return next((path for path in paths if path.exists()), paths)

@@ -1,0 +1,97 @@
+"""COCO's `segmentation` as masks: polygons, and run lengths plain or packed. What is broken is refused, never decoded."""
+
+from math import isfinite
+from typing import Any, TypeGuard
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from panoptic_detr.data.convert.output import LARGEST_COORDINATE
+from panoptic_detr.data.doctor.kinds import show
+from panoptic_detr.errors import DataError
+
+
+def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """Draw a `segmentation`.
+
+    Args:
+        segmentation: polygons, or run lengths.
+        size: (height, width) of the image.
+        where: for messages.
+
+    Returns:
+        (H, W) bool; polygons with less than three corners draw nothing.
+
+    Raises:
+        DataError: neither polygons nor run lengths of this size.
+    """
+    if isinstance(segmentation, dict):
+        return _runs_mask(segmentation, size, where)
+    if not isinstance(segmentation, list):
+        raise DataError(f"{where}: its segmentation is {show(segmentation)}, but must be polygons or run lengths")
+    polygons = [_polygon(row, where) for row in segmentation]
+    drawable = [row for row in polygons if len(row) >= 6]
+    if not drawable:
+        return np.zeros(size, bool)
+    packed = coco_mask.merge(coco_mask.frPyObjects(drawable, *size))  # whose own `decode` warns with NumPy 2
+    return _unroll(packed_runs(packed["counts"].decode("ascii"), where), size)
+
+
+def packed_runs(text: str, where: str) -> list[int]:
+    """Run lengths of COCO's packed text: 5 bits a letter, differences to the run before the last.
+
+    Raises:
+        DataError: letters that do not occur, or an end amid a number.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise DataError(f"{where}: its packed run lengths {show(text)} are damaged")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        value -= (1 << shift) if bits & 16 else 0
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise DataError(f"{where}: its packed run lengths {show(text)} are cut off")
+    return runs
+
+
+def _runs_mask(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+    """(H, W) bool of run lengths, which go down the columns, outside first."""
+    if segmentation.get("size") != list(size):
+        raise DataError(
+            f"{where}: its run lengths are for size {show(segmentation.get('size'))}, but the image is {list(size)}"
+        )
+    counts = segmentation.get("counts")
+    runs = packed_runs(counts, where) if isinstance(counts, str) else counts
+    if not _whole(runs) or sum(runs) != size[0] * size[1]:
+        raise DataError(f"{where}: its run lengths {show(counts)} do not add up to {size[0] * size[1]} pixels")
+    return _unroll(runs, size)
+
+
+def _unroll(runs: list[int], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: runs go down the columns, outside and inside by turns."""
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, np.array(runs, np.int64)).reshape(size[1], size[0]).T
+
+
+def _whole(runs: Any) -> TypeGuard[list[int]]:
+    return isinstance(runs, list) and all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs)
+
+
+def _polygon(row: Any, where: str) -> list[float]:
+    """Corner coordinates x, y, x, y, ..."""
+    if not isinstance(row, list) or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in row):
+        raise DataError(f"{where}: its polygon is {show(row)}, but must be a list of numbers x, y, x, y, ...")
+    values = [float(value) if abs(value) <= LARGEST_COORDINATE else float("nan") for value in row]
+    if len(values) % 2 or not all(map(isfinite, values)):
+        raise DataError(
+            f"{where}: its polygon {show(row)} has an odd number of values, or one that is not between "
+            f"-{LARGEST_COORDINATE} and {LARGEST_COORDINATE}; correct or remove it"
+        )
+    return values

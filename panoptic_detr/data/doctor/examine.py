@@ -1,0 +1,235 @@
+"""The panoptic data doctor: every defect of a data set by name, what to do about it, and a repaired copy where that is certain.
+
+Images are looked at one by one on all cores; nothing in the files raises, whatever it is.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, resolve_paths
+from panoptic_detr.data.doctor.image import Check, Findings, examine
+from panoptic_detr.data.doctor.kinds import Defect, show
+from panoptic_detr.data.doctor.listing import Entry, Listing, read_listing
+from panoptic_detr.data.doctor.statistics import Statistics
+from panoptic_detr.errors import DataError
+from panoptic_detr.files import make_folder, staged_folder, write_json
+from panoptic_detr.parallel import parallel_map
+
+Sink = Callable[[Defect], None]
+
+
+@dataclass
+class Diagnosis:
+    """The outcome of a check.
+
+    Attributes:
+        errors: defects by kind that stop something or read wrong.
+        notes: the others by kind.
+        repairable: how many of each kind `fix` repairs.
+        statistics: by split.
+        fixed: by split: images in the repaired copy.
+        left_out: by split: images that cannot be repaired and are not in the copy.
+    """
+
+    errors: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    repairable: Counter[str] = field(default_factory=Counter)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    fixed: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, list[int | str]] = field(default_factory=dict)
+
+    def count(self, defect: Defect) -> None:
+        """Count a defect."""
+        (self.errors if defect.severity == "error" else self.notes)[defect.kind] += 1
+        self.repairable[defect.kind] += defect.repairable
+
+
+def find_splits(
+    root: str | Path | None = None,
+    split: str | None = None,
+    *,
+    images: str | Path | None = None,
+    panoptic: str | Path | None = None,
+    annotations: str | Path | None = None,
+) -> dict[str, DataPaths]:
+    """Where the splits to be checked lie: the one that is named, or every `annotations/panoptic_*.json` under the root.
+
+    Raises:
+        DataError: there is none, or a part of one is missing.
+    """
+    if root is None or split is not None or annotations is not None:
+        paths = resolve_paths(root, split, images=images, panoptic=panoptic, annotations=annotations)
+        return {split or paths.annotations.stem.removeprefix("panoptic_"): paths}
+    files = sorted((Path(root) / "annotations").glob("panoptic_*.json"))
+    if not files:
+        raise DataError(
+            f"no {Path(root) / 'annotations' / 'panoptic_<split>.json'}; check the root, name the paths one by one "
+            "(--images --panoptic --annotations), or convert other forms with `panoptic-detr data convert`"
+        )
+    names = [file.stem.removeprefix("panoptic_") for file in files]
+    return {name: resolve_paths(root, name, images=images, panoptic=panoptic) for name in names}
+
+
+def check_dataset(
+    splits: dict[str, DataPaths],
+    sink: Sink,
+    *,
+    fix: str | Path | None = None,
+    copy_images: bool = False,
+    void_share: float = 0.5,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Look at every image of every split.
+
+    Args:
+        splits: where each split lies (see `find_splits`).
+        sink: is given every defect as it is found.
+        fix: folder for a repaired copy in COCO's own layout; images that cannot be repaired are left out of it. The original
+            is never touched.
+        copy_images: copy images into the repaired copy instead of linking to the originals.
+        void_share: a larger share of void in an image is noted.
+        workers: processes; by default one per core.
+        progress: show a bar.
+
+    Raises:
+        DataError: the repaired copy cannot be written.
+    """
+    session = _Session(Diagnosis(), sink, copy_images, void_share, workers, progress)
+    listings = [read_listing(paths, split) for split, paths in splits.items()]
+    with ExitStack() as stack:
+        staged = None if fix is None else stack.enter_context(staged_folder(fix, _parts(listings)))
+        for listing in listings:
+            session.check(listing, None if staged is None or not listing.sound else _folders(staged, listing.split))
+        for defect in (*_differing_categories(listings), *_unlisted_files(listings)):
+            session.report(defect)
+    return session.diagnosis
+
+
+@dataclass
+class _Session:
+    """What the splits of one check share."""
+
+    diagnosis: Diagnosis
+    sink: Sink
+    copy_images: bool
+    void_share: float
+    workers: int | None
+    progress: bool
+    seen: dict[bytes, tuple[str, int | str]] = field(default_factory=dict)
+
+    def report(self, defect: Defect) -> None:
+        self.diagnosis.count(defect)
+        self.sink(defect)
+
+    def check(self, listing: Listing, fixed: DataPaths | None) -> None:
+        """Look at the images of one split; write its repaired copy where one is wanted."""
+        for defect in listing.defects:
+            self.report(defect)
+        names = {i: str(row["name"]) for i, row in listing.categories.items()}
+        isthing = {i: bool(row["isthing"]) for i, row in listing.categories.items()}
+        statistics = self.diagnosis.statistics[listing.split] = Statistics(names, isthing)
+        rows, lost = [], []
+        for findings in self._examined(
+            listing, Check(listing.paths, listing.split, isthing, self.void_share, fixed, self.copy_images)
+        ):
+            for defect in (*findings.defects, *_seen_before(findings, listing, self.seen)):
+                self.report(defect)
+            statistics.add(findings.size, findings.segments, findings.void)
+            if findings.repaired is not None:
+                rows.append(findings.repaired)
+            else:
+                lost.append(findings.image_id)
+        if fixed is not None:
+            _write_fixed(fixed, listing, rows)
+            self.diagnosis.fixed[listing.split], self.diagnosis.left_out[listing.split] = len(rows), lost
+
+    def _examined(self, listing: Listing, check: Check) -> Iterator[Findings]:
+        bar = f"check {listing.split}" if self.progress else ""
+        return parallel_map(partial(examine, check=check), listing.tasks, workers=self.workers, description=bar)
+
+
+def _parts(listings: list[Listing]) -> list[str]:
+    """What a repaired copy consists of; the JSONs last, because they make the rest count."""
+    splits = [listing.split for listing in listings if listing.sound]
+    folders = [folder for split in splits for folder in (split, f"panoptic_{split}")]
+    return [*folders, *(f"annotations/panoptic_{split}.json" for split in splits)]
+
+
+def _folders(root: Path, split: str) -> DataPaths:
+    annotations = make_folder(root / "annotations") / f"panoptic_{split}.json"
+    return DataPaths(make_folder(root / split), make_folder(root / f"panoptic_{split}"), annotations)
+
+
+def _write_fixed(fixed: DataPaths, listing: Listing, rows: list[tuple[Entry, Entry]]) -> None:
+    lists = {
+        "categories": listing.category_rows,
+        "images": (entry for entry, _ in rows),
+        "annotations": (annotation for _, annotation in rows),
+    }
+    with open(fixed.annotations, "w", encoding="utf-8") as file:
+        write_json(file, listing.head, lists)
+
+
+def _seen_before(findings: Findings, listing: Listing, seen: dict[bytes, tuple[str, int | str]]) -> Iterator[Defect]:
+    """The same bytes under another id or in another split."""
+    if not findings.digest:
+        return
+    split, image_id = seen.setdefault(findings.digest, (listing.split, findings.image_id))
+    if (split, image_id) == (listing.split, findings.image_id):
+        return
+    kind = "image_repeated" if split == listing.split else "image_in_two_splits"
+    where = "" if split == listing.split else f" of {split}"
+    file = str(listing.paths.images / findings.name)
+    yield Defect(kind, f"the same bytes as image {show(image_id)}{where}", listing.split, findings.image_id, file)
+
+
+def _differing_categories(listings: list[Listing]) -> Iterator[Defect]:
+    """Splits whose categories mean something else than those of the first."""
+    sound = [listing for listing in listings if listing.sound]
+    for listing in sound[1:]:
+        mine, theirs = _meanings(listing), _meanings(sound[0])
+        ids = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+        if ids:
+            here, there = mine.get(ids[0], "missing"), theirs.get(ids[0], "missing")
+            what = f"{len(ids)} ids differ; {ids[0]} is {here} here and {there} in {sound[0].split}"
+            yield Defect("categories_differ", what, listing.split, file=str(listing.paths.annotations))
+
+
+def _meanings(listing: Listing) -> dict[int, str]:
+    return {i: f"{show(row['name'])} ({'thing' if row['isthing'] else 'stuff'})" for i, row in listing.categories.items()}
+
+
+def _unlisted_files(listings: list[Listing]) -> Iterator[Defect]:
+    """One note for each folder with pictures that no JSON lists."""
+    listed: dict[Path, set[str]] = {}
+    split_of: dict[Path, str] = {}
+    for listing in listings:
+        for folder, entries in (
+            (listing.paths.images, [task.entry for task in listing.tasks]),
+            (listing.paths.panoptic, [task.annotation or {} for task in listing.tasks]),
+        ):
+            split_of.setdefault(folder, listing.split)
+            listed.setdefault(folder, set()).update(_stem(str(entry.get("file_name"))) for entry in entries)
+    for folder, stems in listed.items():
+        names = sorted(name for name in _pictures(folder) if _stem(name) not in stems)
+        if names:
+            what = f"{len(names)} pictures that the JSON does not list, such as {show(names[0])}"
+            yield Defect("file_unlisted", what, split_of[folder], file=str(folder))
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.normpath(name.replace("\\", "/")))[0]
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    """Names of the pictures in a folder and below, relative to it."""
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            if file.lower().endswith(IMAGE_ENDINGS):
+                yield os.path.relpath(os.path.join(parent, file), folder)

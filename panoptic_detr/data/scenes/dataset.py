@@ -1,0 +1,322 @@
+"""Procedural scenes in COCO-panoptic form: the embedded data set of the demo and of the tests.
+
+Things are told apart by their shape and stuff by its texture; every colour is random. Large stuff regions with soft borders lie
+behind one to five things that may hide each other, but never so far that less than 45% of one is left. A few pictures
+have a crowd (many tiny things as one segment) or a ribbon of void. A scene depends on (seed, split, index, size) only.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import cv2
+import numpy as np
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.scenes.painting import (
+    RADII,
+    SHAPES,
+    TEXTURES,
+    contrasting_color,
+    curved_front,
+    pixel_grid,
+    random_color,
+    random_color_pair,
+    shape_area,
+    shape_distance,
+    texture,
+)
+from panoptic_detr.errors import DataError
+from panoptic_detr.files import make_folder
+from panoptic_detr.parallel import parallel_map
+from panoptic_detr.segment_maps import write_bytes, write_id_png
+
+SMALLEST_VISIBLE = 0.45  # of its own area; whatever would hide more of a segment is not placed
+CROWD_SHARE, VOID_SHARE = 0.03, 0.05  # of the pictures
+THING_COUNTS = (0.15, 0.25, 0.25, 0.2, 0.15)  # probabilities of 1..5 things
+HALO = 0.06  # width of the shadow around a thing, as a fraction of the side
+
+_COLORS = (
+    (230, 83, 72),
+    (74, 133, 236),
+    (247, 191, 61),
+    (168, 96, 220),
+    (96, 168, 92),
+    (74, 178, 190),
+    (176, 186, 206),
+    (172, 124, 84),
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture with its ground truth.
+
+    Attributes:
+        image: (size, size, 3) uint8 RGB.
+        segment_map: (size, size) int32; 0 is void, other values are the `id`s of `segments_info`.
+        segments_info: as in a COCO-panoptic JSON: id, category_id, iscrowd, area, bbox.
+    """
+
+    image: np.ndarray
+    segment_map: np.ndarray
+    segments_info: list[dict[str, Any]]
+
+
+@dataclass
+class _Canvas:
+    """A scene being painted, back to front.
+
+    Attributes:
+        picture: (size, size, 3) float32 RGB in [0, 1].
+        places: (size, size) uint8: 0 void, i + 1 the i-th segment.
+        categories: category id of each segment.
+        crowds: iscrowd of each segment.
+        own_areas: pixels of each segment before anything hid it.
+    """
+
+    picture: np.ndarray
+    places: np.ndarray
+    categories: list[int] = field(default_factory=list)
+    crowds: list[bool] = field(default_factory=list)
+    own_areas: list[float] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.places)
+
+    def add(self, category_id: int, own_area: float, *, iscrowd: bool = False) -> int:
+        """Register a segment; return its value in `places`."""
+        self.categories.append(category_id)
+        self.own_areas.append(own_area)
+        self.crowds.append(iscrowd)
+        return len(self.categories)
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """A shape at its place: kind, centre, radius and angle in pixels and radians, colour."""
+
+    kind: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    color: np.ndarray
+
+
+def scene_categories() -> CategoryTable:
+    """The classes of all scenes: things 1..4 by shape, stuff 5..8 by texture."""
+    names = (*SHAPES, *TEXTURES)
+    return CategoryTable.from_coco(
+        {"id": i + 1, "name": name, "isthing": int(i < len(SHAPES)), "color": _COLORS[i]} for i, name in enumerate(names)
+    )
+
+
+def make_scene(index: int, *, seed: int = 0, size: int = 128, split: str = "train") -> Scene:
+    """Paint one scene.
+
+    Args:
+        index: number of the scene; every scene has random numbers of its own, so any subset can be made in any order.
+        seed: of the whole set, at least 0.
+        size: side in pixels, at least 48.
+        split: scenes of different splits are different.
+
+    Raises:
+        DataError: size or seed out of range.
+    """
+    if size < 48 or seed < 0 or index < 0:
+        raise DataError(f"scenes need size >= 48, seed >= 0 and index >= 0, but got size {size}, seed {seed}, index {index}")
+    rng = np.random.default_rng([seed, crc32(split.encode()), index])
+    canvas = _paint_stuff(rng, size)
+    if rng.random() < CROWD_SHARE:
+        _paint_crowd(canvas, rng)
+    for _ in range(1 + int(rng.choice(len(THING_COUNTS), p=THING_COUNTS))):
+        _place_thing(canvas, rng)
+    if rng.random() < VOID_SHARE:
+        _paint_ribbon(canvas, rng)
+    image = np.rint(np.clip(canvas.picture, 0, 1) * 255).astype(np.uint8)
+    segment_map, segments_info = _describe(canvas)
+    return Scene(image, segment_map, segments_info)
+
+
+def write_scenes(
+    folder: str | Path, count: int, *, size: int = 128, seed: int = 0, split: str = "train", workers: int | None = None
+) -> Path:
+    """Write scenes as a COCO-panoptic data set.
+
+    The layout is COCO's own: `<split>/000000.png`, `panoptic_<split>/000000.png`, `annotations/panoptic_<split>.json`. The JSON
+    is written last and in one piece, so a set with a JSON is complete.
+
+    Args:
+        folder: root of the data set, made if missing.
+        count: number of scenes.
+        size: side in pixels.
+        seed: of the whole set.
+        split: name of the part, for example train or val.
+        workers: processes, by default one per core; the result does not depend on it.
+
+    Returns:
+        The path of the JSON.
+
+    Raises:
+        DataError: the folder cannot be written to or holds this split already, or a number out of range.
+    """
+    if count < 1:
+        raise DataError(f"count must be at least 1, but got {count}")
+    root = Path(folder)
+    path = root / "annotations" / f"panoptic_{split}.json"
+    if path.exists():
+        raise DataError(f"{path} is there already; choose another folder or split, or remove the data set first")
+    for part in (split, f"panoptic_{split}", "annotations"):
+        make_folder(root / part)
+    write = partial(_write_scene, root=root, size=size, seed=seed, split=split)
+    annotations = list(parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"))
+    images = [{"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)]
+    content = {
+        "info": {"description": f"procedural scenes, seed {seed}, split {split}", "version": "1.0"},
+        "images": images,
+        "annotations": annotations,
+        "categories": scene_categories().to_coco(),
+    }
+    write_bytes(path, json.dumps(content).encode())
+    return path
+
+
+def _write_scene(index: int, *, root: Path, size: int, seed: int, split: str) -> dict[str, Any]:
+    """Write image and PNG of one scene; return its entry for the JSON's `annotations`."""
+    scene = make_scene(index, seed=seed, size=size, split=split)
+    name = f"{index:06d}.png"
+    data = cv2.imencode(".png", scene.image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    write_bytes(root / split / name, data.tobytes())
+    write_id_png(root / f"panoptic_{split}" / name, scene.segment_map)
+    return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
+
+
+def _paint_stuff(rng: np.random.Generator, size: int) -> _Canvas:
+    """Two or three large regions of different textures, each border soft in the picture and hard in the map."""
+    first, *others = (int(i) for i in rng.permutation(len(TEXTURES))[: 2 + int(rng.random() < 0.5)])
+    canvas = _Canvas(_textured(rng, size, TEXTURES[first]), np.zeros((size, size), np.uint8))
+    canvas.places[:] = canvas.add(first + 1 + len(SHAPES), size * size)
+    for layer, kind in enumerate(others):
+        front = curved_front(rng, size, rng.uniform(0.3, 0.6) if layer == 0 else rng.uniform(0.2, 0.35))
+        inside = front < 0
+        left = np.bincount(canvas.places[~inside], minlength=len(canvas.categories) + 1)[1:]
+        if left.min() < 0.12 * size * size:
+            continue  # it would leave a sliver of a region behind
+        softness = np.float32(96 / (1.6 * size))
+        opacity = np.clip(np.float32(0.5) - front * softness, 0, 1)[..., None]
+        canvas.picture += opacity * (_textured(rng, size, TEXTURES[kind]) - canvas.picture)
+        canvas.places[inside] = canvas.add(kind + 1 + len(SHAPES), 0.0)
+    canvas.own_areas[:] = np.bincount(canvas.places.ravel())[1:].astype(float).tolist()
+    return canvas
+
+
+def _textured(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
+    """A picture full of one texture: (size, size, 3) float32."""
+    low, high = random_color_pair(rng)
+    return low + texture(kind, rng, size)[..., None] * (high - low)
+
+
+def _place_thing(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """Paint a thing at a place where nothing, itself included, gets hidden too far; after six tries, none."""
+    number = int(rng.integers(len(SHAPES)))
+    kind, color, size = SHAPES[number], random_color(rng), canvas.size
+    for _ in range(6):
+        radius = size * rng.uniform(*RADII[kind])
+        x, y = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
+        thing = _Thing(kind, x, y, radius, rng.uniform(0, 2 * np.pi), color)
+        if _paint_thing(canvas, thing, number + 1):
+            return
+
+
+def _paint_thing(canvas: _Canvas, thing: _Thing, category_id: int) -> bool:
+    """Paint a thing of its own segment if enough of all segments stays visible; say whether it was painted."""
+    rows, columns, distance = _patch(canvas.size, thing)
+    places, inside = canvas.places[rows, columns], distance < 0
+    own_areas = np.array([*canvas.own_areas, shape_area(thing.kind, thing.radius)])
+    visible = np.bincount(canvas.places.ravel(), minlength=len(own_areas) + 1)[1:]
+    visible -= np.bincount(places[inside], minlength=len(own_areas) + 1)[1:]
+    visible[-1] = inside.sum()
+    if (visible < SMALLEST_VISIBLE * own_areas).any():
+        return False
+    _shade(canvas.picture[rows, columns], distance, thing, canvas.size)
+    places[inside] = canvas.add(category_id, float(own_areas[-1]))
+    return True
+
+
+def _patch(size: int, thing: _Thing) -> tuple[slice, slice, np.ndarray]:
+    """Rows and columns around a thing, its halo included, and the distances there."""
+    reach = thing.radius + HALO * size
+    rows = slice(max(0, int(thing.y - reach)), min(size, int(thing.y + reach) + 1))
+    columns = slice(max(0, int(thing.x - reach)), min(size, int(thing.x + reach) + 1))
+    x, y = pixel_grid(size)
+    dx, dy = x[:, columns] - np.float32(thing.x), y[rows] - np.float32(thing.y)
+    return rows, columns, shape_distance(thing.kind, dx, dy, thing.radius, thing.angle)
+
+
+def _shade(picture: np.ndarray, distance: np.ndarray, thing: _Thing, size: int) -> None:
+    """Paint a thing into its patch: a shadow around it, light from the upper left, an antialiased outline inside its border."""
+    line = max(1.0, size / 96)
+    shadow = 1 - np.float32(0.4) * np.clip(1 - distance * np.float32(1 / (HALO * size)), 0, 1) ** 2
+    light = np.linspace(1.15, 0.85, sum(distance.shape), dtype=np.float32)
+    slope = light[: distance.shape[0], None] + light[None, : distance.shape[1]] - light[len(light) // 2]
+    rim = np.clip(distance + np.float32(line + 0.5), 0, 1)[..., None]
+    surface = thing.color * slope[..., None] * (1 - rim) + contrasting_color(thing.color) * rim
+    opacity = np.clip(np.float32(0.5) - distance, 0, 1)[..., None]
+    picture *= shadow[..., None]
+    picture += opacity * (surface - picture)
+
+
+def _paint_crowd(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """Many tiny things of one kind, too close to be told apart, as one segment."""
+    number, size = int(rng.integers(len(SHAPES))), canvas.size
+    centre = rng.uniform(0.25 * size, 0.75 * size, 2)
+    place = canvas.add(number + 1, 0.0, iscrowd=True)
+    color = random_color(rng)
+    for offset in rng.uniform(-0.14 * size, 0.14 * size, (int(rng.integers(12, 20)), 2)):
+        x, y = (centre + offset).tolist()
+        radius = size * rng.uniform(0.035, 0.05) * RADII[SHAPES[number]][0] / 0.1
+        thing = _Thing(SHAPES[number], x, y, radius, rng.uniform(0, 2 * np.pi), color * np.float32(rng.uniform(0.85, 1.1)))
+        rows, columns, distance = _patch(size, thing)
+        _shade(canvas.picture[rows, columns], distance, thing, size)
+        canvas.places[rows, columns][distance < 0] = place
+    canvas.own_areas[-1] = float((canvas.places == place).sum())
+
+
+def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """A thin plain band across the picture that belongs to no segment."""
+    distance = np.abs(curved_front(rng, canvas.size, rng.uniform(0.2, 0.8))) - np.float32(
+        canvas.size * rng.uniform(0.012, 0.02)
+    )
+    opacity = np.clip(np.float32(0.5) - distance, 0, 1)[..., None]
+    canvas.picture += opacity * (random_color(rng) - canvas.picture)
+    canvas.places[distance < 0] = 0
+
+
+def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The id map and the `segments_info` of a finished canvas.
+
+    The id of the i-th segment has 8 (i + 1) in red, and green and blue of its class: ids of 24 bits, as COCO's are, and an
+    annotation PNG that can be looked at.
+    """
+    colors = {category.id: category.color for category in scene_categories().categories}
+    ids, segments = [0], []
+    for i, category_id in enumerate(canvas.categories):
+        _, green, blue = colors[category_id]
+        ids.append(8 * (i + 1) + (green << 8) + (blue << 16))
+        mask = canvas.places == i + 1
+        segments.append({"id": ids[-1], "category_id": category_id, "iscrowd": int(canvas.crowds[i]), **_extent(mask)})
+    return np.array(ids, np.int32)[canvas.places], segments
+
+
+def _extent(mask: np.ndarray) -> Mapping[str, Any]:
+    """Area and (left, top, width, height) of a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+    return {"area": int(np.count_nonzero(mask)), "bbox": box}

@@ -1,0 +1,107 @@
+"""Panoptic quality of folders of files."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation.panoptic_files import (
+    AnnotationSet,
+    ImageId,
+    check_same_images,
+    check_same_names,
+    read_annotations,
+)
+from panoptic_detr.parallel import map_in_threads, progress_bar, usable_cores
+from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.quality.panoptic_quality import PanopticQuality
+from panoptic_detr.quality.result import PanopticQualityResult
+
+
+def evaluate_panoptic(
+    gt_json: str | Path,
+    gt_folder: str | Path,
+    pred_json: str | Path,
+    pred_folder: str | Path,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> PanopticQualityResult:
+    """Score a folder of COCO-panoptic predictions.
+
+    Every image of the ground truth counts: one without a prediction has all its segments missed. Areas are counted in the
+    PNGs, so a wrong `area` in a JSON changes nothing. Such oddities are reported in the result's `notes`.
+
+    Args:
+        gt_json: COCO-panoptic ground truth with `annotations` and `categories`.
+        gt_folder: its id PNGs.
+        pred_json: predictions with `annotations`; `segments_info` needs only `id` and `category_id`.
+        pred_folder: their id PNGs.
+        workers: threads; by default one per usable core.
+        progress: show a progress bar if there is a terminal.
+
+    Raises:
+        EvaluationError: something that cannot be scored; the message names file, image and segment and the remedy.
+    """
+    if workers is not None and workers < 1:
+        raise EvaluationError(f"workers must be at least 1, but is {workers}")
+    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    quality = PanopticQuality(truth.categories())
+    _note_images(quality, prediction, truth)
+    chunks = _chunks(list(truth.entries), workers or usable_cores())
+    with progress_bar(shown=progress) as bar:
+        task = bar.add_task("scoring", total=len(truth.entries))
+        score = partial(_score_images, quality.categories, prediction, truth)
+        for chunk, part in zip(chunks, map_in_threads(score, chunks, workers), strict=True):
+            quality.merge(part)
+            bar.advance(task, len(chunk))
+    return quality.compute()
+
+
+def _note_images(quality: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet) -> None:
+    missing = [f"image {i}" for i in truth.entries if i not in prediction.entries]
+    unknown = [f"image {i}" for i in prediction.entries if i not in truth.entries]
+    renamed = check_same_images(prediction, truth)
+    quality.note(
+        "categories with other names than the truth's; matched by their ids", check_same_names(prediction, quality.categories)
+    )
+    quality.note("images whose file names differ from the truth's; matched by their ids", renamed)
+    quality.note("images without a prediction, all their segments counted as missed", missing)
+    quality.note("predictions for images that the ground truth does not have, not scored", unknown)
+
+
+def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
+    """Images that a thread scores before it reports: few enough that all threads are busy to the end."""
+    size = max(1, min(16, len(image_ids) // (8 * workers)))
+    return [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
+
+
+def _score_images(
+    categories: CategoryTable, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
+) -> PanopticQuality:
+    quality = PanopticQuality(categories)
+    for image_id in image_ids:
+        score_image(quality, prediction, truth, image_id)
+    return quality
+
+
+def score_image(quality: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId) -> None:
+    """Count one image of two annotation sets; one without a prediction has all its segments missed."""
+    expected = truth.regions(image_id)
+    found = image_id in prediction.entries
+    if found:
+        result = prediction.regions(image_id)
+    else:
+        result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
+    overlaps = quality.update_regions(result, expected)
+    wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
+    if found:
+        wrong += prediction.wrong_areas(image_id, overlaps.prediction_areas)
+    quality.note("segments whose area in the JSON is wrong; their pixels count", wrong)
+    quality.note(
+        "segments with id 0, which usually means void; counted like any other",
+        [regions.where for regions in (result, expected) if (regions.ids == 0).any()],
+    )

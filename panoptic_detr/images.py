@@ -1,0 +1,154 @@
+"""Reading, checking and writing pictures: anything an image may be becomes (H, W, 3) uint8 RGB."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from panoptic_detr.errors import DataError, PictureError
+from panoptic_detr.segment_maps import decode_picture, write_bytes
+
+Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+
+
+def as_rgb(image: Picture) -> np.ndarray:
+    """An image as RGB.
+
+    Args:
+        image: a path, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16, or float in
+            0..1. Files and PIL images are turned upright by their EXIF orientation.
+
+    Returns:
+        (H, W, 3) uint8; a new array unless the input is already that.
+
+    Raises:
+        PictureError: unreadable file, other shape or other type.
+    """
+    if isinstance(image, str | Path):
+        return _read(Path(image))
+    array = _upright(image) if isinstance(image, Image.Image) else np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise PictureError(
+            f"an image must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}; "
+            "move the channels of a tensor last: image.permute(1, 2, 0).numpy()"
+        )
+    array = _as_bytes(array)
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.ascontiguousarray(array[..., :3])
+
+
+def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) -> None:
+    """Write an RGB picture as PNG or JPEG, by the file's ending; it appears complete or not at all.
+
+    Args:
+        path: ends in .png, .jpg or .jpeg.
+        picture: (H, W, 3) uint8 RGB.
+        quality: of a JPEG, 0..100.
+
+    Raises:
+        PictureError: another ending, or a folder that is missing or cannot be written.
+    """
+    path = Path(path)
+    ending = picture_ending(path)
+    try:
+        write_bytes(path, encode_picture(picture, ending, quality=quality))
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be written ({error.strerror}); choose an output folder you may write to") from None
+
+
+def picture_ending(path: Path) -> str:
+    """The ending of a picture to be written, in small letters; `PictureError` unless it is .png, .jpg or .jpeg."""
+    ending = path.suffix.lower()
+    if ending not in (".png", ".jpg", ".jpeg"):
+        raise PictureError(f"{path}: pictures are written as .png, .jpg or .jpeg, not {ending or 'without an ending'}")
+    return ending
+
+
+def encode_picture(picture: np.ndarray, ending: str = ".png", *, quality: int = 92) -> bytes:
+    """The bytes of a PNG (".png") or JPEG (".jpg") file of an (H, W, 3) RGB or (H, W) grey uint8 picture."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if ending == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    done, data = cv2.imencode(ending, picture[..., ::-1] if picture.ndim == 3 else picture, options)
+    if not done:
+        raise PictureError(f"a picture of shape {picture.shape} and type {picture.dtype} could not be encoded as {ending}")
+    return data.tobytes()
+
+
+def fit(picture: np.ndarray, long_side: int) -> np.ndarray:
+    """Shrink a picture so that neither side is longer than `long_side`; smaller ones stay as they are."""
+    height, width = picture.shape[:2]
+    factor = long_side / max(height, width)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
+    except OSError as error:
+        raise PictureError(f"{path}: the image cannot be read ({error.strerror})") from None
+    picture = decode_picture(data, cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise PictureError(f"{path}: not a readable image (truncated, too large, or of a format that OpenCV does not know)")
+    return picture
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PictureError(f"an image must be uint8, uint16 or float in 0..1, but got {array.dtype}")
+    low, high = float(np.nanmin(array)), float(np.nanmax(array))
+    if low < -1e-3 or high > 1.001:
+        raise PictureError(
+            f"a float image must be in 0..1, but its values are {low:.3g}..{high:.3g}; "
+            "undo the normalisation (image * std + mean) or pass uint8"
+        )
+    return np.round(array.clip(0, 1) * 255).astype(np.uint8)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture as (H, W, 3) uint8 RGB.
+
+    Grey, palette, transparent and 16-bit pictures are converted. A rotation noted in EXIF is not applied: COCO annotates the
+    pixels as they are stored.
+
+    Raises:
+        DataError: missing, truncated or not a picture.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the image cannot be read: {error.strerror}") from None
+    picture = _decode(data)
+    if picture is None:
+        raise DataError(f"{path}: not a readable image (truncated, or not an image); copy or download it again, or remove it")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+    """(H, W, 3) uint8 BGR, or None if the bytes are no complete picture."""
+    if not data or (data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < 0):
+        return None  # older OpenCV fills the rest of a truncated JPEG with grey without a word
+    return decode_picture(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def upright_rgb(picture: Picture) -> np.ndarray:
+    """As `as_rgb`, but writable and in one piece, as torch wants it."""
+    return np.require(as_rgb(picture), requirements=["C", "W"])
+
+
+def _upright(picture: Image.Image) -> np.ndarray:
+    turned = ImageOps.exif_transpose(picture)
+    plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB")
+    return np.asarray(turned if plain else turned.convert("RGB"))

@@ -1,0 +1,101 @@
+"""Backbones by name: the small one, torchvision's ResNets, and everything else through timm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+
+from panoptic_detr.models.backbones.resnet import (
+    RESNETS,
+    Backbone,
+    FrozenBatchNorm2d,
+    NormKind,
+    SmallBackbone,
+    apply_norms_in_convolutions,
+    missing_weights,
+)
+from panoptic_detr.models.backbones.timm import SWIN, build_timm_backbone
+from panoptic_detr.models.settings import check_backbone_levels
+
+
+def build_backbone(
+    name: str,
+    *,
+    norm: NormKind = "frozen",
+    dilation: bool = False,
+    levels: Sequence[int] = (1, 2, 3, 4),
+    pretrained: bool = False,
+    trained_stages: int = 3,
+    drop_path: float | None = None,
+) -> Backbone:
+    """Build a backbone by name.
+
+    Args:
+        name: resnet18, resnet34, resnet50, resnet101, or "small" (a five-layer body for images of about 100 pixels); through
+            timm swin_t, swin_s, swin_b, swin_l or a convolutional network such as resnext50_32x4d.
+        norm: "frozen" BatchNorm for pretrained weights, "batch" for training from random weights.
+        dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
+        levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
+        pretrained: load torchvision's ImageNet weights.
+        trained_stages: how many of the last stages train; the stem and the others are frozen (paper: 3). Only for torchvision's
+            ResNets with frozen norm; for other networks see `build_timm_backbone`.
+        drop_path: stochastic depth of Swin, by default 0.2; other backbones have none.
+
+    Raises:
+        ValueError: an unknown name, or an option the backbone does not have.
+        WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
+    """
+    check_backbone_levels(levels, finest=0 if name == "small" else 1)
+    if drop_path is not None and name not in SWIN:
+        raise ValueError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
+    if name == "small":
+        if dilation or pretrained:
+            raise ValueError("backbone 'small' has neither a dilated form nor pretrained weights")
+        return SmallBackbone(levels=levels)
+    if name not in RESNETS:
+        if dilation:
+            raise ValueError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
+        return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path)
+    return _build_resnet(name, norm, dilation, levels, pretrained, trained_stages)
+
+
+def _build_resnet(
+    name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool, trained_stages: int
+) -> Backbone:
+    """One of torchvision's ResNets; arguments as `build_backbone`."""
+    if dilation and name in ("resnet18", "resnet34"):
+        raise ValueError(
+            f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
+        )
+    layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    net = torchvision.models.get_model(name, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
+    if pretrained:
+        net.load_state_dict(_fetch_weights(name))
+    if norm == "frozen":
+        _freeze_early_stages(net, trained_stages)
+    body = IntermediateLayerGetter(net, {f"layer{level}": str(index) for index, level in enumerate(levels)})
+    apply_norms_in_convolutions(body)
+    strides = [4, 8, 16, 16 if dilation else 32]
+    base = 64 if name in ("resnet18", "resnet34") else 256
+    return Backbone(body, [strides[level - 1] for level in levels], [base * 2 ** (level - 1) for level in levels])
+
+
+def _fetch_weights(name: str) -> Mapping[str, Any]:
+    """ImageNet weights of torchvision, through the cache of torch.hub."""
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        remedy = f"download {weights.url} elsewhere and put it at {place}"
+        raise missing_weights(name, error, remedy) from None
+
+
+def _freeze_early_stages(net: nn.Module, trained_stages: int) -> None:
+    trained = tuple(f"layer{stage}." for stage in range(5 - trained_stages, 5))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))

@@ -1,0 +1,220 @@
+"""Backbones from timm: Swin Transformers as H-DETR uses them, and convolutional networks such as ResNeXt.
+
+timm gives the modules and their pretrained weights. The forward pass of Swin is written out here because images of any size
+need it: as in the published detectors a block first pads its map to whole windows and then shifts it; timm's shifts first.
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from panoptic_detr.models.backbones.resnet import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
+from panoptic_detr.models.settings import check_shares
+
+SWIN = {
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224",
+    "swin_b": "swin_base_patch4_window7_224",
+    "swin_l": "swin_large_patch4_window7_224.ms_in22k",  # as H-DETR: without the fine-tuning on ImageNet-1k
+}
+DROP_PATH = 0.2  # H-DETR's Swin-T
+TRAINED_STAGES = ("layer2", "layer3", "layer4")
+
+
+class SwinBody(nn.Module):
+    """Feature maps of a Swin Transformer for images of any size.
+
+    Levels 2 to 4 end in a LayerNorm each, as in the published detectors; level 1, which only a mask head reads, does not.
+
+    Args:
+        net: timm's model, built with `always_partition=True`; its classifier is not kept.
+        levels: which stages to return, 1 (stride 4) to 4 (stride 32).
+    """
+
+    def __init__(self, net: Any, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.patch_embed = net.patch_embed
+        self.layers = net.layers
+        widths = [net.embed_dim * 2**stage for stage in range(4)]
+        wanted = [nn.LayerNorm(width) if stage and stage + 1 in levels else nn.Identity() for stage, width in enumerate(widths)]
+        self.norms = nn.ModuleList(wanted)
+        self.levels = tuple(levels)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C_l, ceil(H / stride), ceil(W / stride)) of (B, 3, H, W) images, by level, fine to coarse."""
+        patch = self.patch_embed.proj.stride[0]
+        x = self.patch_embed.proj(_pad_to_multiple(images, (patch, patch)))  # (B, C, h, w)
+        x = self.patch_embed.norm(x.permute(0, 2, 3, 1))  # (B, h, w, C)
+        maps = {}
+        for level, (stage, norm) in enumerate(zip(self.layers, self.norms, strict=True), start=1):
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = swin_block(block, x)
+            if level in self.levels:
+                maps[str(level)] = norm(x).permute(0, 3, 1, 2).contiguous()  # (B, C, h, w)
+        return maps
+
+
+def swin_block(block: Any, x: Tensor) -> Tensor:
+    """One block on a map (B, h, w, C): attention in (shifted) windows, then the perceptron (Liu et al., 2021, eq. 3)."""
+    x = x + block.drop_path1(windowed_attention(block, block.norm1(x)))
+    return x + block.drop_path2(block.mlp(block.norm2(x)))
+
+
+def windowed_attention(block: Any, x: Tensor) -> Tensor:
+    """Self-attention within windows of a map (B, h, w, C) that is padded to whole windows, then shifted."""
+    height, width = x.shape[1:3]
+    rows, columns = block.window_size
+    shift = tuple(block.shift_size)
+    x = _pad_to_multiple(x.permute(0, 3, 1, 2), (rows, columns)).permute(0, 2, 3, 1)  # (B, h', w', C)
+    batch, padded_height, padded_width, channels = x.shape
+    mask = shift_mask((padded_height, padded_width), (rows, columns), shift, x) if any(shift) else None
+    x = torch.roll(x, (-shift[0], -shift[1]), dims=(1, 2))
+    windows = _windows(x, rows, columns).flatten(1, 2)  # (B * number, rows * columns, C)
+    windows = block.attn(windows, mask=mask).view(batch, -1, padded_width // columns, rows, columns, channels)
+    x = windows.transpose(2, 3).reshape(batch, padded_height, padded_width, channels)
+    return torch.roll(x, shift, dims=(1, 2))[:, :height, :width]
+
+
+def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, ...], like: Tensor) -> Tensor:
+    """What to add to the attention of a shifted map: -100 between cells that the shift brought together from opposite borders.
+
+    Returns:
+        (number of windows, cells, cells).
+    """
+    parts = []
+    for length, side, step in zip(size, window, shift, strict=True):
+        cells = torch.arange(length, device=like.device)
+        parts.append((cells >= length - side).long() + (cells >= length - step).long())  # 0, 1 or 2 per row (column)
+    areas = parts[0][:, None] * 3 + parts[1]  # (h', w')
+    areas = _windows(areas[None, ..., None], *window).flatten(1)  # (number, cells)
+    apart = areas[:, None] != areas[:, :, None]
+    return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, -100.0)
+
+
+def _windows(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Cut (B, h, w, C) into windows: (B * number, rows, columns, C)."""
+    return x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3).flatten(0, 2)
+
+
+def _pad_to_multiple(x: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """Pad (B, C, h, w) right and below with zeros."""
+    return F.pad(x, (0, -x.shape[3] % sizes[1], 0, -x.shape[2] % sizes[0]))
+
+
+class ConvolutionalBody(nn.Module):
+    """Feature maps of one of timm's convolutional networks.
+
+    Args:
+        net: built with `features_only=True`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps of (B, 3, H, W) images, fine to coarse."""
+        return {str(index): features for index, features in enumerate(self.net(images))}
+
+
+def build_timm_backbone(
+    name: str,
+    *,
+    levels: Sequence[int] = (1, 2, 3, 4),
+    pretrained: bool = False,
+    norm: NormKind = "frozen",
+    drop_path: float | None = None,
+) -> Backbone:
+    """Build a backbone from timm.
+
+    Args:
+        name: swin_t, swin_s, swin_b, swin_l, or timm's name of a convolutional network with levels at strides 4 to 32,
+            for example resnext50_32x4d.
+        levels: which levels to return, 1 (stride 4) to 4 (stride 32).
+        pretrained: load timm's ImageNet weights.
+        norm: "frozen" replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1
+            to layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on.
+        drop_path: for Swin: how often the last block is left out in training (stochastic depth; the others in proportion to
+            their depth); by default 0.2, as for H-DETR's Swin-T.
+
+    Raises:
+        ValueError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
+        WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
+    """
+    timm = _import_timm(name)
+    strides = [2 ** (level + 1) for level in levels]
+    if name in SWIN:
+        rate = DROP_PATH if drop_path is None else drop_path
+        check_shares(drop_path=rate)
+        options = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
+        net = _create(timm, SWIN[name], pretrained, options)
+        return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])
+    if not timm.is_model(name):
+        known = f"small, resnet18, resnet34, resnet50, resnet101, {', '.join(SWIN)}"
+        raise ValueError(f"there is no backbone {name!r}; use one of {known}, or a name of timm.list_models()")
+    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    if not set(strides) <= set(reductions):
+        raise ValueError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
+    indices = [reductions.index(stride) for stride in strides]
+    net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
+    if norm == "frozen":
+        freeze_norms(net, name)
+        if net.feature_info.module_name() == [f"layer{level}" for level in levels]:  # built like a ResNet
+            for parameter_name, parameter in net.named_parameters():
+                parameter.requires_grad_(parameter_name.startswith(TRAINED_STAGES))
+    return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels())
+
+
+def _create(timm: ModuleType, name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except OSError as error:
+        remedy = (
+            f"run timm.create_model({name!r}, pretrained=True) on a machine with a network and copy its ~/.cache/huggingface "
+            "here (HF_HOME names another folder)"
+        )
+        raise missing_weights(name, error, remedy) from None
+
+
+def freeze_norms(module: nn.Module, backbone: str) -> None:
+    """Replace every BatchNorm below a module by its frozen form, timm's BatchNorm with activation included.
+
+    Args:
+        module: changed in place.
+        backbone: its name, for the error.
+
+    Raises:
+        ValueError: a kind of BatchNorm whose further doings are not known here.
+    """
+    with_activation = importlib.import_module("timm.layers").BatchNormAct2d
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            setattr(module, name, _frozen(child))
+        elif isinstance(child, nn.BatchNorm2d) and type(child) is with_activation:
+            parts = [child.get_submodule(part) for part in ("drop", "act")]
+            setattr(module, name, nn.Sequential(_frozen(child), *parts))
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"backbone {backbone!r}: its {type(child).__name__} has no frozen form here; set backbone_norm=batch"
+            )
+        else:
+            freeze_norms(child, backbone)
+
+
+def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    frozen.load_state_dict({name: value for name, value in norm.state_dict().items() if "." not in name})
+    return frozen
+
+
+def _import_timm(name: str) -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(f"backbone {name!r} comes from timm: pip install 'panoptic-detr[backbones]'") from error

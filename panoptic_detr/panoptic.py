@@ -1,0 +1,108 @@
+"""The panoptic result: a map, its segments, and what became of the queries that are none."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.shapes import check_shape
+
+DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One region of a panoptic result.
+
+    Attributes:
+        id: its value in the segment map, from 1.
+        category_id: the data set's category id.
+        isthing: countable or not.
+        score: probability of the class, 0..1 (1 for ground truth).
+        area: pixels.
+        box: (left, top, width, height) in pixels of the segment map.
+        query: the object query it came from, None for ground truth; of merged stuff the first.
+        iscrowd: ground truth only: a group that is not told apart.
+    """
+
+    id: int
+    category_id: int
+    isthing: bool
+    score: float
+    area: int
+    box: tuple[int, int, int, int]
+    query: int | None = None
+    iscrowd: bool = False
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A query that is not a segment of its own in the result, and why.
+
+    Attributes:
+        query: index of the object query.
+        reason: "no object" / "low score" / "no category" (not kept); "covered" (won no pixel), "small" (too few pixels),
+            "suppressed" (shows too little of its own mask, or repeats a stuff category where only the first is kept),
+            "merged" (joined the stuff segment `into`).
+        score: probability of its best class.
+        category_id: its class, if it has one.
+        area: pixels it had when it was dropped.
+        into: id of the segment that it joined.
+    """
+
+    query: int
+    reason: DropReason
+    score: float
+    category_id: int | None = None
+    area: int = 0
+    into: int | None = None
+
+
+@dataclass
+class PanopticSegmentation:
+    """One stuff-and-things map with its segments.
+
+    Attributes:
+        segment_map: (H, W) int32; 0 is void, other values are segment ids.
+        segments: every segment with at least one pixel.
+        categories: the table that the category ids refer to.
+        dropped: queries that are no segment of their own, and why.
+        image_id: the data set's id of the image, if it has one.
+    """
+
+    segment_map: np.ndarray
+    segments: list[Segment]
+    categories: CategoryTable
+    dropped: list[Dropped] = field(default_factory=list)
+    image_id: int | str | None = None
+
+    def __post_init__(self) -> None:
+        check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
+
+    def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, Any]:
+        """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""
+        image_id = self.image_id if image_id is None else image_id
+        return {
+            "image_id": image_id,
+            "file_name": f"{image_id}.png" if file_name is None else file_name,
+            "segments_info": [
+                {
+                    "id": s.id,
+                    "category_id": s.category_id,
+                    "isthing": int(s.isthing),
+                    "area": s.area,
+                    "bbox": list(s.box),
+                    "iscrowd": int(s.iscrowd),
+                    "score": round(s.score, 6),
+                    "query": s.query,
+                }
+                for s in self.segments
+            ],
+        }
+
+    def save(self, path: Any) -> None:
+        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B)."""
+        from panoptic_detr.segment_maps import write_id_png
+
+        write_id_png(path, self.segment_map)

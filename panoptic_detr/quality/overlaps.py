@@ -1,0 +1,178 @@
+"""Pixels shared by every true and every predicted segment of an image: one joint histogram of two id maps.
+
+Every score of the room (PQ, error analysis) is read from this small table; the maps themselves are looked at once. Segment maps
+are piecewise constant, so the histogram is taken over horizontal runs of equal (true, predicted) ids, not over pixels.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.structures import PanopticSegmentation
+
+
+@dataclass(frozen=True)
+class Regions:
+    """An id map with what its ids mean, as little as scoring needs.
+
+    Id 0 is void, unless a segment with id 0 is listed (some tools number segments from 0): then it is that segment.
+
+    Attributes:
+        segment_map: (H, W) integer ids.
+        ids: (S,) int64 ids of the segments.
+        category_ids: (S,) int64.
+        iscrowd: (S,) bool, for ground truth.
+        where: what to call the map in errors, for example "image 7" or a file.
+    """
+
+    segment_map: np.ndarray
+    ids: np.ndarray
+    category_ids: np.ndarray
+    iscrowd: np.ndarray
+    where: str = "the segment map"
+
+    @classmethod
+    def of(cls, segmentation: PanopticSegmentation, where: str) -> "Regions":
+        """The regions of a result or of a ground truth in memory."""
+        rows = [(segment.id, segment.category_id, segment.iscrowd) for segment in segmentation.segments]
+        return cls.from_rows(segmentation.segment_map, rows, where)
+
+    @classmethod
+    def from_rows(cls, segment_map: np.ndarray, rows: Iterable[tuple[int, int, bool]], where: str) -> "Regions":
+        """Regions from (id, category id, iscrowd) of each segment.
+
+        Raises:
+            EvaluationError: an id is listed twice.
+        """
+        table = np.array([(int(i), int(category), int(crowd)) for i, category, crowd in rows], dtype=np.int64).reshape(-1, 3)
+        ids = table[:, 0]
+        if len(ids) != len(set(ids.tolist())):
+            values, counts = np.unique(ids, return_counts=True)
+            raise EvaluationError(
+                f"{where}: segment id {values[counts > 1][0]} is listed twice; every segment needs its own id"
+            )
+        return cls(segment_map, ids, table[:, 1], table[:, 2] == 1, where)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The joint histogram of a true and a predicted id map (G true, P predicted segments).
+
+    Attributes:
+        pixels: (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void.
+        truth_categories: (G,) int64 category ids.
+        prediction_categories: (P,) int64 category ids.
+        iscrowd: (G,) bool.
+    """
+
+    pixels: np.ndarray
+    truth_categories: np.ndarray
+    prediction_categories: np.ndarray
+    iscrowd: np.ndarray
+
+    @cached_property
+    def intersections(self) -> np.ndarray:
+        """Pixels of each pair of segments: (G, P)."""
+        return self.pixels[:-1, :-1]
+
+    @cached_property
+    def truth_areas(self) -> np.ndarray:
+        """Pixels of each true segment: (G,)."""
+        return self.pixels[:-1].sum(1)
+
+    @cached_property
+    def prediction_areas(self) -> np.ndarray:
+        """Pixels of each predicted segment, those on true void included: (P,)."""
+        return self.pixels[:, :-1].sum(0)
+
+    @cached_property
+    def on_void(self) -> np.ndarray:
+        """Pixels of each predicted segment on true void: (P,)."""
+        return self.pixels[-1, :-1]
+
+    @cached_property
+    def unions(self) -> np.ndarray:
+        """Union of each pair, without the prediction's pixels on true void (Kirillov et al. 2019, section 4.2): (G, P)."""
+        return self.truth_areas[:, None] + (self.prediction_areas - self.on_void) - self.intersections
+
+    @cached_property
+    def same_class(self) -> np.ndarray:
+        """Pairs of one category whose true segment is no crowd: (G, P) bool."""
+        return (self.truth_categories[:, None] == self.prediction_categories) & ~self.iscrowd[:, None]
+
+
+def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
+    """Count the pixels of every pair of a true and a predicted segment.
+
+    Args:
+        prediction: the result; (H, W).
+        truth: the ground truth; (H, W), may have crowds.
+
+    Raises:
+        EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.
+    """
+    if prediction.segment_map.shape != truth.segment_map.shape:
+        raise EvaluationError(
+            f"{prediction.where} is {_size(prediction.segment_map)}, but {truth.where} is {_size(truth.segment_map)}; "
+            "predict at the size of the ground truth"
+        )
+    true_ids, predicted_ids, lengths = _joint_runs(truth.segment_map, prediction.segment_map)
+    rows, columns = _positions(true_ids, truth), _positions(predicted_ids, prediction)
+    shape = (len(truth) + 1, len(prediction) + 1)
+    histogram = np.bincount(rows * shape[1] + columns, weights=lengths, minlength=shape[0] * shape[1])
+    overlaps = Overlaps(
+        pixels=histogram.astype(np.int64).reshape(shape),  # float64 sums of pixel counts are exact below 2**53
+        truth_categories=truth.category_ids,
+        prediction_categories=prediction.category_ids,
+        iscrowd=truth.iscrowd,
+    )
+    _check_present(overlaps.truth_areas, truth)
+    _check_present(overlaps.prediction_areas, prediction)
+    return overlaps
+
+
+def _joint_runs(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True id, predicted id and length of each run of pixels (in reading order) over which neither id changes."""
+    true_ids, predicted_ids = truth.ravel(), prediction.ravel()
+    if true_ids.size == 0:
+        return true_ids, predicted_ids, np.zeros(0)
+    changes = np.empty(true_ids.size, dtype=bool)
+    changes[0] = True
+    np.not_equal(true_ids[1:], true_ids[:-1], out=changes[1:])
+    changes[1:] |= predicted_ids[1:] != predicted_ids[:-1]
+    starts = np.flatnonzero(changes)
+    return true_ids[starts], predicted_ids[starts], np.diff(starts, append=true_ids.size)
+
+
+def _positions(values: np.ndarray, regions: Regions) -> np.ndarray:
+    """Index of each id among the segments, `len(regions)` for void."""
+    order = np.argsort(regions.ids)
+    ids = np.append(regions.ids[order], np.iinfo(np.int64).max)  # the sentinel keeps every search inside
+    found = np.searchsorted(ids, values)
+    listed = ids[found] == values
+    if not listed.all():
+        unlisted = values[~listed]
+        if unlisted.any():
+            raise EvaluationError(
+                f"{regions.where}: the map has pixels of id {unlisted[unlisted != 0][0]}, but no such segment is listed; "
+                "list every id of the map in segments_info, or paint those pixels 0 (void)"
+            )
+    return np.where(listed, np.append(order, len(regions))[found], len(regions))
+
+
+def _check_present(areas: np.ndarray, regions: Regions) -> None:
+    if (areas == 0).any():
+        raise EvaluationError(
+            f"{regions.where}: segment {regions.ids[np.argmin(areas)]} is listed but has no pixel in the map; "
+            "leave it out of segments_info, or paint it"
+        )
+
+
+def _size(segment_map: np.ndarray) -> str:
+    return " x ".join(map(str, segment_map.shape[::-1]))

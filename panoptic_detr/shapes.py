@@ -1,0 +1,37 @@
+"""Checks of shapes, and the same thing done to every tensor in a structure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panoptic_detr.errors import ShapeError
+
+
+def check_shape(name: str, value: Tensor | np.ndarray, expected: Sequence[int | str]) -> None:
+    """Raise `ShapeError` unless `value` has as many axes as `expected` and every integer in it agrees (strings are free)."""
+    got = tuple(value.shape)
+    fits = len(got) == len(expected) and all(isinstance(e, str) or e == g for e, g in zip(expected, got, strict=True))
+    if not fits:
+        raise ShapeError(f"{name} must be ({', '.join(map(str, expected))}), but got {got}")
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Copy tensors, dataclasses of tensors and sequences of these to `device`; leave everything else as it is."""
+    # A copy to the host must be complete on return; one to a device may overlap with what follows there.
+    overlap = torch.device(device).type != "cpu"
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=overlap))
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor in a value made of tensors, dataclasses and sequences."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value

@@ -1,0 +1,335 @@
+"""The training criterion of every detector: match, then add up the losses (DETR paper, section 3.1 and appendix A.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from panoptic_detr.structures import DetectorOutput, Predictions, Target
+from panoptic_detr.training.losses.hybrid import HybridMatching, Scheme
+from panoptic_detr.training.losses.matcher import ClassCost, HungarianMatcher, Matches
+from panoptic_detr.training.losses.regions import MaskLossKind, dense_term, mask_terms
+from panoptic_detr.training.losses.terms import box_losses, sigmoid_class_loss, softmax_class_loss, sum_per_layer
+from panoptic_detr.zoo import check_name, default_num_labels
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the criterion found.
+
+    Attributes:
+        total: scalar, the weighted sum; call `backward` on it.
+        terms: unweighted scalars by name: `class`, `box_l1`, `box_giou`, `mask_focal`, `mask_dice` of the last layer; with
+            `_layer0` and so on for earlier decoder layers, `_proposals` for two-stage, `_one_to_many` for the hybrid branch.
+        weights: the weight of each term in the total.
+        matching: (queries, objects) of each image in the last layer.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+    matching: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms in the total; a weight of zero leaves the term out (DETR paper, Table 4)."""
+
+    class_: float = 1.0
+    box_l1: float = 5.0
+    box_giou: float = 2.0
+    mask_focal: float = 1.0
+    mask_dice: float = 1.0
+    dense: float = 5.0
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise ValueError(f"weights of losses must be at least 0, but got {vars(self)}")
+
+    def of(self, term: str) -> float:
+        """Weight of a term without its suffix."""
+        return self.class_ if term == "class" else float(getattr(self, term))
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """Objects in every image of one optimiser step, over all processes and accumulated batches.
+
+    Losses are divided by these counts, so that the gradient does not depend on how the images were spread over devices.
+    """
+
+    objects: tuple[int, ...]
+    processes: int = 1
+
+    def boxes(self, repeats: int = 1) -> float:
+        """Matched objects per process, at least 1."""
+        return max(sum(self.objects) * repeats / self.processes, 1.0)
+
+    def share_of(self, images: int) -> float:
+        """What a mean over so many images of this process counts in the mean over all images, times the processes."""
+        return images * self.processes / len(self.objects)
+
+    def class_weight(self, queries: int, repeats: int, no_object_weight: float) -> float:
+        """Sum of the class weights of all queries, per process (the divisor of a weighted mean)."""
+        matched = sum(min(count * repeats, queries) for count in self.objects)
+        return (matched + no_object_weight * (queries * len(self.objects) - matched)) / self.processes
+
+
+class Criterion(nn.Module):
+    """Losses of a batch for any detector.
+
+    Args:
+        num_labels: class slots without no-object.
+        matcher: its class cost also says whether the head is a softmax or a sigmoid one.
+        weights: of the terms.
+        no_object_weight: class weight of unmatched queries, for softmax heads.
+        aux_loss: also on the earlier decoder layers (of both groups of queries) and on the proposals.
+        masks: also the mask losses, from the output's `segment`.
+        mask_loss: "full": at the images' resolution (paper); "points": at `mask_points` places of every mask.
+        mask_points: places per mask for "points".
+        masks_per_image: mask losses for at most so many objects of an image, drawn anew in each step; None for all.
+        hybrid: one-to-many matching.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_labels: int,
+        matcher: HungarianMatcher,
+        weights: LossWeights,
+        no_object_weight: float = 0.1,
+        aux_loss: bool = True,
+        masks: bool = False,
+        mask_loss: MaskLossKind = "full",
+        mask_points: int = 12544,
+        masks_per_image: int | None = None,
+        hybrid: HybridMatching | None = None,
+    ) -> None:
+        super().__init__()
+        if mask_points < 1 or (masks_per_image is not None and masks_per_image < 1):
+            raise ValueError(
+                f"mask_points and masks_per_image (null for all) must be at least 1; got {mask_points} and {masks_per_image}"
+            )
+        if mask_loss not in get_args(MaskLossKind):
+            raise ValueError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
+        self.num_labels = num_labels
+        self.matcher = matcher
+        self.weights = weights
+        self.no_object_weight = no_object_weight
+        self.aux_loss = aux_loss
+        self.masks = masks
+        self.mask_loss = mask_loss
+        self.mask_points = mask_points
+        self.masks_per_image = masks_per_image
+        self.hybrid = hybrid or HybridMatching()
+        self.progress = 0.0
+
+    def counts(self, targets: Sequence[Target]) -> GlobalCounts:
+        """Objects per image of this step in all processes; pass the targets of every accumulated batch at once."""
+        local = [len(target) for target in targets]
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return GlobalCounts(tuple(local))
+        gathered: list[list[int]] = [[]] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, local)
+        return GlobalCounts(tuple(chain.from_iterable(gathered)), len(gathered))
+
+    def forward(self, output: DetectorOutput, targets: Sequence[Target], counts: GlobalCounts | None = None) -> Losses:
+        """Compare.
+
+        Args:
+            output: of a detector, or of a panoptic model if this criterion has mask losses.
+            targets: one per image.
+            counts: what to divide by; by default the objects of these targets in all processes.
+
+        Raises:
+            ValueError: a label outside the class head, or another number of targets than images.
+        """
+        self._check(output, targets)
+        counts = self.counts(targets) if counts is None else counts
+        main = self._trained_layers(Predictions(output.logits, output.boxes))
+        repeats = self.hybrid.main_repeats(len(main.logits), self.progress)
+        matches = self.matcher(main, targets, repeats)
+        terms = self._group(main, targets, matches, repeats, counts, "")
+        pairs = matches.of_layer(-1)
+        if output.proposals is not None and self.aux_loss:
+            terms |= self._proposals(output.proposals, targets, counts)
+        weights = {name: self.weights.of(_term(name)) for name in terms}
+        if output.one_to_many is not None and self.hybrid.scheme == "branch":
+            extra = self._one_to_many(self._trained_layers(output.one_to_many), targets, counts)
+            terms |= extra
+            weights |= {name: self.weights.of(_term(name)) * self.hybrid.weight for name in extra}
+        if output.dense and self.weights.dense:
+            share = counts.share_of(len(targets))
+            terms["dense"], weights["dense"] = share * dense_term(output.dense, targets, self.num_labels), self.weights.dense
+        if self.masks:
+            divisor = counts.boxes(repeats[-1])
+            found = mask_terms(output, targets, pairs, divisor, self.mask_loss, self.mask_points, self.masks_per_image)
+            terms |= found
+            weights |= {name: self.weights.of(name) for name in found}
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        return Losses(total, terms, weights, pairs)
+
+    def _trained_layers(self, predictions: Predictions) -> Predictions:
+        """The decoder layers that losses are for: all, or the last."""
+        return predictions if self.aux_loss else Predictions(predictions.logits[-1:], predictions.boxes[-1:])
+
+    def _group(
+        self,
+        predictions: Predictions,
+        targets: Sequence[Target],
+        matches: Matches,
+        repeats: list[int],
+        counts: GlobalCounts,
+        suffix: str,
+    ) -> dict[str, Tensor]:
+        """Class and box terms of every layer of one group of queries."""
+        values: dict[str, Tensor] = {}  # each (L,)
+        if self.weights.class_:
+            values["class"] = self._class_loss(predictions, targets, matches, repeats, counts)
+        if self.weights.box_l1 or self.weights.box_giou:
+            divisor = matches.counts.new_tensor([counts.boxes(r) for r in repeats], dtype=torch.float32)
+            wanted = torch.cat([target.boxes for target in targets])[_flat_objects(matches, targets)]  # (P, 4)
+            found = predictions.boxes[matches.layers, matches.images, matches.queries].float()  # (P, 4)
+            l1, giou = box_losses(found, wanted.float())
+            for name, losses in (("box_l1", l1), ("box_giou", giou)):
+                values[name] = sum_per_layer(losses, matches.layers, len(repeats)) / divisor.to(losses.device)
+        last = len(repeats) - 1
+        return {
+            f"{name}{'' if layer == last else f'_layer{layer}'}{suffix}": value
+            for name, per_layer in values.items()
+            if self.weights.of(name)
+            for layer, value in enumerate(per_layer.unbind())
+        }
+
+    def _class_loss(
+        self, predictions: Predictions, targets: Sequence[Target], matches: Matches, repeats: list[int], counts: GlobalCounts
+    ) -> Tensor:
+        """Class loss of every layer, (L,)."""
+        logits = predictions.logits.float()
+        classes = matches.queries.new_full(logits.shape[:3], self.num_labels)  # (L, B, Q)
+        labels = torch.cat([target.labels for target in targets])[_flat_objects(matches, targets)]  # (P,)
+        classes[matches.layers, matches.images, matches.queries] = labels
+        if self.matcher.class_cost == "sigmoid":
+            sums, divisor = sigmoid_class_loss(logits, classes), [counts.boxes(r) for r in repeats]
+        else:
+            sums = softmax_class_loss(logits, classes, self.no_object_weight)
+            divisor = [counts.class_weight(logits.shape[2], r, self.no_object_weight) for r in repeats]
+        return sums / sums.new_tensor(divisor)
+
+    def _proposals(self, proposals: Predictions, targets: Sequence[Target], counts: GlobalCounts) -> dict[str, Tensor]:
+        """Two-stage: every object has label 0 for the encoder's proposals (Deformable DETR, section 4.2)."""
+        classless = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+        matches = self.matcher(proposals, classless, [1])
+        return self._group(proposals, classless, matches, [1], counts, "_proposals")
+
+    def _one_to_many(self, predictions: Predictions, targets: Sequence[Target], counts: GlobalCounts) -> dict[str, Tensor]:
+        """The hybrid branch: its own queries, every object matched K times in every layer."""
+        repeats = [self.hybrid.repeats] * len(predictions.logits)
+        matches = self.matcher(predictions, targets, repeats)
+        return self._group(predictions, targets, matches, repeats, counts, "_one_to_many")
+
+    def _check(self, output: DetectorOutput, targets: Sequence[Target]) -> None:
+        if len(targets) != output.logits.shape[1]:
+            raise ValueError(f"{output.logits.shape[1]} images, but {len(targets)} targets")
+        if output.no_object != (self.matcher.class_cost == "softmax"):
+            head, wanted = ("softmax", "sigmoid") if output.no_object else ("sigmoid", "softmax")
+            raise ValueError(f"the model has a {head} class head, but the criterion was built for a {wanted} one")
+        slots = output.logits.shape[3] - output.no_object
+        if slots != self.num_labels:
+            raise ValueError(
+                f"the model has {slots} label slots, but the criterion was built with num_labels={self.num_labels}"
+            )
+        labels = torch.cat([target.labels for target in targets])
+        wrong = (labels < 0) | (labels >= self.num_labels)
+        if wrong.any():  # the only wait for the device, however many images there are
+            place = int(wrong.nonzero()[0])
+            ends = torch.tensor([len(target) for target in targets]).cumsum(0)
+            image = targets[int((ends <= place).sum())].image_id
+            raise ValueError(
+                f"image {image}: label {int(labels[place])} is outside the class head's "
+                f"0..{self.num_labels - 1}; build the model with the data set's number of labels"
+            )
+
+
+def build_criterion(
+    name: str,
+    *,
+    num_labels: int | None = None,
+    aux_loss: bool = True,
+    class_weight: float | None = None,
+    l1_weight: float = 5.0,
+    giou_weight: float = 2.0,
+    mask_focal_weight: float = 1.0,
+    mask_dice_weight: float = 1.0,
+    dense_weight: float = 5.0,
+    no_object_weight: float = 0.1,
+    cost_class: float | None = None,
+    cost_l1: float = 5.0,
+    cost_giou: float = 2.0,
+    mask_loss: MaskLossKind = "full",
+    mask_points: int = 12544,
+    masks_per_image: int | None = None,
+    hybrid: Scheme | Literal["auto"] = "auto",
+    one_to_many_repeats: int = 6,
+    one_to_many_weight: float = 1.0,
+    one_to_many_share: float = 2 / 3,
+    one_to_many_layers: int = 3,
+) -> Criterion:
+    """Build the criterion that belongs to a model name, with the papers' weights as defaults.
+
+    Args:
+        name: a model name (`list_models()`).
+        num_labels: label slots; by default the published ones.
+        aux_loss: losses on the earlier decoder layers and the proposals; off for stage 2, where they train nothing.
+        class_weight: and the other weights: of the terms in the total; 0 leaves a term out.
+        l1_weight: L1 box loss.
+        giou_weight: generalized-IoU loss.
+        mask_focal_weight: focal mask loss.
+        mask_dice_weight: DICE mask loss.
+        dense_weight: dense auxiliary loss, for models built with it.
+        no_object_weight: class weight of unmatched queries (softmax heads).
+        cost_class: weights of the matching cost.
+        cost_l1: L1 box distance.
+        cost_giou: generalized IoU.
+        mask_loss: "full" or "points".
+        mask_points: places per mask for "points".
+        masks_per_image: mask losses for at most so many objects of an image, drawn anew in each step: less memory and time
+            where an image has dozens of objects. None for all.
+        hybrid: matching scheme; "auto" is the hybrid branch for h_ models and none for others.
+        one_to_many_repeats: K.
+        one_to_many_weight: lambda.
+        one_to_many_share: rho, for "epoch": the share of the training that is one-to-many, 0..1.
+        one_to_many_layers: L1, for "layer".
+    """
+    check_name(name)
+    head: ClassCost = "softmax" if name.startswith("detr_") else "sigmoid"
+    published = 1.0 if head == "softmax" else 2.0  # of the class, in the cost and in the total
+    cost = published if cost_class is None else cost_class
+    weight = published if class_weight is None else class_weight
+    scheme: Scheme = ("branch" if name.startswith("h_") else "none") if hybrid == "auto" else hybrid
+    return Criterion(
+        num_labels=default_num_labels(name) if num_labels is None else num_labels,
+        matcher=HungarianMatcher(head, cost, cost_l1, cost_giou),
+        weights=LossWeights(weight, l1_weight, giou_weight, mask_focal_weight, mask_dice_weight, dense_weight),
+        no_object_weight=no_object_weight,
+        aux_loss=aux_loss,
+        masks=name.endswith("_panoptic"),
+        mask_loss=mask_loss,
+        mask_points=mask_points,
+        masks_per_image=masks_per_image,
+        hybrid=HybridMatching(scheme, one_to_many_repeats, one_to_many_weight, one_to_many_share, one_to_many_layers),
+    )
+
+
+def _flat_objects(matches: Matches, targets: Sequence[Target]) -> Tensor:
+    """Index of each matched object in the concatenation of all targets: (P,)."""
+    starts = torch.tensor([0, *[len(target) for target in targets]]).cumsum(0).to(matches.images.device)
+    return starts[matches.images] + matches.objects
+
+
+def _term(name: str) -> str:
+    """A term's name without the suffixes of layer and group."""
+    return name.split("_layer")[0].removesuffix("_one_to_many").removesuffix("_proposals")

@@ -1,0 +1,126 @@
+"""The log of a run as CSV: one row per logged step, safe to follow while it grows and to continue after a resume.
+
+TensorBoard gets the same rows, and pictures, where it is installed.
+"""
+
+import csv
+import importlib.util
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from panoptic_detr.files import write_whole
+
+
+class CsvLog:
+    """Rows of numbers by name, appended and flushed one at a time.
+
+    Args:
+        path: the file; rows of an earlier part of the same run are kept up to `resume_step`.
+        resume_step: rows after this step belong to steps that are done again, and are removed. 0 starts a new file.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        kept = self._rows_up_to(resume_step) if resume_step and path.is_file() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kept:
+            self._rewrite(list(kept[0]), kept)
+        else:
+            path.unlink(missing_ok=True)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Append a row; a name that is new becomes a column."""
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self._rewrite([*self.columns, *new], self._read() if self.columns else [])
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerow([_text(row[name]) if name in row else "" for name in self.columns])
+        except OSError:
+            os.truncate(self.path, size)  # half a row would spoil the next one
+            raise
+
+    def _rewrite(self, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows([row.get(name, "") for name in columns] for row in rows)
+        write_whole(self.path, lambda stream: stream.write(text.getvalue().encode()))  # a run that is killed here keeps its log
+        self.columns = list(columns)
+
+    def _read(self) -> list[dict[str, str]]:
+        with open(self.path, newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    def _rows_up_to(self, step: int) -> list[dict[str, str]]:
+        """Complete rows; the last line may have been cut short by a kill."""
+        rows = [row for row in self._read() if None not in row.values() and row.get("step", "").isdigit()]
+        return [row for row in rows if int(row["step"]) <= step]
+
+
+class Averages:
+    """Means of the values added since the last `take`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and start again."""
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class Board(Protocol):
+    """What is used of TensorBoard's `SummaryWriter`."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Add one number to one curve."""
+
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None:
+        """Add one picture to one series."""
+
+    def close(self) -> None:
+        """Write what is still waiting to be written."""
+
+
+def open_board(folder: Path, resume_step: int) -> Board | None:
+    """A TensorBoard writer that hides what an earlier part of the run wrote after `resume_step`; None if not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+
+def write_board(board: Board | None, group: str, row: Mapping[str, float]) -> None:
+    """Add a row of the CSV log to the curves of a group."""
+    if board is None:
+        return
+    for name, value in row.items():
+        if name != "step":
+            board.add_scalar(f"{group}/{name.replace(' ', '_')}", value, int(row["step"]))
+
+
+def write_pictures(board: Board, pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Add (H, W, 3) uint8 RGB pictures, each to the series of its name."""
+    for name, picture in pictures.items():
+        board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,155 @@
+"""What a run needs besides the weights to go on exactly where it was: counters and the state of every random generator."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from panoptic_detr.errors import CheckpointError
+from panoptic_detr.training.ema import AveragedWeights
+from panoptic_detr.training.processes import gather, spread_like, whole
+from panoptic_detr.weights.checkpoints import Checkpoint
+
+
+@dataclass
+class RunState:
+    """Counters of a run.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: the current pass over the data, from 0.
+        batch: batches of this pass that are done, per process.
+        best: best score so far; None before the first evaluation.
+        evaluations_since_best: for early stopping.
+        skipped: steps skipped because of non-finite values.
+        evaluated: the step after which the model was last evaluated.
+        first_losses: of the first steps, to compare later ones with.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float | None = None
+    evaluations_since_best: int = 0
+    skipped: int = 0
+    evaluated: int = 0
+    first_losses: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def capture_random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy and torch of this process, in values that a checkpoint may hold."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put every generator back to a captured state."""
+    version, values, gauss = state["python"]
+    random.setstate((version, tuple(values), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def take_snapshot(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: Any,
+    ema: AveragedWeights | None,
+    state: RunState,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The training part of a checkpoint; every process must call it.
+
+    With EMA the checkpoint's own weights are the averaged ones, so the live ones are kept here.
+    """
+    return {
+        "state": state.to_dict(),
+        "optimizer": whole(optimizer.state_dict()),
+        "scaler": fabric.strategy.precision.state_dict(),
+        "random": gather(fabric, capture_random_state()),
+        "processes": fabric.world_size,
+        "settings": dict(settings),
+        "ema": None if ema is None else ema.state_dict(),
+        "model": None if ema is None else {name: whole(value).detach().clone() for name, value in model.state_dict().items()},
+    }
+
+
+def restore_snapshot(
+    checkpoint: Checkpoint, fabric: Fabric, model: nn.Module, optimizer: Any, ema: AveragedWeights | None
+) -> RunState:
+    """Put everything back, and return the counters.
+
+    Raises:
+        CheckpointError: the checkpoint was made for use, belongs to another model, or was written by more or fewer processes.
+    """
+    training, where = checkpoint.training, repr(str(checkpoint.path or Path("checkpoint")))
+    if training is None:
+        raise CheckpointError(f"{where} has no training part to go on from; it was exported for use")
+    if training["processes"] != fabric.world_size:
+        raise CheckpointError(
+            f"{where} was written by {training['processes']} processes and this run has {fabric.world_size}; an exact resume "
+            "needs as many. Start a new run from its weights instead (--model.weights)"
+        )
+    live = model.state_dict()
+    weights = {name: spread_like(value, live.get(name)) for name, value in (training["model"] or checkpoint.state_dict).items()}
+    replace(checkpoint, state_dict=weights).load_into(model)
+    sizes = [
+        [len(part["params"]) for part in groups] for groups in (training["optimizer"]["param_groups"], optimizer.param_groups)
+    ]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"{where} trains groups of {sizes[0]} parameters and this run {sizes[1]}; a resume trains the same ones, so leave "
+            "what freezes (optimizer.*_lr_scale, joint) as it was, or start a new run from its weights (--model.weights)"
+        )
+    rates = [(part["base_lr"], part["weight_decay"]) for part in optimizer.param_groups]
+    optimizer.load_state_dict(_spread_optimizer(training["optimizer"], optimizer))
+    for part, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
+        part["base_lr"], part["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
+    fabric.strategy.precision.load_state_dict(training["scaler"])
+    if ema is not None and training["ema"] is not None:
+        ema.load_state_dict(training["ema"])
+    elif ema is not None:
+        ema.restart(model)  # switched on with this resume: it has averaged only the random weights from before loading
+    restore_random_state(training["random"][fabric.global_rank])
+    return RunState(**training["state"])
+
+
+def _spread_optimizer(saved: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The saved state, its tensors spread over the processes as the parameters are."""
+    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    state = {
+        index: {name: spread_like(value, parameters[index]) for name, value in values.items()}
+        for index, values in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One sentence per setting that differs between the saved run and this one, but for those that may."""
+    lines = []
+    for section in sorted(before.keys() & now.keys()):
+        old, new = before[section], now[section]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = sorted((old.keys() | new.keys()) - {"resume", "output"})
+            lines += [
+                f"{section}.{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)
+            ]
+    return lines

@@ -1,0 +1,123 @@
+"""What a run is measured on while it trains: scores on the validation set, and pictures of a few of its images."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from panoptic_detr.categories import Category
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.stages import DetectorStage, MaskStage
+from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.loading import collate
+from panoptic_detr.evaluation.evaluate import evaluate_model
+from panoptic_detr.images import fit
+from panoptic_detr.inference.choose import choose_queries
+from panoptic_detr.inference.predictor import predict_batch
+from panoptic_detr.training.trainer import DrawSamples, Evaluate
+from panoptic_detr.visualization.draw.boxes import draw_boxes
+from panoptic_detr.visualization.draw.entry import Entry, draw_entry
+from panoptic_detr.visualization.draw.layout import side_by_side
+
+LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
+
+
+def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric) -> Evaluate | None:
+    """What to call for scores during training: PQ of a model with masks, and box AP; None without validation set."""
+    if dataset is None:
+        return None
+    validation = dataset
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        """Scores of the model as it is now, by name."""
+        return evaluate_model(
+            model,
+            validation,
+            settings=stage.inference,
+            panoptic=isinstance(stage, MaskStage),
+            ap="boxes",
+            batch_size=stage.train.batch_size,
+            workers=stage.data.workers,
+            share=fabric.world_size > 1,
+        ).summary()
+
+    return evaluate
+
+
+def sample_drawer(stage: DetectorStage, dataset: CocoPanoptic | None) -> DrawSamples | None:
+    """What to call for pictures of the same few validation images (`train.sample_pictures`); None where none are wanted."""
+    if dataset is None or not stage.train.sample_pictures:
+        return None
+    count = min(stage.train.sample_pictures, len(dataset))
+    chosen = dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
+    draw = draw_panoptic if isinstance(stage, MaskStage) else draw_detections
+    return partial(draw, dataset=chosen, settings=stage.inference)
+
+
+def draw_panoptic(model: nn.Module, dataset: CocoPanoptic, settings: InferenceSettings) -> dict[str, np.ndarray]:
+    """Annotation, prediction and errors of every image, side by side.
+
+    Args:
+        model: a panoptic model in eval mode.
+        dataset: the images, with evaluation's transform.
+        settings: thresholds and merging rules.
+
+    Returns:
+        By image id, (h, w, 3) uint8 RGB.
+    """
+    pictures = {}
+    for index, image_id in enumerate(dataset.image_ids):
+        (prediction,) = predict_batch(model, collate([dataset[index]]), dataset.categories, settings)
+        entry = Entry(str(image_id), dataset.image(index), dataset.truth(index), prediction)
+        pictures[entry.name] = fit(draw_entry(entry, scale=_enlargement(entry.image)), MOST_SIDE)
+    return pictures
+
+
+@torch.no_grad()
+def draw_detections(model: nn.Module, dataset: CocoPanoptic, settings: InferenceSettings) -> dict[str, np.ndarray]:
+    """Annotated and predicted boxes of every image, side by side; for detectors without masks.
+
+    Args:
+        model: a detector in eval mode.
+        dataset: the images, with evaluation's transform.
+        settings: thresholds of the queries that are drawn.
+
+    Returns:
+        By image id, (h, w, 3) uint8 RGB.
+    """
+    pictures, table = {}, dataset.categories
+    for index, image_id in enumerate(dataset.image_ids):
+        batch = collate([dataset[index]]).to(next(model.parameters()).device)
+        output = model(batch.images, batch.padding_mask)
+        things, stuff = settings.thresholds(output.no_object)
+        choice = choose_queries(
+            output.logits[-1, 0].cpu(), table, threshold=things, stuff_threshold=stuff, no_object=output.no_object
+        )
+        found = [(query, category) for query in choice.queries if (category := choice.categories[query]) is not None]
+        image, target = dataset.image(index), dataset.target(index)
+        truth = [table.by_label[label] for label in target.labels.tolist()]
+        drawn = [
+            _with_boxes(image, target.boxes.numpy(), truth, [category.name for category in truth]),
+            _with_boxes(
+                image,
+                output.boxes[-1, 0, [query for query, _ in found]].float().cpu().numpy(),
+                [category for _, category in found],
+                [f"{category.name} {choice.scores[query]:.2f}" for query, category in found],
+            ),
+        ]
+        pictures[str(image_id)] = fit(side_by_side(drawn, ["ground truth", "prediction"]), MOST_SIDE)
+    return pictures
+
+
+def _with_boxes(image: np.ndarray, boxes: np.ndarray, categories: Sequence[Category], names: Sequence[str]) -> np.ndarray:
+    scale = _enlargement(image)
+    picture = np.repeat(np.repeat(image, scale, 0), scale, 1)
+    draw_boxes(picture, boxes, [category.color for category in categories], names)
+    return picture
+
+
+def _enlargement(image: np.ndarray) -> int:
+    return max(1, LEAST_SIDE // max(image.shape[:2]))

@@ -1,0 +1,121 @@
+"""What every benchmark needs: a stopwatch by parts, a process of one's own with its peak memory, the machine in words."""
+
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from panoptic_detr.parallel import usable_cores
+
+Result = TypeVar("Result")
+Clock = Literal["wall", "cpu"]
+
+
+class Stopwatch:
+    """Seconds by part; of several laps the shortest counts, which is the one least disturbed by other programs.
+
+    Args:
+        clock: "wall", or "cpu": the time of all threads of this process, steadier on a busy machine (with one thread).
+    """
+
+    def __init__(self, clock: Clock = "wall") -> None:
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
+        self.laps: list[dict[str, float]] = []
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """Time everything within as `total`, and what is given to `time` within as parts."""
+        self.laps.append(defaultdict(float))
+        with self.part("total"):
+            yield
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what happens within to a part of the current lap."""
+        start = self.now()
+        yield
+        self.laps[-1][name] += self.now() - start
+
+    def time(self, name: str, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function and add its time to a part of the current lap."""
+        with self.part(name):
+            return work(*arguments)
+
+    def best(self) -> dict[str, float]:
+        """Seconds of each part in the shortest lap, so that parts and total belong together."""
+        return dict(min(self.laps, key=lambda lap: lap["total"]))
+
+
+class TimedModule(nn.Module):
+    """A module whose calls count as a part of the current lap."""
+
+    def __init__(self, module: nn.Module, watch: Stopwatch, part: str) -> None:
+        super().__init__()
+        self.module, self.watch, self.part_name = module, watch, part
+
+    def forward(self, *inputs: Any) -> Any:
+        """Call the module."""
+        return self.watch.time(self.part_name, self.module, *inputs)
+
+
+def autocast(bf16: bool) -> AbstractContextManager[None]:
+    """Bfloat16 autocast on the CPU, or nothing."""
+    return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+
+
+def check_variants(names: Sequence[str], known: Collection[str]) -> None:
+    """Raise `ValueError` with the nearest name unless every variant exists."""
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.0)[0]
+            raise ValueError(f"there is no variant {name!r}; did you mean {near!r}? There are {', '.join(map(repr, known))}")
+
+
+def in_own_process(function: Callable[..., Result], **arguments: Any) -> Result:
+    """Call a function of a module in a fresh interpreter, so that its peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, **arguments).result()
+
+
+def peak_memory() -> float:
+    """The largest resident size that this process ever had, in MiB.
+
+    Linux keeps it per program (VmHWM). `ru_maxrss` would also count what the parent held when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 1024**2 if sys.platform == "darwin" else size / 1024
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that figures depend on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
