@@ -4,84 +4,62 @@ The public names are imported on first use, so that `panoptic-detr --help` does 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from panoptic_detr.categories import Category, CategoryTable
-    from panoptic_detr.evaluation.panoptic import evaluate_panoptic
-    from panoptic_detr.inference.merge import merge_panoptic
-    from panoptic_detr.inference.predictor import Predictor, load_model
-    from panoptic_detr.quality.panoptic_quality import PanopticQuality
-    from panoptic_detr.quality.result import PanopticQualityResult
-    from panoptic_detr.structures import (
-        Batch,
-        DetectorOutput,
-        Dropped,
-        FeatureLevel,
-        PanopticSegmentation,
-        Predictions,
-        Sample,
-        Segment,
-        Target,
-    )
-    from panoptic_detr.training.losses.criterion import Losses, build_criterion
-    from panoptic_detr.visualization.draw.overlay import overlay
-    from panoptic_detr.weights.names.detr import load_official
+    from panoptic_detr.evaluation import evaluate_panoptic
+    from panoptic_detr.inference import Predictor, load_model, merge_panoptic
+    from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
+    from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
+    from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target
+    from panoptic_detr.training.losses import Losses, build_criterion
+    from panoptic_detr.visualization.draw import overlay
+    from panoptic_detr.weights import load_official
     from panoptic_detr.zoo import build_model, list_models
 
 _HOMES = {
     "categories": ("Category", "CategoryTable"),
-    "evaluation.panoptic": ("evaluate_panoptic",),
-    "quality.panoptic_quality": ("PanopticQuality",),
-    "quality.result": ("PanopticQualityResult",),
-    "inference.merge": ("merge_panoptic",),
-    "inference.predictor": ("Predictor", "load_model"),
-    "weights.names.detr": ("load_official",),
-    "structures": (
-        "Batch",
-        "DetectorOutput",
-        "Dropped",
-        "FeatureLevel",
-        "PanopticSegmentation",
-        "Predictions",
-        "Sample",
-        "Segment",
-        "Target",
-    ),
-    "training.losses.criterion": ("Losses", "build_criterion"),
-    "visualization.draw.overlay": ("overlay",),
+    "evaluation": ("evaluate_panoptic",),
+    "inference": ("Predictor", "load_model", "merge_panoptic"),
+    "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
+    "quality": ("PanopticQuality", "PanopticQualityResult"),
+    "structures": ("Batch", "DetectorOutput", "FeatureLevel", "Predictions", "Sample", "Target"),
+    "training.losses": ("Losses", "build_criterion"),
+    "visualization.draw": ("overlay",),
+    "weights": ("load_official",),
     "zoo": ("build_model", "list_models"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: RUF022 - grouped by room
+__all__ = [
+    "Batch",
     "Category",
     "CategoryTable",
-    "PanopticQuality",
-    "PanopticQualityResult",
-    "evaluate_panoptic",
-    "merge_panoptic",
-    "Predictor",
-    "load_model",
-    "load_official",
-    "Batch",
     "DetectorOutput",
     "Dropped",
     "FeatureLevel",
+    "Losses",
+    "PanopticQuality",
+    "PanopticQualityResult",
     "PanopticSegmentation",
     "Predictions",
+    "Predictor",
     "Sample",
     "Segment",
     "Target",
-    "Losses",
     "build_criterion",
-    "overlay",
     "build_model",
+    "evaluate_panoptic",
     "list_models",
+    "load_model",
+    "load_official",
+    "merge_panoptic",
+    "overlay",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'panoptic_detr' has no attribute {name!r}")
     return getattr(import_module(f"panoptic_detr.{_HOME_OF[name]}"), name)

@@ -6,6 +6,7 @@ Published checkpoints carry no class names; their label index is the COCO catego
 from functools import cache
 
 from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.errors import InputError
 
 DETECTION_LABELS, PANOPTIC_LABELS = 91, 250
 
@@ -18,10 +19,10 @@ def coco_categories(num_labels: int = PANOPTIC_LABELS) -> CategoryTable:
         num_labels: 250 for panoptic models, 91 for detection (things only).
 
     Raises:
-        ValueError: no published COCO model has so many label slots.
+        InputError: no published COCO model has so many label slots.
     """
     if num_labels not in (DETECTION_LABELS, PANOPTIC_LABELS):
-        raise ValueError(f"published COCO models have {DETECTION_LABELS} or {PANOPTIC_LABELS} label slots, not {num_labels}")
+        raise InputError(f"published COCO models have {DETECTION_LABELS} or {PANOPTIC_LABELS} label slots, not {num_labels}")
     rows = (line.split(" ", 3) for line in _CLASSES.strip().splitlines())
     every = [Category(int(id), name, thing == "1", _rgb(color)) for id, thing, color, name in rows]
     chosen = tuple(category for category in every if category.isthing or num_labels == PANOPTIC_LABELS)

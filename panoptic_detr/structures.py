@@ -11,27 +11,8 @@ import torch
 from torch import Tensor
 
 from panoptic_detr.boxes import cxcywh_to_xyxy
-from panoptic_detr.errors import ShapeError
-from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, Segment
+from panoptic_detr.errors import InputError, ShapeError
 from panoptic_detr.shapes import check_shape, map_tensors, move
-
-__all__ = [
-    "Batch",
-    "DetectorOutput",
-    "DropReason",
-    "Dropped",
-    "FeatureLevel",
-    "PanopticSegmentation",
-    "Predictions",
-    "Sample",
-    "Segment",
-    "ShapeError",
-    "Target",
-    "check_shape",
-    "map_tensors",
-    "move",
-    "pad_images",
-]
 
 
 @dataclass
@@ -77,12 +58,12 @@ class Target:
             (K, H, W) bool masks.
 
         Raises:
-            ValueError: the target has neither a segment map nor masks.
+            InputError: the target has neither a segment map nor masks.
         """
         if self.masks is not None:
             return self.masks[segments]  # (K, H, W)
         if self.segment_map is None:
-            raise ValueError(f"image {self.image_id}: the target has boxes only; mask losses need a segment map")
+            raise InputError(f"image {self.image_id}: the target has boxes only; mask losses need a segment map")
         places = (segments + 1).to(self.segment_map.dtype)  # comparing bytes with bytes is several times faster
         return self.segment_map[None] == places[:, None, None]  # (K, H, W)
 
@@ -222,7 +203,7 @@ class DetectorOutput:
     def segment(self, queries: Sequence[Tensor]) -> list[Tensor]:
         """Mask logits of the chosen queries: one (K_i,) LongTensor per image in, one (K_i, h, w) tensor per image out."""
         if self.segmenter is None:
-            raise ValueError("this output comes from a detector without a mask head; build the '..._panoptic' model for masks")
+            raise InputError("this output comes from a detector without a mask head; build the '..._panoptic' model for masks")
         return self.segmenter(self, queries)
 
     def probabilities(self) -> Tensor:

@@ -9,10 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import nn
 
 from panoptic_detr.config.types import fits_type
-from panoptic_detr.models.deformable.detector import build_deformable_detr
-from panoptic_detr.models.detr import build_detr
-from panoptic_detr.models.mask_head import MaskHead
-from panoptic_detr.models.panoptic_detr import PanopticDETR
+from panoptic_detr.errors import InputError
+from panoptic_detr.models import MaskHead, PanopticDETR, build_detr
+from panoptic_detr.models.deformable import build_deformable_detr
 
 PANOPTIC = "_panoptic"
 MASK_OPTIONS: dict[str, Any] = {
@@ -55,11 +54,11 @@ def list_models() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` with the nearest names unless `name` is a model."""
+    """Raise `InputError` with the nearest names unless `name` is a model."""
     if name not in list_models():
         near = get_close_matches(name, list_models(), 3, 0.3)
         hint = f"; the nearest are {', '.join(near)}" if near else ", and no name is near to it"
-        raise ValueError(f"there is no model {name!r}{hint} (all: panoptic_detr.list_models())")
+        raise InputError(f"there is no model {name!r}{hint} (all: panoptic_detr.list_models())")
 
 
 def default_num_labels(name: str) -> int:
@@ -80,7 +79,7 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
         A model whose call gives a `DetectorOutput`; `model.spec` holds what it was built from, as plain values.
 
     Raises:
-        ValueError: an unknown name or override, named with the nearest valid one.
+        InputError: an unknown name or override, named with the nearest valid one.
     """
     check_name(name)
     build = BUILDERS[name.removesuffix(PANOPTIC)]
@@ -133,8 +132,8 @@ def _check_override(name: str, key: str, value: Any) -> None:
             hint = "that is a setting of the mask head, which stage 2 (train_masks) and panoptic models have"
         if key == "num_classes":
             hint = "the number of classes is 'num_labels', which the data's categories give"
-        raise ValueError(f"{name} has no override {key!r}; {hint}")
+        raise InputError(f"{name} has no override {key!r}; {hint}")
     if not fits_type(value, types[key]):
         wanted = get_args(types[key]) if get_origin(types[key]) is Literal else getattr(types[key], "__name__", types[key])
         expected = f"one of {', '.join(map(repr, wanted))}" if isinstance(wanted, tuple) else str(wanted)
-        raise ValueError(f"{name}: override {key!r} must be {expected}, but got {value!r}")
+        raise InputError(f"{name}: override {key!r} must be {expected}, but got {value!r}")

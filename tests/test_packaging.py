@@ -77,9 +77,10 @@ def files(*folders: str) -> set[str]:
 def test_the_wheel_holds_package_tools_and_configs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = files("panoptic_detr")
-    expected |= {f"panoptic_detr/{name}" for name in files("tools", "configs")}
+    expected |= {f"panoptic_detr/{name}" for name in files("tools", "configs") if not name.startswith("tools/benchmarks/")}
     assert {"panoptic_detr/py.typed", "panoptic_detr/tools/cli.py", "panoptic_detr/configs/__init__.py"} <= expected
     assert expected - names == set()
+    assert not any("benchmarks" in name for name in names)
     top_level = {name.split("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"panoptic_detr"}
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
@@ -88,7 +89,8 @@ def test_the_wheel_holds_package_tools_and_configs(wheel):
 def test_the_source_archive_holds_what_the_wheel_needs(source, tmp_path):
     with tarfile.open(build("sdist", source, tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert files("panoptic_detr", "tools", "configs") | {"setup.py", "pyproject.toml", "LICENSE"} <= names
+    expected = {name for name in files("panoptic_detr", "tools", "configs") if not name.startswith("tools/benchmarks/")}
+    assert expected | {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
 def requirements() -> dict[str, str]:
@@ -108,7 +110,7 @@ def imported_at_once(path: Path) -> set[str]:
 
 def test_every_package_that_is_imported_is_declared():
     paths = [path for folder in ("panoptic_detr", "tools") for path in (ROOT / folder).rglob("*.py")]
-    imported = set().union(*map(imported_at_once, paths)) - set(sys.stdlib_module_names) - {"panoptic_detr"}
+    imported = set().union(*map(imported_at_once, paths)) - set(sys.stdlib_module_names) - {"panoptic_detr", "tools"}
     assert {"torch", "cv2", "PIL", "yaml"} <= imported
     imported -= {"triton"}  # of one module that is imported where Triton is
     names = {package: {name.lower() for name in found} for package, found in packages_distributions().items()}

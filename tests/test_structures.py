@@ -1,4 +1,3 @@
-import ast
 import dataclasses
 from pathlib import Path
 
@@ -6,21 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic_detr import structures
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import ShapeError
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
-from panoptic_detr.structures import (
-    Batch,
-    DetectorOutput,
-    FeatureLevel,
-    PanopticSegmentation,
-    Predictions,
-    Sample,
-    Segment,
-    Target,
-    pad_images,
-)
+from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target, pad_images
 
 ROOT = Path(__file__).parents[1]
 TABLE = CategoryTable.from_coco([{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}])
@@ -72,7 +61,7 @@ def test_a_detector_without_mask_head_says_so():
 
 def test_copies_reach_every_tensor():
     meta = output(one_to_many=Predictions(torch.zeros(3, 2, 7, 4), torch.zeros(3, 2, 7, 4)))
-    from panoptic_detr.structures import move
+    from panoptic_detr.shapes import move
 
     moved = move(meta, "meta")
     assert {moved.logits.device.type, moved.memory.features.device.type, moved.one_to_many.boxes.device.type} == {"meta"}
@@ -128,16 +117,3 @@ def test_results_in_coco_form(tmp_path):
     assert (read_id_png(tmp_path / "12.png") == segment_map).all()
     with pytest.raises(dataclasses.FrozenInstanceError):
         segment.score = 1.0
-
-
-def test_everything_that_flows_is_found_in_one_place():
-    for name in structures.__all__:
-        assert hasattr(structures, name)
-    used = {name for path in (ROOT / "panoptic_detr").rglob("*.py") for name in imported_from_structures(path)}
-    assert used <= set(structures.__all__)
-    assert "PanopticSegmentation" in used
-
-
-def imported_from_structures(path):
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return [alias.name for node in nodes if node.module == "panoptic_detr.structures" for alias in node.names]

@@ -7,7 +7,10 @@ import torch
 
 import panoptic_detr as pd
 from panoptic_detr import zoo
+from panoptic_detr.errors import WeightsUnavailableError
+from panoptic_detr.weights import published as published_weights
 from panoptic_detr.weights.names.export import to_official
+from panoptic_detr.weights.published import PUBLISHED, load_published
 from panoptic_detr.zoo import build_model as build_tiny
 
 DETECTORS = [name for name in pd.list_models() if not name.endswith("_panoptic")]
@@ -62,7 +65,7 @@ def test_without_network_one_error_says_which_file_goes_where(tmp_path, monkeypa
 
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(OSError, match=r"detr-r50-e632da11\.pth is not cached") as error:
-        zoo.load_published("detr_r50")
+        load_published("detr_r50")
     assert f"put it at {tmp_path}/hub/checkpoints/detr-r50-e632da11.pth" in str(error.value)
 
 
@@ -72,7 +75,7 @@ def test_a_cached_file_is_loaded_safely(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     source = pd.build_model("detr_r50")
     torch.save({"model": to_official(source.state_dict())}, folder / "detr-r50-e632da11.pth")
-    loaded = zoo.load_published("detr_r50")
+    loaded = load_published("detr_r50")
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
@@ -87,7 +90,7 @@ def test_a_cached_pickle_of_something_else_is_not_run(tmp_path, monkeypatch):
 
     (folder / "detr-r50-e632da11.pth").write_bytes(pickle.dumps(Harm(), protocol=2))
     with pytest.raises(OSError, match=r"detr-r50-e632da11\.pth"):
-        zoo.load_published("detr_r50")
+        load_published("detr_r50")
     assert not (tmp_path / "harm").exists()
 
 
@@ -95,18 +98,18 @@ TINY = {"backbone": "resnet18", "hidden_dim": 32, "num_heads": 4, "ffn_dim": 32,
 
 
 def test_every_published_file_has_a_model_and_a_name_of_its_own():
-    assert set(zoo.PUBLISHED) <= set(pd.list_models())
-    files = [published.file_name for published in zoo.PUBLISHED.values()]
+    assert set(PUBLISHED) <= set(pd.list_models())
+    files = [published.file_name for published in PUBLISHED.values()]
     assert all(name.endswith(".pth") for name in files)
     assert len(set(files)) == len(files) == 15
-    assert all(published.source.startswith("https://") for published in zoo.PUBLISHED.values())
+    assert all(published.source.startswith("https://") for published in PUBLISHED.values())
 
 
 def test_a_file_that_only_a_browser_gets_is_named_with_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(zoo, "build_model", lambda name: build_tiny(name, **TINY))
-    with pytest.raises(zoo.WeightsUnavailableError) as error:
-        zoo.load_published("deformable_detr_r50_refine")
+    monkeypatch.setattr(published_weights, "build_model", lambda name: build_tiny(name, **TINY))
+    with pytest.raises(WeightsUnavailableError) as error:
+        load_published("deformable_detr_r50_refine")
     message = str(error.value)
     assert "download https://drive.google.com/file/d/1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI/view with a browser" in message
     name = "r50_deformable_detr_plus_iterative_bbox_refinement-checkpoint.pth"
@@ -117,15 +120,15 @@ def test_a_file_that_only_a_browser_gets_is_named_with_its_place(tmp_path, monke
 @pytest.mark.parametrize("name", ["deformable_detr_r50", "h_deformable_detr_r50"])
 def test_cached_files_of_deformable_detectors_are_loaded_with_the_options_in_them(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(zoo, "build_model", lambda name: build_tiny(name, **TINY))
+    monkeypatch.setattr(published_weights, "build_model", lambda name: build_tiny(name, **TINY))
     source = build_tiny(name, **TINY)
-    path = tmp_path / "hub" / "checkpoints" / zoo.PUBLISHED[name].file_name
+    path = tmp_path / "hub" / "checkpoints" / PUBLISHED[name].file_name
     path.parent.mkdir(parents=True)
     torch.save({"model": to_official(source.state_dict()), "args": Namespace(lr=2e-4), "epoch": 49}, path)
-    loaded = zoo.load_published(name)
+    loaded = load_published(name)
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
 def test_models_without_published_weights_are_named():
     with pytest.raises(ValueError, match="no weights are published for 'h_deformable_detr_swin_l_panoptic'"):
-        zoo.load_published("h_deformable_detr_swin_l_panoptic")
+        load_published("h_deformable_detr_swin_l_panoptic")

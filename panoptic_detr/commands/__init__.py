@@ -1,1 +1,3 @@
-"""."""
+"""One module per job, each with `main(argv)`."""
+
+__all__ = ["cli"]

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from panoptic_detr.errors import InputError
+
 JOBS = (
     "train_detector",
     "train_masks",
@@ -78,7 +80,7 @@ def run(job: Main, argv: Sequence[str] | None, name: str) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError) as error:  # every error class of the package that is about input is one of these
+    except (InputError, OSError) as error:  # any other is a fault of the program, and its traceback is wanted
         if os.environ.get("PANOPTIC_DETR_TRACEBACK", "0") not in ("", "0"):
             raise
         print(f"{name}: {error}", file=sys.stderr)

@@ -21,8 +21,9 @@ import torch
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.commands.cli import run
-from panoptic_detr.errors import CheckpointError
-from panoptic_detr.weights.checkpoints import (
+from panoptic_detr.errors import CheckpointError, InputError
+from panoptic_detr.weights import (
+    PUBLISHED,
     Checkpoint,
     check_is_file,
     load_checkpoint,
@@ -30,9 +31,7 @@ from panoptic_detr.weights.checkpoints import (
     unreadable_weights,
     write_atomically,
 )
-from panoptic_detr.weights.names.detr import load_official
-from panoptic_detr.weights.names.export import to_official
-from panoptic_detr.weights.published import PUBLISHED
+from panoptic_detr.weights.names import load_official, to_official
 from panoptic_detr.zoo import build_model, list_models
 
 
@@ -88,7 +87,7 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
     """Build the model and fill it strictly with the weights of the authors' code.
 
     Raises:
-        ValueError: the file cannot be opened safely, or its weights do not belong to the model.
+        InputError: the file cannot be opened safely, or its weights do not belong to the model.
     """
     model = build_model(name, num_labels=options.num_labels, **read_overrides(options.overrides))
     load_official(model, open_published(options.source))
@@ -128,11 +127,11 @@ def read_overrides(text: str) -> dict[str, Any]:
     try:
         overrides = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--overrides must be a JSON object, but {text!r} is not: {error}") from None
+        raise InputError(f"--overrides must be a JSON object, but {text!r} is not: {error}") from None
     if not isinstance(overrides, dict):
-        raise ValueError(f"--overrides must be a JSON object, but got {text!r}")
+        raise InputError(f"--overrides must be a JSON object, but got {text!r}")
     if "num_labels" in overrides:
-        raise ValueError("the number of label slots is no override: give --num-labels")
+        raise InputError("the number of label slots is no override: give --num-labels")
     return overrides
 
 
@@ -143,7 +142,7 @@ def read_categories(path: Path | None, num_labels: int) -> CategoryTable | None:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["categories"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path}: not a COCO-panoptic JSON (an object with a list of 'categories')") from None
+        raise InputError(f"{path}: not a COCO-panoptic JSON (an object with a list of 'categories')") from None
     return CategoryTable.of(rows, num_labels=num_labels)
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
-from panoptic_detr.data.convert.formats import FORMATS
-from panoptic_detr.data.doctor.examine import find_splits
-from panoptic_detr.data.doctor.report import report_check
-from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.data.convert import FORMATS
+from panoptic_detr.data.doctor import find_splits, report_check
+from panoptic_detr.data.scenes import write_scenes
 
 
 def scenes(

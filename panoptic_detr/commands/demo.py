@@ -20,7 +20,7 @@ from panoptic_detr.commands import data, evaluate, train_detector, train_masks, 
 from panoptic_detr.commands.cli import run
 from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
-from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.visualization.draw import side_by_side
 
 CONFIGS = Path(train_detector.__file__).parent.with_name("configs") / "scenes"
 SIZE = 96

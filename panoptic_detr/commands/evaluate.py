@@ -33,17 +33,19 @@ from torch import distributed
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.options import PREFIX, add_inference_options, changed_settings
-from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.data.coco.layout import resolve_paths
+from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.calibrate import calibrate_thresholds
-from panoptic_detr.evaluation.evaluate import ModelScores, evaluate_model
-from panoptic_detr.evaluation.panoptic import evaluate_panoptic
-from panoptic_detr.evaluation.tables import show_scores, write_scores
+from panoptic_detr.evaluation import (
+    ModelScores,
+    calibrate_thresholds,
+    evaluate_model,
+    evaluate_panoptic,
+    show_scores,
+    write_scores,
+)
 from panoptic_detr.files import make_folder
-from panoptic_detr.weights.checkpoints import load_checkpoint, save_checkpoint
-from panoptic_detr.weights.open import OpenedModel, best_device, open_model
+from panoptic_detr.weights import OpenedModel, best_device, load_checkpoint, open_model, save_checkpoint
 
 FILES = {
     "gt_json": "COCO-panoptic ground truth",

@@ -27,9 +27,8 @@ from panoptic_detr.commands.cli import run
 from panoptic_detr.config.options import add_inference_options, changed_settings
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import upright_rgb
-from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures, prepare_folder
-from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.inference import PictureFile, PredictionFolder, Predictor, find_pictures, load_model, prepare_folder
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.visualization.explain import explain_table
 
 

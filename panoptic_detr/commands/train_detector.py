@@ -20,7 +20,7 @@ from panoptic_detr.training.run.record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch import validation
 from panoptic_detr.training.watch.progress import rank_zero_console
-from panoptic_detr.weights.checkpoints import check_source
+from panoptic_detr.weights import check_source
 from panoptic_detr.zoo import list_models
 
 

@@ -19,14 +19,21 @@ from panoptic_detr.commands.cli import run
 from panoptic_detr.config.reading import plain, read_config_or_exit
 from panoptic_detr.config.stages import MaskStage
 from panoptic_detr.errors import ConfigError
-from panoptic_detr.models.panoptic_detr import PanopticDETR
+from panoptic_detr.models import PanopticDETR
 from panoptic_detr.training import build, build_data
 from panoptic_detr.training.run.record import check_run_folder
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch import validation
 from panoptic_detr.training.watch.progress import rank_zero_console
-from panoptic_detr.weights.checkpoints import Checkpoint, check_source
-from panoptic_detr.weights.transfer import check_mask_settings, copy_mask_head, detector_changes, open_source, transfer_weights
+from panoptic_detr.weights import (
+    Checkpoint,
+    check_mask_settings,
+    check_source,
+    copy_mask_head,
+    detector_changes,
+    open_source,
+    transfer_weights,
+)
 from panoptic_detr.zoo import PANOPTIC, build_model, list_models
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from panoptic_detr.commands import visualize_data, visualize_models
 from panoptic_detr.commands.cli import run
+from panoptic_detr.errors import InputError
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
 
@@ -33,7 +34,7 @@ def point(text: str) -> tuple[float, float]:
     """Read "x,y"."""
     x, y = (float(part) for part in text.split(","))
     if not (0 <= x < 1 and 0 <= y < 1):
-        raise ValueError(text)
+        raise InputError(text)
     return x, y
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from rich.progress import track
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.data.coco.layout import resolve_paths
+from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.errors import DataError
-from panoptic_detr.evaluation.evaluate import check_same_categories
-from panoptic_detr.evaluation.panoptic_files import (
+from panoptic_detr.evaluation import (
     AnnotationSet,
+    check_same_categories,
     check_same_images,
     check_same_names,
     read_annotations,
@@ -22,15 +21,13 @@ from panoptic_detr.evaluation.panoptic_files import (
 )
 from panoptic_detr.files import make_folder
 from panoptic_detr.images import Picture, save_picture
-from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.quality.panoptic_quality import PanopticQuality
+from panoptic_detr.inference import Predictor, load_model
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
-from panoptic_detr.structures import PanopticSegmentation, Segment
-from panoptic_detr.visualization.draw.entry import Entry, draw_entry
-from panoptic_detr.visualization.draw.layout import mask_strip, zoom
-from panoptic_detr.visualization.draw.svg import svg_overlay
-from panoptic_detr.visualization.report.build import write_report
-from panoptic_detr.visualization.report.tables import read_curves
+from panoptic_detr.visualization.draw import mask_strip, svg_overlay, zoom
+from panoptic_detr.visualization.entry import Entry, draw_entry
+from panoptic_detr.visualization.report import read_curves, write_report
 from panoptic_detr.zoo import list_models
 
 Predict = Callable[[int], PanopticSegmentation]

@@ -12,19 +12,18 @@ from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands.visualize_data import open_data, open_model
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import DataError
-from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.evaluation.thing_predictions import find_things
+from panoptic_detr.evaluation import AveragePrecision, find_things
 from panoptic_detr.files import make_folder
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
-from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.quality.panoptic_quality import PanopticQuality
+from panoptic_detr.inference import Predictor, load_model
+from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
 from panoptic_detr.visualization.attention import boxes_of_queries, look
 from panoptic_detr.visualization.attention_pictures import draw_look
-from panoptic_detr.visualization.draw.overlay import overlay
+from panoptic_detr.visualization.draw import overlay
 from panoptic_detr.visualization.explain import draw_explanation, explain_table
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
 from panoptic_detr.visualization.sweep import SweepStep, sweep_figure

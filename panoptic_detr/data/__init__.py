@@ -1,1 +1,3 @@
-"""Reading, checking, making and converting panoptic data sets."""
+"""Data sets in: COCO-panoptic files, transforms, batches, scenes, the doctor, converters."""
+
+__all__ = ["coco", "convert", "doctor", "loading", "scenes", "transforms"]

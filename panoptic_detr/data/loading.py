@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.errors import DataError, SegmentMapError
+from panoptic_detr.data.coco import CocoPanoptic
+from panoptic_detr.errors import DataError, InputError, SegmentMapError
 from panoptic_detr.parallel import loader_context
 from panoptic_detr.structures import Batch, Sample, pad_images
 
@@ -60,12 +60,12 @@ class EpochSampler(Sampler[int]):
                 would wait for the others forever. Evaluation: False, every sample once.
 
         Raises:
-            ValueError: rank outside of the processes, or no sample.
+            InputError: rank outside of the processes, or no sample.
         """
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1} for {world_size} process(es), but got {rank}")
+            raise InputError(f"rank must be in 0..{world_size - 1} for {world_size} process(es), but got {rank}")
         if length < 1:
-            raise ValueError(f"a sampler needs at least one sample, but the data set has {length}")
+            raise InputError(f"a sampler needs at least one sample, but the data set has {length}")
         self.length, self.shuffle, self.seed = length, shuffle, seed
         self.rank, self.world_size, self.equal_shares = rank, world_size, equal_shares
         self.epoch, self.position = 0, 0
@@ -82,7 +82,7 @@ class EpochSampler(Sampler[int]):
             position: samples of this process that are done already.
         """
         if not 0 <= position <= self.share:
-            raise ValueError(f"position must be in 0..{self.share} (samples of this process per epoch), but got {position}")
+            raise InputError(f"position must be in 0..{self.share} (samples of this process per epoch), but got {position}")
         self.epoch, self.position = epoch, position
 
     @property
@@ -141,7 +141,7 @@ class PanopticLoader(DataLoader[Batch]):
         """Make the next iteration start with this batch of this epoch.
 
         Raises:
-            ValueError: the order of the samples is not an `EpochSampler`'s, so that only batch 0 can be found again.
+            InputError: the order of the samples is not an `EpochSampler`'s, so that only batch 0 can be found again.
         """
         guarded = self.dataset
         if isinstance(guarded, _Guarded) and isinstance(guarded.dataset, CocoPanoptic):
@@ -149,7 +149,7 @@ class PanopticLoader(DataLoader[Batch]):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.resume(epoch, min(batch * (self.batch_size or 1), len(self.sampler)))
         elif batch:
-            raise ValueError(f"cannot start at batch {batch}: make the loader with an EpochSampler")
+            raise InputError(f"cannot start at batch {batch}: make the loader with an EpochSampler")
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the position on; `len` is that of a whole epoch."""

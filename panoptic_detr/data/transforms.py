@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from panoptic_detr.data.coco.dataset import retarget
+from panoptic_detr.data.coco import retarget
+from panoptic_detr.errors import InputError
 from panoptic_detr.structures import Sample, Target
 
 Map = TypeVar("Map", Tensor, None)
@@ -78,7 +79,7 @@ class Transform:
             A sample with a normalised float32 image; segments that left the picture are gone from its target.
 
         Raises:
-            ValueError: flips or crops of a target with boxes but no segment map.
+            InputError: flips or crops of a target with boxes but no segment map.
         """
         draw, target = generator or torch.Generator(), sample.target
         if target.segment_map is None:
@@ -92,7 +93,7 @@ class Transform:
     def _check_still(self, target: Target) -> None:
         """Boxes are read off the id map after augmentation; without a map, only a resize leaves them right."""
         if len(target) and (self.horizontal_flip or self.vertical_flip or self.crop is not None):
-            raise ValueError(
+            raise InputError(
                 f"image {target.image_id}: its target has no segment map, so flips and crops would misplace its boxes"
             )
 
@@ -186,10 +187,10 @@ def crops_transform(
         brightness: largest change of brightness, as a fraction.
 
     Raises:
-        ValueError: the window is larger than an image at the smallest of the short sides.
+        InputError: the window is larger than an image at the smallest of the short sides.
     """
     if min(short_sides) < crop_size:
-        raise ValueError(f"a crop of {crop_size} pixels needs short sides of at least that, but got {min(short_sides)}")
+        raise InputError(f"a crop of {crop_size} pixels needs short sides of at least that, but got {min(short_sides)}")
     return Transform(
         short_sides=(crop_size,),
         crop=Crop(1.0, tuple(short_sides), crop_size, crop_size),

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import make_loader
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.evaluate import check_same_categories
-from panoptic_detr.inference.predictor import chosen_queries, merge_image
+from panoptic_detr.inference import chosen_queries, merge_image
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
-from panoptic_detr.quality.panoptic_quality import PanopticQuality, State
-from panoptic_detr.structures import Batch, PanopticSegmentation
+from panoptic_detr.quality import PanopticQuality, State
+from panoptic_detr.structures import Batch
 
 CANDIDATES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 

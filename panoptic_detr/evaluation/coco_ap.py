@@ -16,7 +16,8 @@ from pycocotools import mask as rle
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.structures import PanopticSegmentation, check_shape
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.shapes import check_shape
 
 Rle = dict[str, Any]
 Row = dict[str, Any]

@@ -11,15 +11,16 @@ from torch import distributed, nn
 
 from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import make_loader
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, ThingPrecision
 from panoptic_detr.evaluation.thing_predictions import as_arrays, encode_thing_masks, find_things
-from panoptic_detr.inference.predictor import segment_batch, unpadded_parts
+from panoptic_detr.inference import segment_batch, unpadded_parts
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
-from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult
-from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation
+from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
+from panoptic_detr.structures import Batch, DetectorOutput
 
 ApKind = Literal["none", "boxes", "masks"]
 

@@ -16,9 +16,7 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_annotations,
 )
 from panoptic_detr.parallel import map_in_threads, progress_bar, usable_cores
-from panoptic_detr.quality.overlaps import Regions
-from panoptic_detr.quality.panoptic_quality import PanopticQuality
-from panoptic_detr.quality.result import PanopticQualityResult
+from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
 
 
 def evaluate_panoptic(

@@ -16,7 +16,7 @@ import numpy as np
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
 from panoptic_detr.files import safe_path
-from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.quality import Regions
 from panoptic_detr.segment_maps import MAX_ID, read_id_png
 
 ImageId = int | str

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
-from panoptic_detr.quality.error_kinds import NO_ERRORS, ErrorCounts
-from panoptic_detr.quality.result import PanopticQualityResult
+from panoptic_detr.quality import NO_ERRORS, ErrorCounts, PanopticQualityResult
 from panoptic_detr.segment_maps import write_bytes
 
 CAUSES = ErrorCounts._fields

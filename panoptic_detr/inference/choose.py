@@ -10,7 +10,8 @@ from torch import Tensor
 
 from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.errors import MergeError
-from panoptic_detr.structures import DropReason, check_shape
+from panoptic_detr.panoptic import DropReason
+from panoptic_detr.shapes import check_shape
 
 
 @dataclass(frozen=True)

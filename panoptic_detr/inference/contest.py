@@ -12,7 +12,7 @@ from panoptic_detr.categories import Category
 from panoptic_detr.errors import MergeError
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.winners import Axis, make_axis, winning_masks
-from panoptic_detr.structures import DropReason, Segment
+from panoptic_detr.panoptic import DropReason, Segment
 
 # Pixels counted at a time.
 _BAND_PIXELS = 1 << 20

@@ -12,9 +12,9 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder
 from panoptic_detr.images import save_picture
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import write_bytes
-from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.draw.overlay import overlay
+from panoptic_detr.visualization.draw import overlay
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Overlays of small pictures are enlarged to about this many pixels, so that labels fit.

@@ -16,7 +16,8 @@ from panoptic_detr.config.inference import DuplicateStuff
 from panoptic_detr.errors import MergeError
 from panoptic_detr.inference.choose import Choice, check_fraction, choose_queries
 from panoptic_detr.inference.contest import Contest, Frame
-from panoptic_detr.structures import Dropped, PanopticSegmentation, Segment, check_shape
+from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
+from panoptic_detr.shapes import check_shape
 
 # Larger logits are cut, so that infinite ones do not become NaN between cells; no order within them changes.
 _LARGEST_LOGIT = 1e30

@@ -13,13 +13,14 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
+from panoptic_detr.errors import InputError
 from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference.choose import choose_queries
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
-from panoptic_detr.structures import Batch, DetectorOutput, PanopticSegmentation, Sample, Target
-from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
-from panoptic_detr.weights.open import read_model
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
+from panoptic_detr.weights import Checkpoint, read_model, save_checkpoint
 
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 Precision = Literal["fp32", "bf16"]
@@ -45,10 +46,10 @@ def predict_batch(
         One map per image, of the image's original size.
 
     Raises:
-        ValueError: the model is in training mode, has no mask head, or does not fit the category table.
+        InputError: the model is in training mode, has no mask head, or does not fit the category table.
     """
     if model.training:
-        raise ValueError("predict_batch needs the model in eval mode (dropout off); call model.eval() before")
+        raise InputError("predict_batch needs the model in eval mode (dropout off); call model.eval() before")
     batch = batch.to(next(model.parameters()).device)
     return segment_batch(model(batch.images, batch.padding_mask), batch, categories, settings)
 
@@ -155,12 +156,12 @@ class Predictor:
         batch_size: int | None = None,
     ) -> None:
         if not callable(getattr(model, "segment", None)):
-            raise ValueError(
+            raise InputError(
                 f"{_name_of(model)} is a detector without a mask head; a panoptic map needs a '..._panoptic' model "
                 "(train the head with `panoptic-detr train_masks --detector CHECKPOINT`)"
             )
         if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
+            raise InputError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories
@@ -205,7 +206,7 @@ class Predictor:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""
         spec = getattr(self.model, "spec", None)
         if spec is None:
-            raise ValueError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
+            raise InputError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
         return save_checkpoint(path, Checkpoint(spec, self.model.state_dict(), self.categories, self.settings.to_dict()))
 
     def _sample(self, picture: Picture) -> Sample:
@@ -240,7 +241,7 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
-        ValueError: neither a file nor a model name, or a model without published weights or mask head.
+        InputError: neither a file nor a model name, or a model without published weights or mask head.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
     read = read_model(name_or_path)
@@ -262,7 +263,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device(next(kind for kind, there in available.items() if there))
     chosen = torch.device(device)
     if not available.get(chosen.type, True):
-        raise ValueError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
+        raise InputError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
     return chosen
 
 

@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.backbones.build import build_backbone
-from panoptic_detr.models.backbones.resnet import Backbone, NormKind
+from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
@@ -143,7 +142,7 @@ def build_detr(
     `drop_path` is the stochastic depth of a Swin backbone, by default 0.2.
 
     Raises:
-        ValueError: a setting that is out of its range, or settings that do not fit together.
+        InputError: a setting that is out of its range, or settings that do not fit together.
     """
     check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
     check_counts(1, position_table_size=position_table_size)

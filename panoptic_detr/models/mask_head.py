@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.cells import axis_centres, unpadded_extent
 from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.settings import check_mask_head, check_shares
@@ -88,7 +89,7 @@ class MaskHead(nn.Module):
         output_bias: initial bias of the mask logits.
 
     Raises:
-        ValueError: a size that is out of its range, or sizes that do not fit together; named as `build_model` names them.
+        InputError: a size that is out of its range, or sizes that do not fit together; named as `build_model` names them.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class MaskHead(nn.Module):
             For each image (K_i, h, w) mask logits at the stride of the finest feature (4), over the padded canvas.
         """
         if len(queries) != len(output.decoder_states):
-            raise ValueError(f"expected chosen queries for {len(output.decoder_states)} images, but got {len(queries)} lists")
+            raise InputError(f"expected chosen queries for {len(output.decoder_states)} images, but got {len(queries)} lists")
         keys = self.attention.keys(output.memory.features)  # (B, M, D / M, N)
         shared = self._image_part(output.projected)  # (B, D + M, h, w)
         pyramid = [adapter(level.features) for adapter, level in zip(self.adapters, reversed(output.features), strict=True)]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.models.mask_head import MaskHead
-from panoptic_detr.structures import DetectorOutput, map_tensors
+from panoptic_detr.shapes import map_tensors
+from panoptic_detr.structures import DetectorOutput
 
 
 class PanopticDETR(nn.Module):

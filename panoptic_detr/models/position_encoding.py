@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.structures import check_shape
+from panoptic_detr.errors import InputError
+from panoptic_detr.shapes import check_shape
 
 
 def sine_frequencies(num_channels: int, temperature: float, device: torch.device) -> Tensor:
@@ -62,7 +63,7 @@ class SinePositionEncoding(nn.Module):
     ) -> None:
         super().__init__()
         if num_channels_per_axis % 2:
-            raise ValueError(
+            raise InputError(
                 f"num_channels_per_axis must be even (sines and cosines come in pairs), got {num_channels_per_axis}"
             )
         self.num_channels_per_axis = num_channels_per_axis
@@ -119,12 +120,12 @@ class LearnedPositionEncoding(nn.Module):
             (B, 2 * num_channels_per_axis, h, w); the column channels come first.
 
         Raises:
-            ValueError: the map is larger than the table.
+            InputError: the map is larger than the table.
         """
         check_shape("padding_mask", padding_mask, ("B", "h", "w"))
         batch, height, width = padding_mask.shape
         if max(height, width) > self.size:
-            raise ValueError(
+            raise InputError(
                 f"a feature map of {height}x{width} cells exceeds the learned position table of {self.size}x{self.size}; use "
                 f"smaller images, position_table_size={max(height, width)} or more (trained anew), or position_encoding=sine"
             )

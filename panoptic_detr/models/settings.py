@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from numbers import Integral
 
+from panoptic_detr.errors import InputError
+
 
 def check_counts(least: int, **counts: object) -> None:
-    """Raise `ValueError` unless every count is a whole number and large enough.
+    """Raise `InputError` unless every count is a whole number and large enough.
 
     Args:
         least: the smallest that makes sense.
@@ -13,83 +15,83 @@ def check_counts(least: int, **counts: object) -> None:
     """
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
-            raise ValueError(f"{name} must be a whole number, but got {value!r}")
+            raise InputError(f"{name} must be a whole number, but got {value!r}")
         if int(value) < least:
-            raise ValueError(f"{name} must be at least {least}, but got {value}; leave it out for the published models' number")
+            raise InputError(f"{name} must be at least {least}, but got {value}; leave it out for the published models' number")
 
 
 def check_shares(**shares: float) -> None:
-    """Raise `ValueError` unless every share of what is left out in training is at least 0 and below 1.
+    """Raise `InputError` unless every share of what is left out in training is at least 0 and below 1.
 
     Args:
         **shares: setting to value.
     """
     for name, value in shares.items():
         if not 0 <= value < 1:
-            raise ValueError(
+            raise InputError(
                 f"{name} must be in [0, 1), the share of what training leaves out, but got {value}; 0 leaves nothing out"
             )
 
 
 def check_heads(hidden_dim: int, num_heads: int) -> None:
-    """Raise `ValueError` unless the heads of an attention divide its width."""
+    """Raise `InputError` unless the heads of an attention divide its width."""
     check_counts(1, hidden_dim=hidden_dim, num_heads=num_heads)
     if hidden_dim % num_heads:
         divisors = [count for count in range(1, hidden_dim + 1) if hidden_dim % count == 0]
         nearest = min(divisors, key=lambda count: abs(count - num_heads))
-        raise ValueError(
+        raise InputError(
             f"hidden_dim must be a multiple of num_heads, but got {hidden_dim} and {num_heads}; take num_heads {nearest}"
         )
 
 
 def check_width(hidden_dim: int, parts: int) -> None:
-    """Raise `ValueError` unless the width has so many equal parts: two axes, sines and cosines of each."""
+    """Raise `InputError` unless the width has so many equal parts: two axes, sines and cosines of each."""
     if hidden_dim % parts:
-        raise ValueError(
+        raise InputError(
             f"hidden_dim must be a multiple of {parts}, but got {hidden_dim}: the position encoding has {parts} equal parts; "
             f"take {-(-hidden_dim // parts) * parts}"
         )
 
 
 def check_backbone_levels(levels: Sequence[int], finest: int) -> None:
-    """Raise `ValueError` unless the levels are some of those that a backbone has, each once, fine to coarse.
+    """Raise `InputError` unless the levels are some of those that a backbone has, each once, fine to coarse.
 
     Args:
         levels: to compute.
         finest: the backbone's finest, 0 or 1; the coarsest is 4 (stride 32).
     """
     if not levels or list(levels) != sorted({*levels} & {*range(finest, 5)}):
-        raise ValueError(
+        raise InputError(
             f"backbone_levels must be one or more of {', '.join(map(str, range(finest, 5)))}, each once and in this order, but "
             f"got {list(levels)}" + ("; level 0 (stride 2) is for backbone=small" if finest and 0 in levels else "")
         )
 
 
 def check_memory_level(memory_level: int, used: int) -> None:
-    """Raise `ValueError` unless the level is one of the `used` backbone levels, counted from either end."""
+    """Raise `InputError` unless the level is one of the `used` backbone levels, counted from either end."""
     if not -used <= memory_level < used:
-        raise ValueError(
+        raise InputError(
             f"memory_level must be in [{-used}, {used - 1}], one of the {used} backbone levels, but got {memory_level}; "
             "-1 is the coarsest"
         )
 
 
 def check_anchors(anchor_size: float, num_levels: int) -> None:
-    """Raise `ValueError` unless some level has anchors that may propose boxes (see `Proposals`).
+    """Raise `InputError` unless some level has anchors that may propose boxes (see `Proposals`).
 
     Args:
         anchor_size: side of the finest anchors as a fraction of the image; twice that on the next level, and so on.
         num_levels: levels.
     """
     if not any(0.01 < anchor_size * 2**level < 0.99 for level in range(num_levels)):
-        raise ValueError(
+        raise InputError(
             f"anchor_size must be a fraction of the image, but with {anchor_size}, doubled from level to level, none of the "
             f"{num_levels} levels has anchors between 0.01 and 0.99; the published models have 0.05"
         )
 
 
 def check_mask_head(hidden_dim: int, num_heads: int, num_features: int) -> None:
-    """Raise `ValueError` unless a mask head can have these sizes.
+    """Raise `InputError` unless a mask head can have these sizes.
 
     Args:
         hidden_dim: width of the detector.
@@ -97,19 +99,19 @@ def check_mask_head(hidden_dim: int, num_heads: int, num_features: int) -> None:
         num_features: backbone levels finer than the memory; each halves the width.
     """
     if num_features < 1:
-        raise ValueError(
+        raise InputError(
             "the mask head needs a backbone level finer than its memory, but there is none: add one to backbone_levels, or "
             "raise memory_level"
         )
     check_counts(1, num_heads=num_heads)
     if hidden_dim % num_heads:
-        raise ValueError(
+        raise InputError(
             f"hidden_dim must be a multiple of {num_heads}, the mask head's attention maps per query, but got {hidden_dim}; "
             f"take {-(-hidden_dim // num_heads) * num_heads}"
         )
     least = 2 ** (num_features + 1)
     if hidden_dim < least:
-        raise ValueError(
+        raise InputError(
             f"hidden_dim must be at least {least} for a mask head that halves it for each of {num_features} backbone levels, "
             f"but got {hidden_dim}"
         )

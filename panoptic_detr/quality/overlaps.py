@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 
 
 @dataclass(frozen=True)

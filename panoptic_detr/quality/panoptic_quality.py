@@ -9,12 +9,12 @@ from typing import Any
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality.counts import ClassCounts, PanopticCounts, count_segments
 from panoptic_detr.quality.error_kinds import ErrorCounts, PanopticErrors, find_errors
 from panoptic_detr.quality.notes import Notes
 from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
 from panoptic_detr.quality.result import PanopticQualityResult, class_quality, mean_quality
-from panoptic_detr.structures import PanopticSegmentation
 
 State = tuple[Any, ...]
 

@@ -1,1 +1,3 @@
-"""Matching, losses and the trainer."""
+"""Training of both stages."""
+
+__all__ = ["build", "build_data", "losses", "optimizer", "run", "step", "trainer", "watch"]

@@ -18,11 +18,11 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.reading import type_name
 from panoptic_detr.config.stages import DetectorStage, ModelConfig, OptimizerConfig, TrainConfig
 from panoptic_detr.config.types import fits_type
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import ConfigError, DataError, PictureError, SegmentMapError, TrainingError
 from panoptic_detr.training.acceleration import recompute_layers, use_channels_last
-from panoptic_detr.training.losses.criterion import Criterion, build_criterion
+from panoptic_detr.training.losses import Criterion, build_criterion
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import end_with_the_first_process, gather, sharding_strategy
 from panoptic_detr.training.run.record import only_run_in, write_record
@@ -30,8 +30,7 @@ from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch.curves import draw_curves
 from panoptic_detr.training.watch.diagnosis import overfit_verdict
 from panoptic_detr.training.watch.sanity import inspect_samples, print_groups
-from panoptic_detr.weights.checkpoints import Checkpoint
-from panoptic_detr.weights.transfer import open_source, transfer_weights
+from panoptic_detr.weights import Checkpoint, open_source, transfer_weights
 from panoptic_detr.zoo import build_model, built_with
 
 

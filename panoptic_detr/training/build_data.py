@@ -10,8 +10,7 @@ from lightning_fabric import Fabric
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import AugmentationConfig, DataConfig, TrainConfig
-from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.data.coco.layout import resolve_paths
+from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
 from panoptic_detr.errors import ConfigError, DataError

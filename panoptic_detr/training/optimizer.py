@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from panoptic_detr.config.stages import OptimizerConfig
+from panoptic_detr.errors import InputError
 
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
 
@@ -36,7 +37,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     """Split the trainable parameters: backbone (DETR paper, section 4), offsets (Deformable DETR, A.4), the rest.
 
     Raises:
-        ValueError: nothing is trainable.
+        InputError: nothing is trainable.
     """
     rates = {
         "backbone": config.lr * config.backbone_lr_scale,
@@ -49,7 +50,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
             members[_group_of(name)].append(parameter)
     groups = [ParameterGroup(name, members[name], rate) for name, rate in rates.items() if members[name] and rate > 0]
     if not groups:
-        raise ValueError("nothing to train: every parameter is frozen or has learning rate 0")
+        raise InputError("nothing to train: every parameter is frozen or has learning rate 0")
     return groups
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.losses.criterion import Criterion, GlobalCounts
+from panoptic_detr.training.losses import Criterion, GlobalCounts
 from panoptic_detr.training.watch.diagnosis import vital_signs
 
 

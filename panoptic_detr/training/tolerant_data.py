@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.structures import Sample

@@ -17,7 +17,7 @@ from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
 from panoptic_detr.training.ema import AveragedWeights
-from panoptic_detr.training.losses.criterion import Criterion
+from panoptic_detr.training.losses import Criterion
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
 from panoptic_detr.training.run.folder import RunFiles
@@ -27,7 +27,7 @@ from panoptic_detr.training.stopping import StopRequest
 from panoptic_detr.training.watch.diagnosis import VITAL_SIGNS
 from panoptic_detr.training.watch.failures import describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.watch.reporting import Reporter
-from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.weights import Checkpoint
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 DrawSamples = Callable[[nn.Module], Mapping[str, np.ndarray]]

@@ -6,13 +6,9 @@ import cv2
 import numpy as np
 
 from panoptic_detr.images import Picture, as_rgb
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.visualization.attention import Look, Sampling, boxes_of_queries
-from panoptic_detr.visualization.draw.boxes import draw_boxes
-from panoptic_detr.visualization.draw.layout import side_by_side
-from panoptic_detr.visualization.draw.overlay import default_font_size, label_text
-from panoptic_detr.visualization.draw.palette import segment_colors
-from panoptic_detr.visualization.draw.text import draw_plate
+from panoptic_detr.visualization.draw import default_font_size, draw_boxes, draw_plate, label_text, segment_colors, side_by_side
 
 Color = tuple[int, int, int]
 

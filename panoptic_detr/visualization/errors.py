@@ -8,10 +8,8 @@ import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
-from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.draw.labels import outlines
-from panoptic_detr.visualization.draw.overlay import default_font_size, index_of, line_width
-from panoptic_detr.visualization.draw.text import draw_text, text_mask
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.visualization.draw import default_font_size, draw_text, index_of, line_width, outlines, text_mask
 
 
 class ErrorKind(IntEnum):

@@ -8,10 +8,19 @@ import numpy as np
 from rich.table import Table
 
 from panoptic_detr.images import Picture
-from panoptic_detr.structures import Dropped, DropReason, PanopticSegmentation
-from panoptic_detr.visualization.draw.overlay import default_font_size, display_name, line_width, overlay
-from panoptic_detr.visualization.draw.palette import Palette
-from panoptic_detr.visualization.draw.text import draw_plate, draw_text, free_row, plate_size, text_mask
+from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation
+from panoptic_detr.visualization.draw import (
+    Palette,
+    default_font_size,
+    display_name,
+    draw_plate,
+    draw_text,
+    free_row,
+    line_width,
+    overlay,
+    plate_size,
+    text_mask,
+)
 
 # Okabe and Ito's colours; "no object" is left undrawn by default, there are too many.
 REASON_COLORS: dict[DropReason, tuple[int, int, int]] = {

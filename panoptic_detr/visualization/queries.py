@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.structures import PanopticSegmentation, check_shape
-from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.shapes import check_shape
+from panoptic_detr.visualization.draw import side_by_side
 
 SMALL_AREA = 0.04  # of the image: boxes below it are drawn green
 SMALL, WIDE, TALL = (0, 158, 115), (213, 94, 0), (0, 114, 178)

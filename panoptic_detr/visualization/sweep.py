@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.visualization.draw import side_by_side
 
 
 @dataclass(frozen=True)

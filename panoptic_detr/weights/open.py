@@ -36,7 +36,7 @@ def read_model(name_or_path: str | Path) -> ReadModel:
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
-        ValueError: neither a file nor a model name, or a model without published weights.
+        InputError: neither a file nor a model name, or a model without published weights.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
     name, path = str(name_or_path), Path(name_or_path)
@@ -95,7 +95,7 @@ def open_model(name_or_path: str, device: str = "cpu") -> OpenedModel:
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
-        ValueError: neither a file nor a model name with published weights.
+        InputError: neither a file nor a model name with published weights.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
     read = read_model(name_or_path)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from panoptic_detr.errors import WeightsUnavailableError
-from panoptic_detr.weights.names.detr import load_official
+from panoptic_detr.errors import InputError, WeightsUnavailableError
+from panoptic_detr.weights.names import load_official
 from panoptic_detr.zoo import build_model, check_name
 
 DETR_FILES = "https://dl.fbaipublicfiles.com/detr/"
@@ -106,12 +106,12 @@ def load_published(name: str) -> nn.Module:
     The file is opened with `weights_only=True`, and its hash is compared with the one in its name if there is one.
 
     Raises:
-        ValueError: nobody publishes weights for this model.
+        InputError: nobody publishes weights for this model.
         WeightsUnavailableError: the file is not in the cache and cannot be fetched; the message says which file to put where.
     """
     check_name(name)
     if name not in PUBLISHED:
-        raise ValueError(f"no weights are published for {name!r}; those with weights: {', '.join(PUBLISHED)}")
+        raise InputError(f"no weights are published for {name!r}; those with weights: {', '.join(PUBLISHED)}")
     model = build_model(name)
     load_official(model, _fetch(name, PUBLISHED[name]))
     return model

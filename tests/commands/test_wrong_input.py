@@ -156,10 +156,8 @@ def test_opencv_does_not_print_beside_our_errors(tmp_path):
     data = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1].tobytes()
     (tmp_path / "cut.png").write_bytes(data[:2000])
     job = "import sys, types; m = types.ModuleType('job'); sys.modules['panoptic_detr.commands.predict'] = m\n"
-    job += (
-        f"def main(argv):\n from panoptic_detr.data.coco.index import read_image\n read_image({str(tmp_path / 'cut.png')!r})\n"
-    )
-    job += "m.main = main\nfrom panoptic_detr.tools import cli\nsys.exit(cli.main(['predict']))"
+    job += f"def main(argv):\n from panoptic_detr.images import read_image\n read_image({str(tmp_path / 'cut.png')!r})\n"
+    job += "m.main = main\nfrom panoptic_detr.commands import cli\nsys.exit(cli.main(['predict']))"
     done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [done.stderr.strip()]

@@ -8,7 +8,7 @@ import numpy as np
 
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.doctor.examine import check_dataset, find_splits
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 
 
 def write(path: Path, pixels: np.ndarray) -> Path:

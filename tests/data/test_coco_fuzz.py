@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.structures import PanopticSegmentation, Sample
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.structures import Sample
 
 fuzz = settings(max_examples=60, derandomize=True, deadline=None)
 

@@ -14,7 +14,7 @@ from panoptic_detr.data.convert.formats import FORMATS
 from panoptic_detr.data.convert.masks import packed_runs, segmentation_mask
 from panoptic_detr.data.doctor.examine import find_splits
 from panoptic_detr.errors import CategoryError, DataError
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 
 coco_instances = FORMATS["coco-instances"]
 

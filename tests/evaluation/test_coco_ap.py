@@ -9,8 +9,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError, ShapeError
 from panoptic_detr.evaluation import coco_ap
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, encode_masks
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import areas, boxes_of
-from panoptic_detr.structures import PanopticSegmentation, Segment
 
 TABLE = CategoryTable.from_coco(
     [

@@ -7,8 +7,8 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import write_id_png
-from panoptic_detr.structures import PanopticSegmentation, Segment
 
 
 def test_perfect(files):

@@ -9,8 +9,8 @@ import pytest
 
 from panoptic_detr.errors import DataError
 from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
-from panoptic_detr.structures import PanopticSegmentation, Segment
 
 
 def touch(*paths):

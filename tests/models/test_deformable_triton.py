@@ -13,7 +13,7 @@ from panoptic_detr.models.deformable.attention import SWITCH, DeformableAttentio
 
 SCRIPT = """
 import torch
-from panoptic_detr.models.deformable_attention import sample_levels, sample_with_grid
+from panoptic_detr.models.deformable.attention import sample_levels, sample_with_grid
 
 torch.manual_seed(0)
 shapes = [(5, 7), (3, 4)]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from panoptic_detr import build_model, list_models
-from panoptic_detr.structures import map_tensors, pad_images
+from panoptic_detr.shapes import map_tensors
+from panoptic_detr.structures import pad_images
 
 TINY = {
     "backbone": "small",

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import AttentionError
-from panoptic_detr.structures import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.attention import Sampling, boxes_of_queries, look
 from panoptic_detr.visualization.attention_pictures import (
     draw_look,

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.structures import Dropped, PanopticSegmentation, Segment
+from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
 from panoptic_detr.visualization.explain import REASON_COLORS, draw_explanation, explain, explain_table
 from panoptic_detr.visualization.sweep import SweepStep, pq_curve, sweep_figure
 

@@ -7,7 +7,7 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import as_rgb, fit, save_picture
-from panoptic_detr.structures import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw import labels as labels_module
 from panoptic_detr.visualization.draw.labels import Wish, interior_point, outlines, place_labels
 from panoptic_detr.visualization.draw.overlay import display_name, index_of, label_text, overlay

@@ -3,7 +3,7 @@ import pytest
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError, ShapeError
-from panoptic_detr.structures import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.queries import (
     SMALL,
     TALL,

@@ -10,8 +10,8 @@ import pytest
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.structures import PanopticSegmentation, Segment
-from panoptic_detr.visualization.draw.entry import Entry, draw_entry
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.visualization.entry import Entry, draw_entry
 from panoptic_detr.visualization.errors import ErrorKind, compare
 from panoptic_detr.visualization.report.build import write_report
 from panoptic_detr.visualization.report.images import image_quality

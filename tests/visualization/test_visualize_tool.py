@@ -21,8 +21,9 @@ from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.inference.files import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import areas, boxes_of
-from panoptic_detr.structures import DetectorOutput, FeatureLevel, PanopticSegmentation
+from panoptic_detr.structures import DetectorOutput, FeatureLevel
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
 from panoptic_detr.visualization.queries import draw_query_boxes
 from panoptic_detr.zoo import build_model

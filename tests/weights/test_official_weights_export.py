@@ -11,7 +11,7 @@ from panoptic_detr.errors import OfficialWeightsError
 from panoptic_detr.weights.names.detr import load_official
 from panoptic_detr.weights.names.export import to_official
 
-KEYS = Path(__file__).parent / "parity" / "data" / "models"
+KEYS = Path(__file__).parents[1] / "parity" / "data" / "models"
 PUBLISHED = {
     "detr_r50": ("detr_r50", {}),
     "detr_r50_panoptic": ("detr_r50_panoptic", {}),

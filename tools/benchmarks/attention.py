@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from panoptic_detr.models.deformable.attention import Sampler, Shapes, has_triton, sample_with_grid, sample_with_triton
-from panoptic_detr.models.deformable.table import sample_with_table
+from panoptic_detr.models.deformable import Sampler, Shapes, has_triton, sample_with_grid, sample_with_table, sample_with_triton
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from torchvision.ops import masks_to_boxes
 
 from panoptic_detr.boxes import xyxy_to_cxcywh
 from panoptic_detr.commands.cli import run as run_tool
-from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
-from panoptic_detr.data.scenes.dataset import make_scene, scene_categories
+from panoptic_detr.data.coco import CocoPanoptic, retarget
+from panoptic_detr.data.scenes import make_scene, scene_categories
 from panoptic_detr.data.transforms import Transform, normalize, train_transform
 from panoptic_detr.segment_maps import areas, write_id_png
 

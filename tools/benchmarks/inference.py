@@ -23,7 +23,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.inference.predictor import segment_batch
+from panoptic_detr.errors import InputError
+from panoptic_detr.inference import segment_batch
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
 from panoptic_detr.zoo import PANOPTIC, build_model
@@ -118,7 +119,7 @@ def pinned_logits(output: DetectorOutput, kept: int, categories: CategoryTable) 
     """Class logits (L, 1, Q, C) by which exactly `kept` queries, spread over all, are confident, each of another category."""
     queries = output.logits.shape[2]
     if not 0 <= kept <= queries:
-        raise ValueError(f"masks must lie between 0 and the model's {queries} queries, but got {kept}")
+        raise InputError(f"masks must lie between 0 and the model's {queries} queries, but got {kept}")
     logits = torch.full_like(output.logits, -CONFIDENT)
     if output.no_object:
         logits[..., -1] = 0
@@ -235,4 +236,4 @@ def _optimized(model: nn.Module, variant: Variant) -> Any:
 def _check(job: Job, variants: Sequence[str]) -> None:
     check_variants(variants, VARIANTS)
     if not job.model.endswith(PANOPTIC):
-        raise ValueError(f"inference is measured up to the map, which needs a panoptic model: {job.model}{PANOPTIC}")
+        raise InputError(f"inference is measured up to the map, which needs a panoptic model: {job.model}{PANOPTIC}")

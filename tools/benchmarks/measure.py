@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.parallel import usable_cores
 
 Result = TypeVar("Result")
@@ -75,11 +76,11 @@ def autocast(bf16: bool) -> AbstractContextManager[None]:
 
 
 def check_variants(names: Sequence[str], known: Collection[str]) -> None:
-    """Raise `ValueError` with the nearest name unless every variant exists."""
+    """Raise `InputError` with the nearest name unless every variant exists."""
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1, 0.0)[0]
-            raise ValueError(f"there is no variant {name!r}; did you mean {near!r}? There are {', '.join(map(repr, known))}")
+            raise InputError(f"there is no variant {name!r}; did you mean {near!r}? There are {', '.join(map(repr, known))}")
 
 
 def in_own_process(function: Callable[..., Result], **arguments: Any) -> Result:

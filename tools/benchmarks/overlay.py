@@ -7,8 +7,8 @@ import numpy as np
 from rich.table import Table
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.structures import PanopticSegmentation, Segment
-from panoptic_detr.visualization.draw.overlay import overlay
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.visualization.draw import overlay
 from panoptic_detr.visualization.errors import error_view
 from tools.benchmarks.measure import Stopwatch
 from tools.benchmarks.pq import paint

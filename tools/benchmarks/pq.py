@@ -30,11 +30,9 @@ from rich.table import Table
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands.cli import run as run_tool
-from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, read_annotations
+from panoptic_detr.evaluation import AnnotationSet, evaluate_panoptic, read_annotations, score_image
 from panoptic_detr.parallel import usable_cores
-from panoptic_detr.quality.overlaps import Regions
-from panoptic_detr.quality.panoptic_quality import PanopticQuality
+from panoptic_detr.quality import PanopticQuality, Regions
 from panoptic_detr.segment_maps import encode_ids, read_id_png, resize_ids
 
 SIZE, SEGMENTS = (480, 640), 12

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from panoptic_detr.config.stages import OptimizerConfig
-from panoptic_detr.data.coco.dataset import retarget
-from panoptic_detr.structures import DetectorOutput, Predictions, Target, map_tensors
-from panoptic_detr.training.losses.criterion import build_criterion
-from panoptic_detr.training.losses.matcher import HungarianMatcher, Matches
-from panoptic_detr.training.losses.regions import MaskLossKind
+from panoptic_detr.data.coco import retarget
+from panoptic_detr.errors import InputError
+from panoptic_detr.shapes import map_tensors
+from panoptic_detr.structures import DetectorOutput, Predictions, Target
+from panoptic_detr.training.losses import HungarianMatcher, MaskLossKind, Matches, build_criterion
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups
 from panoptic_detr.training.step import freeze, set_train_mode
 from panoptic_detr.zoo import PANOPTIC, build_model
@@ -289,4 +289,4 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def _check(job: Job, variants: Sequence[str]) -> None:
     check_variants(variants, VARIANTS)
     if job.model.endswith(PANOPTIC):
-        raise ValueError(f"name the detector; its mask head is added for stage 2: {job.model.removesuffix(PANOPTIC)}")
+        raise InputError(f"name the detector; its mask head is added for stage 2: {job.model.removesuffix(PANOPTIC)}")

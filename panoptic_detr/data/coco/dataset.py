@@ -20,8 +20,9 @@ from panoptic_detr.data.coco.layout import find_image, resolve_paths
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.images import read_image
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
-from panoptic_detr.structures import PanopticSegmentation, Sample, Segment, Target
+from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
 

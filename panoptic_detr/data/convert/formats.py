@@ -5,11 +5,11 @@ Every converter streams image by image on all cores, and its output appears comp
 
 from collections.abc import Callable
 
-from panoptic_detr.data.convert.from_instances import coco_instances
-from panoptic_detr.data.convert.from_labelme import labelme
-from panoptic_detr.data.convert.from_pairs import cityscapes, instance_masks, semantic_instance
+from panoptic_detr.data.convert.back import to_instances, to_semantic
+from panoptic_detr.data.convert.instances import coco_instances
+from panoptic_detr.data.convert.labelme import labelme
 from panoptic_detr.data.convert.output import Conversion
-from panoptic_detr.data.convert.to_others import to_instances, to_semantic
+from panoptic_detr.data.convert.pairs import cityscapes, instance_masks, semantic_instance
 
 FORMATS: dict[str, Callable[..., Conversion]] = {
     "coco-instances": coco_instances,

@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from panoptic_detr.data.convert.output import LARGEST_COORDINATE
-from panoptic_detr.data.doctor.kinds import show
+from panoptic_detr.data.doctor import show
 from panoptic_detr.errors import DataError
 
 

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco.index import read_json
-from panoptic_detr.data.coco.layout import DataPaths
+from panoptic_detr.data.coco import DataPaths, read_json
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
 from panoptic_detr.images import read_image

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, resolve_paths
+from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, resolve_paths
 from panoptic_detr.data.doctor.image import Check, Findings, examine
 from panoptic_detr.data.doctor.kinds import Defect, show
 from panoptic_detr.data.doctor.listing import Entry, Listing, read_listing

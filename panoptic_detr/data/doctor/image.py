@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from panoptic_detr.data.coco.layout import DataPaths, find_image
+from panoptic_detr.data.coco import DataPaths, find_image
 from panoptic_detr.data.doctor.files import orientation, readings
 from panoptic_detr.data.doctor.kinds import Defect, show
 from panoptic_detr.data.doctor.listing import Entry, ImageTask

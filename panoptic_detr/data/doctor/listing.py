@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from panoptic_detr.data.coco.index import read_json
-from panoptic_detr.data.coco.layout import DataPaths
+from panoptic_detr.data.coco import DataPaths, read_json
 from panoptic_detr.data.doctor.kinds import Defect, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path

@@ -10,7 +10,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-from panoptic_detr.data.coco.layout import DataPaths
+from panoptic_detr.data.coco import DataPaths
 from panoptic_detr.data.doctor.examine import Diagnosis, check_dataset
 from panoptic_detr.data.doctor.kinds import KINDS, Defect, printable
 from panoptic_detr.data.doctor.statistics import class_table, draw, overview

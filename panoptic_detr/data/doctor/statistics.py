@@ -132,7 +132,7 @@ def draw(splits: dict[str, Statistics], queries: int, path: str | Path) -> None:
 
     Raises:
         DataError: the folder cannot be written.
-        ValueError: an ending that matplotlib does not know.
+        InputError: an ending that matplotlib does not know.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

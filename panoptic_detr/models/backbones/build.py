@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones.resnet import (
     RESNETS,
     Backbone,
@@ -46,19 +47,19 @@ def build_backbone(
         drop_path: stochastic depth of Swin, by default 0.2; other backbones have none.
 
     Raises:
-        ValueError: an unknown name, or an option the backbone does not have.
+        InputError: an unknown name, or an option the backbone does not have.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     check_backbone_levels(levels, finest=0 if name == "small" else 1)
     if drop_path is not None and name not in SWIN:
-        raise ValueError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
+        raise InputError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
         if dilation or pretrained:
-            raise ValueError("backbone 'small' has neither a dilated form nor pretrained weights")
+            raise InputError("backbone 'small' has neither a dilated form nor pretrained weights")
         return SmallBackbone(levels=levels)
     if name not in RESNETS:
         if dilation:
-            raise ValueError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
+            raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
         return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path)
     return _build_resnet(name, norm, dilation, levels, pretrained, trained_stages)
 
@@ -68,7 +69,7 @@ def _build_resnet(
 ) -> Backbone:
     """One of torchvision's ResNets; arguments as `build_backbone`."""
     if dilation and name in ("resnet18", "resnet34"):
-        raise ValueError(
+        raise InputError(
             f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
         )
     layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones.resnet import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
 from panoptic_detr.models.settings import check_shares
 
@@ -144,7 +145,7 @@ def build_timm_backbone(
             their depth); by default 0.2, as for H-DETR's Swin-T.
 
     Raises:
-        ValueError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
+        InputError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     timm = _import_timm(name)
@@ -157,10 +158,10 @@ def build_timm_backbone(
         return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])
     if not timm.is_model(name):
         known = f"small, resnet18, resnet34, resnet50, resnet101, {', '.join(SWIN)}"
-        raise ValueError(f"there is no backbone {name!r}; use one of {known}, or a name of timm.list_models()")
+        raise InputError(f"there is no backbone {name!r}; use one of {known}, or a name of timm.list_models()")
     reductions = timm.create_model(name, features_only=True).feature_info.reduction()
     if not set(strides) <= set(reductions):
-        raise ValueError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
+        raise InputError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
     indices = [reductions.index(stride) for stride in strides]
     net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
     if norm == "frozen":
@@ -190,7 +191,7 @@ def freeze_norms(module: nn.Module, backbone: str) -> None:
         backbone: its name, for the error.
 
     Raises:
-        ValueError: a kind of BatchNorm whose further doings are not known here.
+        InputError: a kind of BatchNorm whose further doings are not known here.
     """
     with_activation = importlib.import_module("timm.layers").BatchNormAct2d
     for name, child in module.named_children():
@@ -200,7 +201,7 @@ def freeze_norms(module: nn.Module, backbone: str) -> None:
             parts = [child.get_submodule(part) for part in ("drop", "act")]
             setattr(module, name, nn.Sequential(_frozen(child), *parts))
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(
+            raise InputError(
                 f"backbone {backbone!r}: its {type(child).__name__} has no frozen form here; set backbone_norm=batch"
             )
         else:
@@ -217,4 +218,4 @@ def _import_timm(name: str) -> ModuleType:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise ValueError(f"backbone {name!r} comes from timm: pip install 'panoptic-detr[backbones]'") from error
+        raise InputError(f"backbone {name!r} comes from timm: pip install 'panoptic-detr[backbones]'") from error

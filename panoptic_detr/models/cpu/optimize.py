@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from panoptic_detr.models.backbones.resnet import FrozenBatchNorm2d, NormalizedConv2d, conv_norm_pairs
+from panoptic_detr.models.backbones import FrozenBatchNorm2d, NormalizedConv2d, conv_norm_pairs
 from panoptic_detr.models.cpu.fused import FusedBlock, FusedConv, FusedFeedForward, FusedLinear, linear
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 

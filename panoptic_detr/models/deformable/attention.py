@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.deformable.table import sample_with_table
 from panoptic_detr.models.settings import check_heads
 
@@ -50,13 +51,13 @@ def choose_sampler(value: Tensor) -> str:
     Where deterministic algorithms are asked for, the fastest on CUDA is the table, whatever Triton could do.
 
     Raises:
-        ValueError: the environment variable names no way.
+        InputError: the environment variable names no way.
     """
     forced = os.environ.get(SWITCH, "auto")
     if forced in SAMPLERS:
         return forced
     if forced != "auto":
-        raise ValueError(f"{SWITCH}={forced!r} in the environment: it must be auto, {', '.join(SAMPLERS)} or unset")
+        raise InputError(f"{SWITCH}={forced!r} in the environment: it must be auto, {', '.join(SAMPLERS)} or unset")
     if value.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return "table"
     if value.device.type == "cuda" and value.dtype != torch.float64 and has_triton():

@@ -10,8 +10,8 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.backbones.build import build_backbone
-from panoptic_detr.models.backbones.resnet import Backbone, NormKind, resize_padding_mask
+from panoptic_detr.errors import InputError
+from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone, resize_padding_mask
 from panoptic_detr.models.deformable.attention import DeformableAttention
 from panoptic_detr.models.deformable.heads import ClassHead, PredictionHeads
 from panoptic_detr.models.deformable.queries import LearnedQueries, Proposals
@@ -258,7 +258,7 @@ def build_deformable_detr(
         dense_aux: token classifiers for the dense auxiliary loss.
 
     Raises:
-        ValueError: a setting that is out of its range, or settings that do not fit together.
+        InputError: a setting that is out of its range, or settings that do not fit together.
     """
     check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
     check_counts(1, num_backbone_levels=num_backbone_levels)
@@ -301,8 +301,8 @@ def build_deformable_detr(
 
 def _check_switches(encoder: str, box_refine: bool, two_stage: bool, mixed_selection: bool, look_forward_twice: bool) -> None:
     if encoder not in ("deformable", "dense"):
-        raise ValueError(f"encoder must be 'deformable' or 'dense', but got {encoder!r}")
+        raise InputError(f"encoder must be 'deformable' or 'dense', but got {encoder!r}")
     if mixed_selection and not two_stage:
-        raise ValueError("mixed_selection takes the queries' positions from proposals: set two_stage=True as well")
+        raise InputError("mixed_selection takes the queries' positions from proposals: set two_stage=True as well")
     if look_forward_twice and not box_refine:
-        raise ValueError("look_forward_twice is about refined boxes: set box_refine=True as well")
+        raise InputError("look_forward_twice is about refined boxes: set box_refine=True as well")

@@ -226,7 +226,7 @@ class LayerSizes:
     """What the layers of encoder and decoder share: width D, levels L, heads M, points P, feed-forward width, dropout.
 
     Raises:
-        ValueError: a size that is out of its range, or sizes that do not fit together.
+        InputError: a size that is out of its range, or sizes that do not fit together.
     """
 
     dim: int

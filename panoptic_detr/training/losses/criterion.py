@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
 from panoptic_detr.training.losses.hybrid import HybridMatching, Scheme
 from panoptic_detr.training.losses.matcher import ClassCost, HungarianMatcher, Matches
@@ -47,7 +48,7 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0:
-            raise ValueError(f"weights of losses must be at least 0, but got {vars(self)}")
+            raise InputError(f"weights of losses must be at least 0, but got {vars(self)}")
 
     def of(self, term: str) -> float:
         """Weight of a term without its suffix."""
@@ -110,11 +111,11 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         if mask_points < 1 or (masks_per_image is not None and masks_per_image < 1):
-            raise ValueError(
+            raise InputError(
                 f"mask_points and masks_per_image (null for all) must be at least 1; got {mask_points} and {masks_per_image}"
             )
         if mask_loss not in get_args(MaskLossKind):
-            raise ValueError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
+            raise InputError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
         self.num_labels = num_labels
         self.matcher = matcher
         self.weights = weights
@@ -145,7 +146,7 @@ class Criterion(nn.Module):
             counts: what to divide by; by default the objects of these targets in all processes.
 
         Raises:
-            ValueError: a label outside the class head, or another number of targets than images.
+            InputError: a label outside the class head, or another number of targets than images.
         """
         self._check(output, targets)
         counts = self.counts(targets) if counts is None else counts
@@ -233,13 +234,13 @@ class Criterion(nn.Module):
 
     def _check(self, output: DetectorOutput, targets: Sequence[Target]) -> None:
         if len(targets) != output.logits.shape[1]:
-            raise ValueError(f"{output.logits.shape[1]} images, but {len(targets)} targets")
+            raise InputError(f"{output.logits.shape[1]} images, but {len(targets)} targets")
         if output.no_object != (self.matcher.class_cost == "softmax"):
             head, wanted = ("softmax", "sigmoid") if output.no_object else ("sigmoid", "softmax")
-            raise ValueError(f"the model has a {head} class head, but the criterion was built for a {wanted} one")
+            raise InputError(f"the model has a {head} class head, but the criterion was built for a {wanted} one")
         slots = output.logits.shape[3] - output.no_object
         if slots != self.num_labels:
-            raise ValueError(
+            raise InputError(
                 f"the model has {slots} label slots, but the criterion was built with num_labels={self.num_labels}"
             )
         labels = torch.cat([target.labels for target in targets])
@@ -248,7 +249,7 @@ class Criterion(nn.Module):
             place = int(wrong.nonzero()[0])
             ends = torch.tensor([len(target) for target in targets]).cumsum(0)
             image = targets[int((ends <= place).sum())].image_id
-            raise ValueError(
+            raise InputError(
                 f"image {image}: label {int(labels[place])} is outside the class head's "
                 f"0..{self.num_labels - 1}; build the model with the data set's number of labels"
             )

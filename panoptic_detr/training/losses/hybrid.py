@@ -7,6 +7,8 @@ layers ("layer"). A decoder layer that is matched one-to-many sees every object 
 from dataclasses import dataclass
 from typing import Literal
 
+from panoptic_detr.errors import InputError
+
 Scheme = Literal["none", "branch", "epoch", "layer"]
 
 
@@ -23,7 +25,7 @@ class HybridMatching:
             are the result.
 
     Raises:
-        ValueError: an unknown scheme, or a number that makes no sense.
+        InputError: an unknown scheme, or a number that makes no sense.
     """
 
     scheme: Scheme = "none"
@@ -34,15 +36,15 @@ class HybridMatching:
 
     def __post_init__(self) -> None:
         if self.scheme not in ("none", "branch", "epoch", "layer"):
-            raise ValueError(f"hybrid must be 'none', 'branch', 'epoch' or 'layer', but got {self.scheme!r}")
+            raise InputError(f"hybrid must be 'none', 'branch', 'epoch' or 'layer', but got {self.scheme!r}")
         if self.repeats < 1:
-            raise ValueError(f"one_to_many_repeats must be at least 1, but got {self.repeats}")
+            raise InputError(f"one_to_many_repeats must be at least 1, but got {self.repeats}")
         if self.weight < 0:
-            raise ValueError(f"one_to_many_weight must be at least 0, but got {self.weight}")
+            raise InputError(f"one_to_many_weight must be at least 0, but got {self.weight}")
         if not 0 <= self.epoch_share <= 1:
-            raise ValueError(f"one_to_many_share is a share of the training, 0 to 1, but got {self.epoch_share}")
+            raise InputError(f"one_to_many_share is a share of the training, 0 to 1, but got {self.epoch_share}")
         if self.one_to_many_layers < 0:
-            raise ValueError(f"one_to_many_layers must be at least 0, but got {self.one_to_many_layers}")
+            raise InputError(f"one_to_many_layers must be at least 0, but got {self.one_to_many_layers}")
 
     def main_repeats(self, num_layers: int, progress: float) -> list[int]:
         """How often each object is matched in each decoder layer of the main queries.

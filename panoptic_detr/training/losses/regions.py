@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from panoptic_detr.models.cells import cell_centres
+from panoptic_detr.errors import InputError
+from panoptic_detr.models import cell_centres
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Target
 from panoptic_detr.training.losses.terms import (
     cells_inside_boxes,
@@ -101,5 +102,5 @@ def _canvas(targets: Sequence[Target]) -> tuple[int, int]:
     shapes = [(t.masks if t.masks is not None else t.segment_map) for t in targets]
     known = [shape for shape in shapes if shape is not None]
     if len(known) < len(targets):
-        raise ValueError("mask losses need a segment map in every target; these targets have boxes only")
+        raise InputError("mask losses need a segment map in every target; these targets have boxes only")
     return max(m.shape[-2] for m in known), max(m.shape[-1] for m in known)

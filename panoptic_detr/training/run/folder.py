@@ -6,7 +6,7 @@ from pathlib import Path
 
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.files import sync_folder
-from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from panoptic_detr.weights import Checkpoint, load_checkpoint, save_checkpoint
 
 
 class RunFiles:

@@ -17,7 +17,7 @@ from panoptic_detr.config.reading import save_config
 from panoptic_detr.config.stages import DetectorStage, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.files import locked_folder, remove_stale_temporaries
-from panoptic_detr.weights.checkpoints import write_atomically
+from panoptic_detr.weights import write_atomically
 
 PACKAGES = ("panoptic-detr", "torch", "torchvision", "lightning-fabric", "numpy", "scipy", "opencv-python-headless")
 

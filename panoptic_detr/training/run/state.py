@@ -14,7 +14,7 @@ from torch import nn
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.training.ema import AveragedWeights
 from panoptic_detr.training.processes import gather, spread_like, whole
-from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.weights import Checkpoint
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
-from panoptic_detr.weights.checkpoints import write_atomically
+from panoptic_detr.weights import write_atomically
 
 
 @contextmanager

@@ -13,13 +13,12 @@ from rich.table import Table
 from torch import nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform
 from panoptic_detr.images import fit, save_picture
 from panoptic_detr.structures import Sample
 from panoptic_detr.training.optimizer import ParameterGroup
-from panoptic_detr.visualization.draw.boxes import draw_boxes
-from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.visualization.draw import draw_boxes, side_by_side
 
 LOOKED_AT = 32
 SHOWN = 8

@@ -11,16 +11,14 @@ from torch import nn
 from panoptic_detr.categories import Category
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import DetectorStage, MaskStage
-from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import collate
-from panoptic_detr.evaluation.evaluate import evaluate_model
+from panoptic_detr.evaluation import evaluate_model
 from panoptic_detr.images import fit
-from panoptic_detr.inference.choose import choose_queries
-from panoptic_detr.inference.predictor import predict_batch
+from panoptic_detr.inference import choose_queries, predict_batch
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
-from panoptic_detr.visualization.draw.boxes import draw_boxes
-from panoptic_detr.visualization.draw.entry import Entry, draw_entry
-from panoptic_detr.visualization.draw.layout import side_by_side
+from panoptic_detr.visualization.draw import draw_boxes, side_by_side
+from panoptic_detr.visualization.entry import Entry, draw_entry
 
 LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
 

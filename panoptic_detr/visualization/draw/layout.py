@@ -7,7 +7,7 @@ import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb, fit
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.visualization.draw.overlay import default_font_size, index_of, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
 from panoptic_detr.visualization.draw.text import draw_text, shortened, text_mask

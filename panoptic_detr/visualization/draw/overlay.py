@@ -7,7 +7,7 @@ import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
-from panoptic_detr.structures import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw.labels import Place, Wish, outlines, place_labels
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
 from panoptic_detr.visualization.draw.text import draw_plate, plate_size, printable

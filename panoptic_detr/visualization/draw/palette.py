@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.errors import InputError
+from panoptic_detr.panoptic import PanopticSegmentation
 
 Palette = Literal["distinct", "coco"]
 
@@ -90,12 +91,12 @@ def category_colors(categories: CategoryTable, palette: Palette = "distinct") ->
         palette: "distinct" or "coco".
 
     Raises:
-        ValueError: another palette name.
+        InputError: another palette name.
     """
     if palette == "coco":
         return {category.id: category.color for category in categories.categories}
     if palette != "distinct":
-        raise ValueError(
+        raise InputError(
             f"palette {palette!r} is unknown; choose 'distinct' (colour-blind safe) or 'coco' (the table's own colours)"
         )
     colors = distinct_colors(len(categories.categories))

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from panoptic_detr.images import Picture, as_rgb, encode_picture
-from panoptic_detr.structures import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.visualization.draw.overlay import index_of, label_text
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
 

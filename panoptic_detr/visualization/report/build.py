@@ -10,8 +10,8 @@ from jinja2 import Environment, StrictUndefined, Template
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.segment_maps import write_bytes
-from panoptic_detr.visualization.draw.entry import Entry
-from panoptic_detr.visualization.draw.palette import Palette
+from panoptic_detr.visualization.draw import Palette
+from panoptic_detr.visualization.entry import Entry
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, ErrorKind
 from panoptic_detr.visualization.report.images import image_data
 from panoptic_detr.visualization.report.tables import Confusion, Curve, class_rows, hex_color, plot

@@ -7,11 +7,10 @@ import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import encode_picture, fit
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import resize_ids
-from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.draw.entry import Entry
-from panoptic_detr.visualization.draw.overlay import index_of
-from panoptic_detr.visualization.draw.palette import Palette, segment_colors
+from panoptic_detr.visualization.draw import Palette, index_of, segment_colors
+from panoptic_detr.visualization.entry import Entry
 from panoptic_detr.visualization.errors import Comparison, compare
 from panoptic_detr.visualization.report.tables import Confusion
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.visualization.draw.palette import Palette, category_colors
+from panoptic_detr.visualization.draw import Palette, category_colors
 
 Curve = Sequence[tuple[float, float]]
 

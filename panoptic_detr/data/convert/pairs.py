@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS
+from panoptic_detr.data.coco import IMAGE_ENDINGS
 from panoptic_detr.data.convert.output import (
     Conversion,
     Labelled,
@@ -17,7 +17,7 @@ from panoptic_detr.data.convert.output import (
     with_rest,
     write_dataset,
 )
-from panoptic_detr.data.doctor.files import read_values
+from panoptic_detr.data.doctor import read_values
 from panoptic_detr.errors import DataError
 
 MASK_ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif")

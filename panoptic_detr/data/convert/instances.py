@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from panoptic_detr.data.coco.index import read_json
-from panoptic_detr.data.coco.layout import find_image
+from panoptic_detr.data.coco import find_image, read_json
 from panoptic_detr.data.convert.masks import segmentation_mask
 from panoptic_detr.data.convert.output import (
     Conversion,
@@ -23,8 +22,7 @@ from panoptic_detr.data.convert.output import (
     with_rest,
     write_dataset,
 )
-from panoptic_detr.data.doctor.files import read_values
-from panoptic_detr.data.doctor.kinds import show
+from panoptic_detr.data.doctor import read_values, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
 from panoptic_detr.images import read_image

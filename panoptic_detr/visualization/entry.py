@@ -6,10 +6,8 @@ from typing import Literal
 import numpy as np
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.structures import PanopticSegmentation
-from panoptic_detr.visualization.draw.layout import side_by_side
-from panoptic_detr.visualization.draw.overlay import overlay
-from panoptic_detr.visualization.draw.palette import Palette
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.visualization.draw import Palette, overlay, side_by_side
 from panoptic_detr.visualization.errors import error_view
 
 Show = Literal["all", "truth", "prediction", "errors"]

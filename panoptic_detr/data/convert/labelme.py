@@ -12,9 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from panoptic_detr.data.coco.index import read_json
-from panoptic_detr.data.coco.layout import find_image
-from panoptic_detr.data.convert.from_pairs import find_by_key
+from panoptic_detr.data.coco import find_image, read_json
 from panoptic_detr.data.convert.output import (
     LARGEST_COORDINATE,
     Conversion,
@@ -26,8 +24,8 @@ from panoptic_detr.data.convert.output import (
     with_rest,
     write_dataset,
 )
-from panoptic_detr.data.doctor.files import raw_values
-from panoptic_detr.data.doctor.kinds import show
+from panoptic_detr.data.convert.pairs import find_by_key
+from panoptic_detr.data.doctor import raw_values, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.images import read_image
 

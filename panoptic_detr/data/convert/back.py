@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from panoptic_detr.data.coco.index import CocoIndex, read_index
+from panoptic_detr.data.coco import CocoIndex, read_index
 from panoptic_detr.data.convert.output import Conversion
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import make_folder, safe_path, staged_file, staged_folder, write_json
