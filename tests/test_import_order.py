@@ -1,4 +1,4 @@
-"""The house stands on itself: a room imports only from rooms below it, through their doors, and no two modules import each other.
+"""The house stands on itself: a room imports only from rooms below, through their doors; no two modules import each other.
 
 The order is read from the source, not from what happens to be loaded, so imports inside functions count as well. A room is a
 folder with an `__init__.py`, whose `__all__` names its doors: names that it hands on, or modules and rooms inside it that are
