@@ -86,8 +86,6 @@ class AnnotationSet:
         where = self.where(image_id)
         if image_id not in self.entries:
             raise EvaluationError(f"{where}: there is no result for it; predict it, or leave it out (--image-ids, --limit)")
-                f"{where}: there is no result for it; predict it, or leave it out with --image-ids or --limit"
-            )
         regions, infos = self.regions(image_id), _segments_info(self.entries[image_id], where)
         up = int((regions.ids == 0).any())  # a listed segment 0 is a segment, and 0 in a result is void
         found, segments = measure(regions.segment_map + up), []
