@@ -10,7 +10,7 @@ from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps
-from panoptic_detr.visualization.draw import default_font_size, draw_text, index_of, line_width, outlines, text_mask
+from panoptic_detr.visualization.draw import enlarged, index_of, legend_strip, line_width, outlines
 
 
 class ErrorKind(IntEnum):
@@ -106,22 +106,23 @@ def error_view(
     Returns:
         (H * scale [+ legend], W * scale, 3) uint8 RGB.
     """
-    picture = as_rgb(image)
-    comparison = compare(prediction, truth)
+    picture, comparison = as_rgb(image), compare(prediction, truth)
     if picture.shape[:2] != comparison.kinds.shape:
         raise PictureError(
             f"image {truth.image_id}: the image is {picture.shape[:2]}, its segment maps {comparison.kinds.shape}"
         )
-    kinds, true_index = (np.kron(m, np.ones((scale, scale), m.dtype)) for m in (comparison.kinds, index_of(truth)))
-    if scale > 1:
-        picture = cv2.resize(picture, kinds.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    kinds, true_index = (m.repeat(scale, axis=0).repeat(scale, axis=1) for m in (comparison.kinds, index_of(truth)))
+    grey = cv2.cvtColor(cv2.cvtColor(enlarged(picture, scale), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     table = np.array([ERROR_COLORS[kind] for kind in ErrorKind], np.uint8)
     weight = np.array([_STRENGTH.get(kind, 0.8) for kind in ErrorKind], np.float32)[kinds][..., None]
     drawn = np.round(0.8 * grey * (1 - weight) + table[kinds] * weight).astype(np.uint8)
     edges = outlines(true_index).view(np.uint8)
     drawn[cv2.dilate(edges, np.ones((line_width(drawn.shape),) * 2, np.uint8)) > 0] = (20, 20, 24)
-    return np.concatenate([drawn, _legend(drawn.shape, comparison.shares())]) if legend else drawn
+    if not legend:
+        return drawn
+    shares = comparison.shares()
+    items = [(ERROR_COLORS[kind], f"{name} {100 * shares[kind]:.0f}%") for kind, name in ERROR_NAMES.items()]
+    return np.concatenate([drawn, legend_strip(items, drawn.shape)])
 
 
 def _kind_table(overlaps: Overlaps, matching: Matching) -> np.ndarray:
@@ -136,25 +137,3 @@ def _kind_table(overlaps: Overlaps, matching: Matching) -> np.ndarray:
     kinds[matching.truth, matching.prediction] = ErrorKind.CORRECT
     kinds[:-1][overlaps.iscrowd] = ErrorKind.IGNORED
     return kinds
-
-
-def _legend(shape: tuple[int, ...], shares: dict[ErrorKind, float]) -> np.ndarray:
-    """A strip as wide as the picture that explains the colours, in as many lines as it needs."""
-    size, width = default_font_size(shape), shape[1]
-    texts = [(kind, f"{name} {100 * shares[kind]:.0f}%") for kind, name in ERROR_NAMES.items()]
-    lines: list[list[tuple[int, ErrorKind, str]]] = [[]]
-    line, x = text_mask("X", size).shape[0] + size // 2, size // 2
-    for kind, text in texts:
-        needed = size + size // 2 + text_mask(text, size).shape[1] + size
-        if x + needed > width and lines[-1]:
-            lines.append([])
-            x = size // 2
-        lines[-1].append((x, kind, text))
-        x += needed
-    strip = np.full((line * len(lines), width, 3), 18, np.uint8)
-    for row, items in enumerate(lines):
-        for x, kind, text in items:
-            y = row * line + line // 4
-            strip[y : y + size, x : x + size] = ERROR_COLORS[kind]
-            draw_text(strip, (row * line + size // 4, x + size + size // 3), text, size)
-    return strip

@@ -10,9 +10,9 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.visualization.draw.layout import mask_strip, side_by_side, zoom
+from panoptic_detr.visualization.draw.layout import side_by_side
 from panoptic_detr.visualization.draw.palette import segment_colors
-from panoptic_detr.visualization.draw.svg import segment_path, svg_overlay
+from panoptic_detr.visualization.draw.segments import mask_strip, segment_path, svg_overlay, zoom
 from panoptic_detr.visualization.entry import Entry
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind, compare, error_view
 from panoptic_detr.visualization.report.images import image_data
