@@ -26,7 +26,7 @@ from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
 from panoptic_detr.visualization.draw import mask_strip, svg_overlay, zoom
-from panoptic_detr.visualization.entry import Entry, draw_entry
+from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.report import read_curves, write_report
 from panoptic_detr.zoo import list_models
 

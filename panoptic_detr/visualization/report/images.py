@@ -1,6 +1,7 @@
-"""The images of a report: small pictures, id maps that the page can look up, and what is known of every segment."""
+"""The images of a report: small pictures, id maps that the page can look up, what is known of every segment, confusions."""
 
 import base64
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,54 @@ from panoptic_detr.images import encode_picture, fit
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import resize_ids
 from panoptic_detr.visualization.draw import Palette, index_of, segment_colors
-from panoptic_detr.visualization.entry import Entry
-from panoptic_detr.visualization.errors import Comparison, compare
-from panoptic_detr.visualization.report.tables import Confusion
+from panoptic_detr.visualization.errors import Comparison, Entry, compare
 
 _SIDES = ((640, 82), (560, 78), (480, 74), (400, 68), (320, 60), (240, 55))  # long side in pixels, JPEG quality
+
+
+@dataclass
+class Confusion:
+    """How often a true class was taken for another.
+
+    Attributes:
+        counts: (true class, predicted class) to number of segments; "" as true class counts extra segments, as predicted class
+            missed ones.
+    """
+
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def add(self, truth: str, predicted: str) -> None:
+        """Count one segment."""
+        self.counts[truth, predicted] = self.counts.get((truth, predicted), 0) + 1
+
+    def names(self, limit: int) -> list[str]:
+        """Classes with the most mistakes, then the most segments, at most `limit`, in alphabetical order."""
+        tally: dict[str, list[int]] = {}
+        for (truth, predicted), count in self.counts.items():
+            for name in {truth, predicted} - {""}:
+                entry = tally.setdefault(name, [0, 0])
+                entry[0] += count * (truth != predicted)
+                entry[1] += count
+        return sorted(sorted(tally, key=lambda name: tally[name], reverse=True)[:limit])
+
+    def worst(self, limit: int = 12) -> list[tuple[str, str, int]]:
+        """The most frequent mistakes of one class for another: (true, predicted, count)."""
+        mistakes = [(t, p, n) for (t, p), n in self.counts.items() if t and p and t != p]
+        return sorted(mistakes, key=lambda row: (-row[2], row[:2]))[:limit]
+
+    def matrix(self, limit: int = 30) -> dict[str, Any]:
+        """Rows of cells (count, share of the row's total) for the template; a last row for extra segments."""
+        names = self.names(limit)
+        rows = []
+        for truth in [*names, ""]:
+            total = sum(count for (t, _), count in self.counts.items() if t == truth)
+            cells = [self.counts.get((truth, predicted), 0) for predicted in [*names, ""]]
+            shown = [
+                {"count": n, "share": n / total if total else 0.0, "hit": bool(truth) and p == truth}
+                for n, p in zip(cells, [*names, ""], strict=True)
+            ]
+            rows.append({"name": truth, "cells": shown, "total": total})
+        return {"names": names, "rows": rows}
 
 
 def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confusion: Confusion) -> dict[str, Any]:
@@ -42,7 +86,7 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
     return {
         "id": index,
         "name": entry.name,
-        "pq": image_quality(comparison, prediction, truth),
+        "pq": comparison.matching.quality,
         "width": width,
         "height": height,
         "jpeg": base64.b64encode(jpeg).decode(),
@@ -52,29 +96,17 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
     }
 
 
-def image_quality(comparison: Comparison, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> float:
-    """Panoptic quality of one image, all classes together: sum of matched IoU / (TP + FP / 2 + FN / 2); 1 if it is empty."""
-    matched = [match.iou for match in comparison.best.values() if match.counts]
-    unrated = comparison.ignored - set(comparison.found.values())
-    extra = len(prediction.segments) - len(matched) - len(unrated)
-    missed = sum(not segment.iscrowd for segment in truth.segments) - len(matched)
-    size = len(matched) + 0.5 * extra + 0.5 * missed
-    return sum(matched) / size if size else 1.0
-
-
 def count_confusions(
     confusion: Confusion, comparison: Comparison, prediction: PanopticSegmentation, truth: PanopticSegmentation
 ) -> None:
     """Add an image's segments: pairs that overlap by more than half whatever their class, missed and extra ones."""
-    taken = {match.truth: row for row, match in comparison.best.items() if match.iou > 0.5}
+    taken = {comparison.nearest[row]: row for row in np.flatnonzero(comparison.ious > 0.5)}
     for column, segment in enumerate(truth.segments):
         if not segment.iscrowd:
-            row = taken.get(column)
-            predicted = "" if row is None else _name(prediction, prediction.segments[row].category_id)
+            predicted = _name(prediction, prediction.segments[taken[column]].category_id) if column in taken else ""
             confusion.add(_name(truth, segment.category_id), predicted)
-    for row, segment in enumerate(prediction.segments):
-        if row not in taken.values() and row not in comparison.ignored:
-            confusion.add("", _name(prediction, segment.category_id))
+    for row in np.flatnonzero(comparison.matching.extra & (comparison.ious <= 0.5)):
+        confusion.add("", _name(prediction, prediction.segments[row].category_id))
 
 
 def _encode(image: np.ndarray, maps: np.ndarray, budget: int) -> tuple[bytes, bytes, tuple[int, int]]:
@@ -108,16 +140,15 @@ def _shown(segmentation: PanopticSegmentation) -> list[int]:
 
 def _truth_rows(comparison: Comparison, truth: PanopticSegmentation, palette: Palette) -> list[dict[str, Any]]:
     colors = segment_colors(truth, palette).tolist()
-    ious = {match.truth: match.iou for match in comparison.best.values() if match.counts}
+    ious = dict(zip(comparison.matching.truth.tolist(), comparison.matching.ious.tolist(), strict=True))
     rows = []
     for index in _shown(truth):
         segment = truth.segments[index]
-        status = "group, not rated" if segment.iscrowd else "found" if index in comparison.found else "missed"
         rows.append(
             {
                 "name": _name(truth, segment.category_id),
-                "status": status,
-                "iou": _rounded(ious.get(index)),
+                "status": "group, not rated" if segment.iscrowd else "found" if index in ious else "missed",
+                "iou": round(ious[index], 3) if index in ious else None,
                 "pixels": segment.area,
                 "color": colors[index],
             }
@@ -129,13 +160,13 @@ def _prediction_rows(comparison: Comparison, prediction: PanopticSegmentation, p
     colors = segment_colors(prediction, palette).tolist()
     rows = []
     for index in _shown(prediction):
-        segment, match = prediction.segments[index], comparison.best.get(index)
+        segment = prediction.segments[index]
         rows.append(
             {
                 "name": _name(prediction, segment.category_id),
                 "status": _status(comparison, index),
                 "score": round(segment.score, 3),
-                "iou": _rounded(match.iou if match else 0.0),
+                "iou": round(float(comparison.ious[index]), 3),
                 "query": segment.query,
                 "pixels": segment.area,
                 "color": colors[index],
@@ -145,16 +176,11 @@ def _prediction_rows(comparison: Comparison, prediction: PanopticSegmentation, p
 
 
 def _status(comparison: Comparison, index: int) -> str:
-    match = comparison.best.get(index)
-    if match is not None and match.counts:
-        return "correct"
-    if index in comparison.ignored:
+    if comparison.matching.ignored[index]:
         return "not rated"
-    return "wrong class" if match is not None and match.iou > 0.5 else "extra"
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    if not comparison.matching.extra[index]:
+        return "correct"
+    return "wrong class" if comparison.ious[index] > 0.5 else "extra"
 
 
 def _name(segmentation: PanopticSegmentation, category_id: int) -> str:

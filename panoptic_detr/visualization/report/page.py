@@ -1,24 +1,27 @@
 """A report that opens in any browser: scores, curves, confusions and a gallery, in one file that needs no network."""
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.segment_maps import write_bytes
-from panoptic_detr.visualization.draw import Palette
-from panoptic_detr.visualization.entry import Entry
-from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, ErrorKind
-from panoptic_detr.visualization.report.images import image_data
-from panoptic_detr.visualization.report.tables import Confusion, Curve, class_rows, hex_color, plot
+from panoptic_detr.visualization.draw import Palette, category_colors
+from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, Entry, ErrorKind
+from panoptic_detr.visualization.report.images import Confusion, image_data
 
+Curve = Sequence[tuple[float, float]]
 Scores = Mapping[str, Any]
 
 _PICTURE_BYTES = 8_800_000  # of all pictures together, so that the file stays below 10 MB
+_PLOT = (260, 120)  # width and height of a curve in its own units
+_MOST_POINTS = 300
 
 
 def write_report(
@@ -105,5 +108,76 @@ def _values(group: Any) -> dict[str, float]:
 
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = files("panoptic_detr.visualization").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
+
+
+def class_rows(per_class: Mapping[Any, Any], categories: CategoryTable, palette: Palette) -> list[dict[str, Any]]:
+    """A row per category that occurs, the best first.
+
+    Args:
+        per_class: by category id: pq, sq, rq as fractions, and counts tp, fp, fn if known. Values are mappings or named tuples.
+        categories: names and kinds.
+        palette: for the dot before the name.
+    """
+    colors = category_colors(categories, palette)
+    rows = []
+    for key, value in per_class.items():
+        quality = value._asdict() if hasattr(value, "_asdict") else dict(value)
+        category = categories.by_id.get(int(key))
+        seen = sum(quality.get(name, 0) for name in ("tp", "fp", "fn")) if "tp" in quality else None
+        if category is None or seen == 0:
+            continue
+        kind = "thing" if category.isthing else "stuff"
+        rows.append({"name": category.name, "kind": kind, "color": hex_color(colors[category.id]), **quality})
+    return sorted(rows, key=lambda row: (-row["pq"], row["name"]))
+
+
+def plot(name: str, points: Curve) -> dict[str, Any]:
+    """A curve as SVG points, thinned to a few hundred, with its ends and extremes."""
+    data = np.asarray(points, dtype=np.float64)
+    data = data[np.linspace(0, len(data) - 1, min(len(data), _MOST_POINTS)).round().astype(int)]
+    low, high = data.min(0), data.max(0)
+    span = np.where(high > low, high - low, 1.0)
+    x = (data[:, 0] - low[0]) / span[0] * _PLOT[0]
+    y = _PLOT[1] - (data[:, 1] - low[1]) / span[1] * _PLOT[1]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    ends = {"first": f"{low[0]:g}", "end": f"{high[0]:g}", "low": f"{low[1]:.4g}", "high": f"{high[1]:.4g}"}
+    return {"name": name, "path": path, "width": _PLOT[0], "height": _PLOT[1], "last": f"{data[-1, 1]:.4g}", **ends}
+
+
+def read_curves(*paths: str | Path) -> dict[str, list[tuple[float, float]]]:
+    """Read the curves of a run from its CSV logs: every column of numbers, by step.
+
+    Args:
+        paths: CSV files with a "step" column; missing files are skipped.
+
+    Raises:
+        PictureError: a file without a "step" column.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            continue
+        with open(path, newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            if "step" not in (reader.fieldnames or ()):
+                raise PictureError(f"{path}: a run's log has a 'step' column, but this file has {reader.fieldnames}")
+            for row in reader:
+                _add_points(curves, row)
+    return {name: points for name, points in curves.items() if name != "epoch"}
+
+
+def hex_color(color: Sequence[int]) -> str:
+    """A colour as browsers write it."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _add_points(curves: dict[str, list[tuple[float, float]]], row: Mapping[str, str | None]) -> None:
+    for name, text in row.items():
+        try:
+            point = (float(row["step"] or ""), float(text or ""))
+        except (TypeError, ValueError):
+            continue  # an empty cell: this column was not logged at this step
+        if name != "step" and np.isfinite(point).all():
+            curves.setdefault(name, []).append(point)
