@@ -14,7 +14,7 @@ from panoptic_detr.errors import PictureError
 from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.visualization.draw import Palette, category_colors
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, Entry, ErrorKind
-from panoptic_detr.visualization.report.images import Confusion, image_data
+from panoptic_detr.visualization.report.images import Confusion, Values, image_data
 
 Curve = Sequence[tuple[float, float]]
 Scores = Mapping[str, Any]
@@ -67,21 +67,19 @@ def write_report(
         title=title,
         facts=dict(facts or {}),
         plots=[plot(name, points) for name, points in (curves or {}).items() if len(points) > 1],
-        **_score_values(final, categories, palette),
+        groups=[(name, _values(final[name])) for name in ("All", "Things", "Stuff") if name in final],
+        classes=class_rows(final.get("per_class", {}), categories, palette),
         **_image_values(images, confusion),
     )
-    return _write_page(path, page)
+    try:
+        write_bytes(path, page.encode("utf-8"))
+    except OSError as error:
+        why = f"{path}: the report cannot be written ({error.strerror}); choose a folder you may write to"
+        raise PictureError(why) from None
+    return Path(path)
 
 
-def _score_values(scores: Scores, categories: CategoryTable, palette: Palette) -> dict[str, Any]:
-    """What the template shows in the tables of scores."""
-    return {
-        "groups": [(name, _values(scores[name])) for name in ("All", "Things", "Stuff") if name in scores],
-        "classes": class_rows(scores.get("per_class", {}), categories, palette),
-    }
-
-
-def _image_values(images: Sequence[Mapping[str, Any]], confusion: Confusion) -> dict[str, Any]:
+def _image_values(images: Sequence[Values], confusion: Confusion) -> Values:
     """What the template shows of the images: confusions, the ranking and the gallery."""
     return {
         "matrix": confusion.matrix(),
@@ -92,27 +90,16 @@ def _image_values(images: Sequence[Mapping[str, Any]], confusion: Confusion) -> 
     }
 
 
-def _write_page(path: str | Path, page: str) -> Path:
-    try:
-        write_bytes(path, page.encode("utf-8"))
-    except OSError as error:
-        raise PictureError(
-            f"{path}: the report cannot be written ({error.strerror}); choose a folder you may write to"
-        ) from None
-    return Path(path)
-
-
-def _values(group: Any) -> dict[str, float]:
+def _values(group: Any) -> Values:
     return group._asdict() if hasattr(group, "_asdict") else dict(group)
 
 
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
 
 
-def class_rows(per_class: Mapping[Any, Any], categories: CategoryTable, palette: Palette) -> list[dict[str, Any]]:
+def class_rows(per_class: Mapping[int | str, Any], categories: CategoryTable, palette: Palette) -> list[Values]:
     """A row per category that occurs, the best first.
 
     Args:
@@ -123,7 +110,7 @@ def class_rows(per_class: Mapping[Any, Any], categories: CategoryTable, palette:
     colors = category_colors(categories, palette)
     rows = []
     for key, value in per_class.items():
-        quality = value._asdict() if hasattr(value, "_asdict") else dict(value)
+        quality = _values(value)
         category = categories.by_id.get(int(key))
         seen = sum(quality.get(name, 0) for name in ("tp", "fp", "fn")) if "tp" in quality else None
         if category is None or seen == 0:
@@ -133,7 +120,7 @@ def class_rows(per_class: Mapping[Any, Any], categories: CategoryTable, palette:
     return sorted(rows, key=lambda row: (-row["pq"], row["name"]))
 
 
-def plot(name: str, points: Curve) -> dict[str, Any]:
+def plot(name: str, points: Curve) -> Values:
     """A curve as SVG points, thinned to a few hundred, with its ends and extremes."""
     data = np.asarray(points, dtype=np.float64)
     data = data[np.linspace(0, len(data) - 1, min(len(data), _MOST_POINTS)).round().astype(int)]
