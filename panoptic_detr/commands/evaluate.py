@@ -178,6 +178,7 @@ def calibrate(
         settings=settings,
         batch_size=options.batch_size,
         workers=options.workers or 0,
+        precision=options.precision,
     )
     things, stuff = found.thresholds
     if options.store and not found.quality > 0:

@@ -145,15 +145,8 @@ def _error_rows(result: PanopticQualityResult, per_class: bool) -> Iterable[tupl
             lost, extra = (side.get(category.id, NO_ERRORS) for side in (result.lost, result.extra))
             if lost.total or extra.total:
                 yield category.name, lost, extra
-    lost, extra = (_sum(side.values()) for side in (result.lost, result.extra))
+    lost, extra = (ErrorCounts(*map(sum, zip(NO_ERRORS, *side.values(), strict=True))) for side in (result.lost, result.extra))
     yield "All", lost, extra
-
-
-def _sum(counts: Iterable[ErrorCounts]) -> ErrorCounts:
-    total = NO_ERRORS
-    for one in counts:
-        total = total.plus(one)
-    return total
 
 
 def _ap_values(scores: ApScores) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""From pictures to panoptic maps: the predictor that users call, and the batch step that evaluation shares with it."""
+"""From pictures to panoptic maps: the predictor that users call."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -15,115 +13,16 @@ from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
 from panoptic_detr.images import Picture, upright_rgb
-from panoptic_detr.inference.choose import choose_queries
-from panoptic_detr.inference.merge import merge_panoptic
+from panoptic_detr.inference.batch import predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
+from panoptic_detr.structures import Sample, Target
 from panoptic_detr.weights import Checkpoint, read_model, save_checkpoint
 
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 Precision = Literal["fp32", "bf16"]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
-
-
-@torch.no_grad()
-def predict_batch(
-    model: nn.Module, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
-) -> list[PanopticSegmentation]:
-    """Predict the panoptic maps of a batch.
-
-    The detector runs once; masks are computed for the confident queries only, and merged for each image at its own size.
-
-    Args:
-        model: a panoptic model in eval mode.
-        batch: on any device; it is moved to the model's.
-        categories: what the model's labels mean.
-        settings: thresholds and merging rules; the paper's by default.
-
-    Returns:
-        One map per image, of the image's original size.
-
-    Raises:
-        InputError: the model is in training mode, has no mask head, or does not fit the category table.
-    """
-    if model.training:
-        raise InputError("predict_batch needs the model in eval mode (dropout off); call model.eval() before")
-    batch = batch.to(next(model.parameters()).device)
-    return segment_batch(model(batch.images, batch.padding_mask), batch, categories, settings)
-
-
-@torch.no_grad()
-def segment_batch(
-    output: DetectorOutput, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
-) -> list[PanopticSegmentation]:
-    """Make the panoptic maps from a panoptic model's output: the second half of `predict_batch`.
-
-    Args:
-        output: what the model said about the batch.
-        batch: the batch, on the output's device.
-        categories: what the model's labels mean.
-        settings: thresholds and merging rules; the paper's by default.
-
-    Returns:
-        One map per image, of the image's original size.
-    """
-    settings = settings or InferenceSettings()
-    logits = output.logits[-1].float().cpu()  # (B, Q, C)
-    chosen = [chosen_queries(rows, categories, settings, output.no_object) for rows in logits]
-    masks = output.segment([torch.tensor(queries, dtype=torch.long, device=batch.images.device) for queries in chosen])
-    return [
-        merge_image(logits[i], masks[i], chosen[i], batch, i, categories, settings, output.no_object) for i in range(len(batch))
-    ]
-
-
-def merge_image(
-    logits: Tensor,
-    masks: Tensor,
-    queries: list[int],
-    batch: Batch,
-    index: int,
-    categories: CategoryTable,
-    settings: InferenceSettings,
-    no_object: bool,
-) -> PanopticSegmentation:
-    """Merge the masks of one image of a batch as the settings say.
-
-    Args:
-        logits: (Q, C) of the image.
-        masks: (K, h, w) logits that cover the padded image.
-        queries: K queries that the masks belong to.
-        batch: of the image.
-        index: place of the image in the batch.
-        categories: what the labels mean.
-        settings: thresholds and merging rules.
-        no_object: whether the last class slot means "no object".
-    """
-    threshold, stuff_threshold = settings.thresholds(no_object)
-    return merge_panoptic(
-        logits,
-        masks,
-        categories=categories,
-        size=batch.sizes[index],
-        target_size=batch.original_sizes[index],
-        padded_size=batch.images.shape[-2:],
-        threshold=threshold,
-        stuff_threshold=stuff_threshold,
-        min_area=settings.min_area,
-        min_visible=settings.min_visible,
-        duplicate_stuff=settings.duplicate_stuff,
-        no_object=no_object,
-        queries=queries,
-        image_id=batch.image_ids[index] if batch.image_ids else None,
-    )
-
-
-def chosen_queries(logits: Tensor, categories: CategoryTable, settings: InferenceSettings, no_object: bool) -> list[int]:
-    """The queries of one image that get a mask, from (Q, C) logits."""
-    things, stuff = settings.thresholds(no_object)
-    choice = choose_queries(logits, categories, threshold=things, stuff_threshold=stuff, no_object=no_object)
-    return choice.best(settings.max_segments)
 
 
 class Predictor:
@@ -265,30 +164,3 @@ def _device(device: str | torch.device) -> torch.device:
     if not available.get(chosen.type, True):
         raise InputError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
     return chosen
-
-
-def same_size_groups(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
-    """Indices of images in groups of one (height, width), at most `limit` in each."""
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, size in enumerate(sizes):
-        by_size[size].append(index)
-    for indices in by_size.values():
-        for start in range(0, len(indices), limit):
-            yield indices[start : start + limit]
-
-
-def unpadded_parts(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
-    """Split a padded batch into batches without padding; each comes with the indices of its images in the whole."""
-    for indices in same_size_groups(batch.sizes, len(batch)):
-        height, width = batch.sizes[indices[0]]
-        yield (
-            indices,
-            Batch(
-                images=batch.images[indices, :, :height, :width],
-                padding_mask=batch.padding_mask[indices, :height, :width],
-                targets=[batch.targets[index] for index in indices] if batch.targets else [],
-                sizes=[batch.sizes[index] for index in indices],
-                original_sizes=[batch.original_sizes[index] for index in indices],
-                image_ids=[batch.image_ids[index] for index in indices],
-            ),
-        )

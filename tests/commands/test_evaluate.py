@@ -12,6 +12,7 @@ from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import cli, evaluate
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
+from panoptic_detr.evaluation import calibrate_thresholds
 from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
 from panoptic_detr.weights.open import best_device, open_model
 from panoptic_detr.zoo import build_model
@@ -233,6 +234,20 @@ def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, 
     assert (kept.short_side, kept.long_side, kept.min_visible) == (48, 64, 0.0)
     assert cli.main(["evaluate", checkpoint, *data, "--calibrate", "--store", "--inference.min_visible", "0.25"]) == 0
     assert open_model(checkpoint).settings.min_visible == 0.25
+
+
+def test_calibration_runs_as_the_evaluation_does(scenes, tmp_path, monkeypatch):
+    asked = {}
+
+    def watched(*arguments, **options):
+        asked.update(options)
+        return calibrate_thresholds(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "calibrate_thresholds", watched)
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    data = ["--data.root", str(scenes), "--data.split", "val", "--device", "cpu", "--ap", "none", "--calibrate"]
+    assert cli.main(["evaluate", checkpoint, *data, "--precision", "bf16", "--batch-size", "3"]) == 0
+    assert (asked["precision"], asked["batch_size"]) == ("bf16", 3)
 
 
 def test_thresholds_that_give_nothing_are_not_stored(scenes, tmp_path, capsys):
