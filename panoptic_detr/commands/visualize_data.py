@@ -19,12 +19,12 @@ from panoptic_detr.evaluation import (
     read_annotations,
     safe_path,
 )
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import Picture, save_picture
 from panoptic_detr.inference import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_bytes
+from panoptic_detr.segment_maps import areas, boxes_of, read_id_png
 from panoptic_detr.visualization.draw import mask_strip, svg_overlay, zoom
 from panoptic_detr.visualization.entry import Entry, draw_entry
 from panoptic_detr.visualization.report import read_curves, write_report
@@ -45,7 +45,7 @@ def coco(options: Namespace) -> str:
             continue
         drawn = entry.truth if options.show == "truth" or entry.prediction is None else entry.prediction
         if drawn is not None:
-            write_bytes(path, svg_overlay(drawn, entry.image, palette=options.palette, alpha=options.alpha).encode())
+            write_whole(path, svg_overlay(drawn, entry.image, palette=options.palette, alpha=options.alpha).encode())
     return f"pictures: {len(data)} in {folder}"
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.segment_maps import write_bytes
+from panoptic_detr.files import write_whole
 from panoptic_detr.visualization.draw import Palette
 from panoptic_detr.visualization.entry import Entry
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, ErrorKind
@@ -91,7 +91,7 @@ def _image_values(images: Sequence[Mapping[str, Any]], confusion: Confusion) -> 
 
 def _write_page(path: str | Path, page: str) -> Path:
     try:
-        write_bytes(path, page.encode("utf-8"))
+        write_whole(path, page.encode("utf-8"))
     except OSError as error:
         raise PictureError(
             f"{path}: the report cannot be written ({error.strerror}); choose a folder you may write to"
