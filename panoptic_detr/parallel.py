@@ -1,7 +1,7 @@
 """One function over many items on all cores, and processes that neither hang as they start nor outlive who started them.
 
-Processes are started by a server that has one thread of Python's and none of a communication or GPU library (`forkserver`): a
-process that is forked off a training run's may find a lock that a thread, which it does not have, will never give back. A
+Where there are several threads, processes are started by a server without those of communication or GPU libraries
+(`forkserver`): forked off a training run's process, they could wait for ever for a lock of a thread that they do not have. A
 script of one's own calls what starts processes under `if __name__ == "__main__":`, as Python asks for.
 """
 
@@ -66,12 +66,15 @@ def usable_cores() -> int:
 
 
 def process_context() -> BaseContext:
-    """How processes are started. The server begins at once, with all that is loaded here of this project.
+    """How processes are started now: forked off this one while it has one thread, off a server later.
 
-    A process then takes milliseconds instead of the seconds that it takes to import PyTorch.
+    The server begins at once, with all that is loaded here of this project: a process then takes milliseconds instead of the
+    seconds that it takes to import PyTorch.
     """
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
+    if sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1:
+        return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "panoptic_detr"])
     try:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.errors import DataError
 from panoptic_detr.evaluation import (
@@ -17,14 +16,12 @@ from panoptic_detr.evaluation import (
     check_same_images,
     check_same_names,
     read_annotations,
-    safe_path,
 )
 from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import Picture, save_picture
 from panoptic_detr.inference import Predictor, load_model
-from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import areas, boxes_of, read_id_png
 from panoptic_detr.visualization.draw import mask_strip, svg_overlay, zoom
 from panoptic_detr.visualization.entry import Entry, draw_entry
 from panoptic_detr.visualization.report import read_curves, write_report
@@ -160,31 +157,8 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
         check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
         check_same_names(results, data.categories)
-        return lambda i: read_result(results, data.image_ids[i], data.categories)
+        return lambda i: results.segmentation(data.image_ids[i], data.categories)
     if options.model is not None:
         predictor = open_model(options, data)
         return lambda i: predictor(data.image(i), options.threshold)
     return None
-
-
-def read_result(results: AnnotationSet, image_id: int | str, categories: CategoryTable) -> PanopticSegmentation:
-    """The prediction of an image in a results JSON, with scores.
-
-    Raises:
-        DataError: the image has no result, or a segment an unknown category or no pixel.
-    """
-    where = results.where(image_id)
-    if image_id not in results.entries:
-        raise DataError(f"{where}: there is no result for it; predict it, or leave it out with --image-ids or --limit")
-    entry = results.entries[image_id]
-    segment_map = read_id_png(safe_path(results.folder, str(entry.get("file_name", "")), where))
-    pixels, boxes, found = areas(segment_map), boxes_of(segment_map), []
-    for info in entry.get("segments_info", []):
-        number, category = info.get("id"), categories.by_id.get(info.get("category_id"))
-        if category is None:
-            raise DataError(f"{where}: segment {number} has category {info.get('category_id')!r}, unknown to the data set")
-        if number not in boxes:
-            raise DataError(f"{where}: segment {number} has no pixel in its PNG; predict the image again")
-        score, query = float(info.get("score", 1.0)), info.get("query")
-        found.append(Segment(number, category.id, category.isthing, score, pixels[number], boxes[number], query))
-    return PanopticSegmentation(segment_map, found, categories, image_id=image_id)

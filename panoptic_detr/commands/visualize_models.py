@@ -21,12 +21,10 @@ from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, load_model
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
-from panoptic_detr.visualization.attention import boxes_of_queries, look
-from panoptic_detr.visualization.attention_pictures import draw_look
+from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
 from panoptic_detr.visualization.draw import overlay
-from panoptic_detr.visualization.explain import draw_explanation, explain_table
+from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
-from panoptic_detr.visualization.sweep import SweepStep, sweep_figure
 
 
 def explain(options: Namespace) -> str:

@@ -152,6 +152,8 @@ class PanopticLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the position on; `len` is that of a whole epoch."""
+        if self.num_workers and self._iterator is None:
+            self.multiprocessing_context = process_context()  # by the threads that there are when processes start
         for batch in super().__iter__():
             if isinstance(batch, _Failure):
                 # Made here and kept in no variable: a cycle of error, traceback and frame would keep the workers waiting.
@@ -187,7 +189,7 @@ def make_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
-        multiprocessing_context=process_context() if workers > 0 else None,
+        multiprocessing_context=process_context() if workers > 0 else None,  # whose server begins while a model is built
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers > 0 else None,
         generator=torch.Generator(),  # PyTorch would draw the workers' seeds, which nothing here uses, from the global one

@@ -42,7 +42,7 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
     return {
         "id": index,
         "name": entry.name,
-        "pq": image_quality(comparison, prediction, truth),
+        "pq": comparison.matching.quality,
         "width": width,
         "height": height,
         "jpeg": base64.b64encode(jpeg).decode(),
@@ -52,29 +52,17 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
     }
 
 
-def image_quality(comparison: Comparison, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> float:
-    """Panoptic quality of one image, all classes together: sum of matched IoU / (TP + FP / 2 + FN / 2); 1 if it is empty."""
-    matched = [match.iou for match in comparison.best.values() if match.counts]
-    unrated = comparison.ignored - set(comparison.found.values())
-    extra = len(prediction.segments) - len(matched) - len(unrated)
-    missed = sum(not segment.iscrowd for segment in truth.segments) - len(matched)
-    size = len(matched) + 0.5 * extra + 0.5 * missed
-    return sum(matched) / size if size else 1.0
-
-
 def count_confusions(
     confusion: Confusion, comparison: Comparison, prediction: PanopticSegmentation, truth: PanopticSegmentation
 ) -> None:
     """Add an image's segments: pairs that overlap by more than half whatever their class, missed and extra ones."""
-    taken = {match.truth: row for row, match in comparison.best.items() if match.iou > 0.5}
+    taken = {comparison.nearest[row]: row for row in np.flatnonzero(comparison.ious > 0.5)}
     for column, segment in enumerate(truth.segments):
         if not segment.iscrowd:
-            row = taken.get(column)
-            predicted = "" if row is None else _name(prediction, prediction.segments[row].category_id)
+            predicted = _name(prediction, prediction.segments[taken[column]].category_id) if column in taken else ""
             confusion.add(_name(truth, segment.category_id), predicted)
-    for row, segment in enumerate(prediction.segments):
-        if row not in taken.values() and row not in comparison.ignored:
-            confusion.add("", _name(prediction, segment.category_id))
+    for row in np.flatnonzero(comparison.matching.extra & (comparison.ious <= 0.5)):
+        confusion.add("", _name(prediction, prediction.segments[row].category_id))
 
 
 def _encode(image: np.ndarray, maps: np.ndarray, budget: int) -> tuple[bytes, bytes, tuple[int, int]]:
@@ -108,16 +96,15 @@ def _shown(segmentation: PanopticSegmentation) -> list[int]:
 
 def _truth_rows(comparison: Comparison, truth: PanopticSegmentation, palette: Palette) -> list[dict[str, Any]]:
     colors = segment_colors(truth, palette).tolist()
-    ious = {match.truth: match.iou for match in comparison.best.values() if match.counts}
+    ious = dict(zip(comparison.matching.truth.tolist(), comparison.matching.ious.tolist(), strict=True))
     rows = []
     for index in _shown(truth):
         segment = truth.segments[index]
-        status = "group, not rated" if segment.iscrowd else "found" if index in comparison.found else "missed"
         rows.append(
             {
                 "name": _name(truth, segment.category_id),
-                "status": status,
-                "iou": _rounded(ious.get(index)),
+                "status": "group, not rated" if segment.iscrowd else "found" if index in ious else "missed",
+                "iou": round(ious[index], 3) if index in ious else None,
                 "pixels": segment.area,
                 "color": colors[index],
             }
@@ -129,13 +116,13 @@ def _prediction_rows(comparison: Comparison, prediction: PanopticSegmentation, p
     colors = segment_colors(prediction, palette).tolist()
     rows = []
     for index in _shown(prediction):
-        segment, match = prediction.segments[index], comparison.best.get(index)
+        segment = prediction.segments[index]
         rows.append(
             {
                 "name": _name(prediction, segment.category_id),
                 "status": _status(comparison, index),
                 "score": round(segment.score, 3),
-                "iou": _rounded(match.iou if match else 0.0),
+                "iou": round(float(comparison.ious[index]), 3),
                 "query": segment.query,
                 "pixels": segment.area,
                 "color": colors[index],
@@ -145,16 +132,11 @@ def _prediction_rows(comparison: Comparison, prediction: PanopticSegmentation, p
 
 
 def _status(comparison: Comparison, index: int) -> str:
-    match = comparison.best.get(index)
-    if match is not None and match.counts:
-        return "correct"
-    if index in comparison.ignored:
+    if comparison.matching.ignored[index]:
         return "not rated"
-    return "wrong class" if match is not None and match.iou > 0.5 else "extra"
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    if not comparison.matching.extra[index]:
+        return "correct"
+    return "wrong class" if comparison.ious[index] > 0.5 else "extra"
 
 
 def _name(segmentation: PanopticSegmentation, category_id: int) -> str:
