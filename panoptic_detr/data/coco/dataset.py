@@ -216,7 +216,7 @@ class CocoPanoptic(Dataset[Sample]):
             segment_map = read_id_png(path)
         except SegmentMapError as error:
             raise SegmentMapError(f"{self._where(row)}: {error}") from None
-        return _renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
+        return renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
 
 
 def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target:
@@ -244,7 +244,7 @@ def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target
     return Target(labels, boxes, segment_map, image_id)
 
 
-def _renumber(segment_map: np.ndarray, segment_ids: np.ndarray, where: str) -> np.ndarray:
+def renumber(segment_map: np.ndarray, segment_ids: np.ndarray, where: str) -> np.ndarray:
     """Replace each id by 1 + its position in `segment_ids`; both sides must have the same ids.
 
     Neighbouring pixels mostly have the same id, so runs of equal pixels are looked up instead of pixels: ten times faster.
