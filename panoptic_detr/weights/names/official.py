@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import OfficialWeightsError
+from panoptic_detr.weights.archives import fault_of
 
 # Theirs and ours, each from the beginning of a part of the name; # is a number.
 Pairs = tuple[tuple[str, str], ...]
@@ -87,6 +88,8 @@ def official_weights(model: nn.Module, state_dict: Mapping[str, object]) -> dict
         )
     named = translate(published)
     _check_fit(model.state_dict(), named)
+    if fault := fault_of(named):
+        raise OfficialWeightsError(f"the checkpoint's weights are not usable: {fault}; fetch it again")
     return named
 
 
