@@ -1,8 +1,7 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
 from panoptic_detr.images import Picture, upright_rgb
-from panoptic_detr.inference.batch import predict_batch, same_size_groups
+from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import Sample, Target
@@ -21,7 +20,6 @@ from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_ch
 from panoptic_detr.zoo import ModelSpec, spec_of
 
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
-Precision = Literal["fp32", "bf16"]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
 
@@ -117,16 +115,11 @@ class Predictor:
     def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         """The maps of samples, which go through the model in groups of one size."""
         maps: dict[int, PanopticSegmentation] = {}
-        for group in same_size_groups([_size(sample) for sample in samples], self.batch_size):
+        for group in same_size_groups([(sample.image.shape[1], sample.image.shape[2]) for sample in samples], self.batch_size):
             batch = collate([samples[index] for index in group])
-            with self._autocast():
+            with in_precision(self.precision, self.device):
                 maps.update(zip(group, predict_batch(self._fast, batch, self.categories, settings), strict=True))
         return [maps[index] for index in range(len(samples))]
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Predictor:
@@ -149,7 +142,3 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
 def _name_of(model: nn.Module) -> str:
     spec = getattr(model, "spec", None)
     return repr(spec.name) if isinstance(spec, ModelSpec) else type(model).__name__
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    return sample.image.shape[1], sample.image.shape[2]
