@@ -221,7 +221,7 @@ def test_relative_imports_of_a_package_start_inside_it():
     ("module", "other", "reason"),
     [
         ("panoptic_detr.models.detr", "panoptic_detr.data.loading", "data is not below models"),
-        ("panoptic_detr.quality.counts", "panoptic_detr.models.detr", "models is not below quality"),
+        ("panoptic_detr.quality.matching", "panoptic_detr.models.detr", "models is not below quality"),
         ("panoptic_detr.structures", "panoptic_detr.models.detr", "models is not below structures"),
         ("panoptic_detr.models.detr", "panoptic_detr.config.reading", "never a config"),
         ("panoptic_detr.data.loading", "panoptic_detr", "not from the public names"),

@@ -1,11 +1,11 @@
 """What every setting must keep, whoever gives it: its annotated type, its range, a name that exists."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from panoptic_detr.errors import ConfigError
 
@@ -13,8 +13,13 @@ CLASS_SETTINGS = ("num_classes", "num_labels")
 CLASSES_FROM_DATA = "the classes, and so their number, come from the categories of the annotations; leave it out"
 
 
-def fits_type(value: object, wanted: object) -> bool:
-    """Whether a plain value (from YAML, say) is of an annotated type: int, float, bool, str, Literal, Sequence, or a union."""
+def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Name and annotated type of everything that a function or a dataclass takes."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def fits_type(value: object, wanted: Any) -> bool:
+    """Whether a plain value is of an annotated type: int, float, bool, str, Literal, Sequence, Mapping, or a union."""
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin is Literal:
         return value in parts
@@ -22,23 +27,30 @@ def fits_type(value: object, wanted: object) -> bool:
         return any(fits_type(value, part) for part in parts)
     if origin is Sequence:
         return isinstance(value, list | tuple) and all(fits_type(item, parts[0]) for item in value)
+    if origin is Mapping:
+        pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(fits_type(key, parts[0]) and fits_type(item, parts[1]) for key, item in pairs)
     if wanted in (int, float):
         return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    return isinstance(wanted, type) and isinstance(value, wanted)
+    return isinstance(value, wanted)
 
 
-def type_name(kind: object) -> str:
+def type_name(kind: Any) -> str:
     """An annotated type in the words of a message: "float or null", "one of union, keep_first"."""
-    arguments, origin = get_args(kind), get_origin(kind)
-    if origin is None and isinstance(kind, type):
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is None:
         return "a path" if kind is Path else "null" if kind is type(None) else kind.__name__
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is Sequence:
+        return f"a list of {type_name(parts[0])}"
+    if origin is Mapping:
+        return "names with values" if parts[1] is object else f"names with values that are each a {type_name(parts[1])}"
     if origin in (list, dict):
         return str(kind).replace("typing.", "")
-    if all(get_origin(argument) is Literal for argument in arguments):
-        return f"one of {', '.join(str(value) for argument in arguments for value in get_args(argument))}"
-    return " or ".join(type_name(argument) for argument in arguments)
+    if all(get_origin(part) is Literal for part in parts):
+        return type_name(Literal[tuple(value for part in parts for value in get_args(part))])
+    return " or ".join(type_name(part) for part in parts)
 
 
 def check_values(section: str, kind: type, values: Mapping[str, object]) -> None:
@@ -47,7 +59,7 @@ def check_values(section: str, kind: type, values: Mapping[str, object]) -> None
     Raises:
         ConfigError: a name that the section's dataclass does not have, with the nearest one, or a value of another type.
     """
-    known = get_type_hints(kind)
+    known = keyword_types(kind)
     for name, value in values.items():
         if name not in known:
             near = get_close_matches(name, known, 1)

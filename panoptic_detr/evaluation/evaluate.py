@@ -1,8 +1,7 @@
 """Score a model on a data set in one pass: PQ, box AP, mask AP. Maps go from the model straight to the counts, not to disk."""
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from panoptic_detr.data.loading import make_loader
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, ThingPrecision
 from panoptic_detr.evaluation.thing_predictions import as_arrays, encode_thing_masks, find_things
-from panoptic_detr.inference import segment_batch, unpadded_parts
+from panoptic_detr.inference import Precision, in_precision, segment_batch, unpadded_parts
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
@@ -111,7 +110,6 @@ class ModelScorer:
         return quality, self.precision.compute() if self.precision is not None else None
 
 
-@torch.no_grad()
 def evaluate_model(
     model: nn.Module,
     dataset: CocoPanoptic,
@@ -122,7 +120,7 @@ def evaluate_model(
     ap: ApKind = "none",
     batch_size: int = 1,
     workers: int = 0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     share: bool = False,
     progress: bool = True,
 ) -> ModelScores:
@@ -146,17 +144,14 @@ def evaluate_model(
         EvaluationError: the model is in training mode, or its categories are not the data set's.
         DataError: a defect of the data set.
     """
-    if model.training:
-        raise EvaluationError("evaluate_model needs the model in eval mode (dropout off); call model.eval() before")
     started = time.perf_counter()
     table, settings = categories or dataset.categories, settings or InferenceSettings()
     scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap)
     part = dataset.subset(range(distributed.get_rank(), len(dataset), distributed.get_world_size())) if share else dataset
-    with progress_bar(shown=progress and not (share and distributed.get_rank())) as bar:
-        task = bar.add_task("evaluating", total=len(part))
-        for batch, truths in _batches(part, batch_size, workers):
-            _score_batch(scorer, model, batch, truths, precision)
-            bar.advance(task, len(batch))
+    shown = progress and not (share and distributed.get_rank())
+    pass_over(
+        model, part, scorer.update, batch_size=batch_size, workers=workers, precision=precision, title="evaluating", shown=shown
+    )
     if share:
         scorer.add_other_processes()
     return ModelScores(*scorer.compute(), len(dataset), time.perf_counter() - started)
@@ -177,26 +172,43 @@ def _describe(category: Category | None) -> str:
     return "none" if category is None else f"{category.name!r} ({'thing' if category.isthing else 'stuff'})"
 
 
-def _batches(dataset: CocoPanoptic, batch_size: int, workers: int) -> Iterator[tuple[Batch, list[PanopticSegmentation]]]:
-    """Batches without padding, with the truth of their images."""
-    start = 0
-    if not len(dataset):
-        return
-    for batch in make_loader(dataset, batch_size=batch_size, workers=workers):
-        for indices, part in unpadded_parts(batch):
-            yield part, [dataset.truth(start + index) for index in indices]
-        start += len(batch)
-
-
-def _score_batch(
-    scorer: ModelScorer, model: nn.Module, batch: Batch, truths: list[PanopticSegmentation], precision: str
+@torch.no_grad()
+def pass_over(
+    model: nn.Module,
+    dataset: CocoPanoptic,
+    score: Callable[[DetectorOutput, Batch, list[PanopticSegmentation]], None],
+    *,
+    batch_size: int,
+    workers: int,
+    precision: Precision,
+    title: str,
+    shown: bool,
 ) -> None:
-    """Run the model over a batch, on the model's device, and score its output."""
-    device = next(model.parameters()).device
-    on_device = batch.to(device)
-    with _autocast(device, precision):
-        scorer.update(model(on_device.images, on_device.padding_mask), on_device, truths)
+    """Run a model over a data set, as every score and every calibration does.
 
+    Args:
+        model: in eval mode.
+        dataset: with evaluation's transform.
+        score: called with the output for some images of one size, their batch (no padding, on the model's device), and their
+            truth at the original sizes; in the same precision.
+        batch_size: images that are read together; those of one size go through the model together.
+        workers: processes that read images ahead.
+        precision: "bf16" for bfloat16 autocast.
+        title: of the progress bar.
+        shown: show it if there is a terminal.
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    Raises:
+        EvaluationError: the model is in training mode.
+    """
+    if model.training:
+        raise EvaluationError("scoring needs the model in eval mode (dropout off); call model.eval() before")
+    device, start = next(model.parameters()).device, 0
+    with progress_bar(shown=shown) as bar:
+        task = bar.add_task(title, total=len(dataset))
+        for batch in make_loader(dataset, batch_size=batch_size, workers=workers) if len(dataset) else ():
+            for indices, part in unpadded_parts(batch):
+                truths, part = [dataset.truth(start + index) for index in indices], part.to(device)
+                with in_precision(precision, device):
+                    score(model(part.images, part.padding_mask), part, truths)
+            start += len(batch)
+            bar.advance(task, len(batch))

@@ -16,15 +16,7 @@ from panoptic_detr.quality import NO_ERRORS, ErrorCounts, PanopticQualityResult
 from panoptic_detr.segment_maps import write_bytes
 
 CAUSES = ErrorCounts._fields
-AP_COLUMNS = {
-    "AP": "ap",
-    "AP50": "ap50",
-    "AP75": "ap75",
-    "small": "small",
-    "medium": "medium",
-    "large": "large",
-    "recall": "recall",
-}
+AP_COLUMNS = dict(zip(("AP", "AP50", "AP75", "small", "medium", "large", "recall"), ApScores._fields, strict=False))
 
 
 def show_scores(
@@ -145,15 +137,8 @@ def _error_rows(result: PanopticQualityResult, per_class: bool) -> Iterable[tupl
             lost, extra = (side.get(category.id, NO_ERRORS) for side in (result.lost, result.extra))
             if lost.total or extra.total:
                 yield category.name, lost, extra
-    lost, extra = (_sum(side.values()) for side in (result.lost, result.extra))
+    lost, extra = (ErrorCounts(*map(sum, zip(NO_ERRORS, *side.values(), strict=True))) for side in (result.lost, result.extra))
     yield "All", lost, extra
-
-
-def _sum(counts: Iterable[ErrorCounts]) -> ErrorCounts:
-    total = NO_ERRORS
-    for one in counts:
-        total = total.plus(one)
-    return total
 
 
 def _ap_values(scores: ApScores) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Which queries of an image deserve a mask: those whose best class is a known category with enough probability.
 
-The choice needs class logits only, so it runs before the mask head; the merger repeats it and therefore always agrees.
+The choice needs class logits only, so it runs before the mask head; the merger is handed the same choice with the masks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +34,17 @@ class Choice:
         """The chosen queries, in order."""
         return [query for query, reason in enumerate(self.reasons) if reason is None]
 
-    def best(self, count: int | None) -> list[int]:
-        """The `count` chosen queries of the highest scores (all for None), in query order."""
-        queries = self.queries
-        if count is None or len(queries) <= count:
-            return queries
-        return sorted(sorted(queries, key=lambda query: -self.scores[query])[:count])
+    def only(self, queries: Collection[int]) -> "Choice":
+        """The same with no other queries chosen than these; the others count as scored too low."""
+        kept = set(queries)
+        reasons = enumerate(self.reasons)
+        return replace(self, reasons=[why or (None if query in kept else "low score") for query, why in reasons])
+
+    def best(self, count: int | None) -> "Choice":
+        """The same with the `count` chosen queries of the highest scores (all for None)."""
+        if count is None or len(self.queries) <= count:
+            return self
+        return self.only(sorted(self.queries, key=lambda query: -self.scores[query])[:count])
 
 
 def choose_queries(

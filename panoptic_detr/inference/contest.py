@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic_detr.categories import Category
 from panoptic_detr.errors import MergeError
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.winners import Axis, make_axis, winning_masks
@@ -59,14 +58,14 @@ class Contest:
     Masks are called by their index 0..K-1.
     """
 
-    def __init__(self, choice: Choice, chosen: list[int], cells: Tensor, frame: Frame, union: bool) -> None:
-        self.queries = chosen
-        self.scores = [choice.scores[query] for query in chosen]
-        self.categories = [_known(choice.categories[query]) for query in chosen]
+    def __init__(self, choice: Choice, cells: Tensor, frame: Frame, union: bool) -> None:
+        self.queries = choice.queries
+        self.scores = [choice.scores[query] for query in self.queries]
+        self.categories = [category for query in self.queries if (category := choice.categories[query])]
         self.cells = cells  # (K, h, w)
         self.frame = frame
         self.union = union
-        self.alive = list(range(len(chosen)))
+        self.alive = list(range(len(self.queries)))
         self.fallen: dict[int, tuple[DropReason, int]] = {}  # mask: why, pixels it had
         self.leader: dict[int, int] = {}  # mask: the mask whose segment it belongs to
         self.area: dict[int, int] = {}  # mask: pixels won, in the result
@@ -140,12 +139,6 @@ class Contest:
     def _drop(self, mask: int, reason: DropReason, area: int) -> None:
         self.alive.remove(mask)
         self.fallen[mask] = (reason, area)
-
-
-def _known(category: Category | None) -> Category:
-    if category is None:
-        raise MergeError("a query without a category cannot be merged")
-    return category
 
 
 def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:

@@ -75,26 +75,43 @@ def merge_panoptic(
     check_fraction("min_visible", min_visible)
     if duplicate_stuff not in get_args(DuplicateStuff):
         raise MergeError(f"duplicate_stuff must be one of {', '.join(get_args(DuplicateStuff))}, but got {duplicate_stuff!r}")
-    chosen, cells = _masks_of_chosen(choice, mask_logits, queries)
-    contest = Contest(choice, chosen, cells, frame, duplicate_stuff == "union")
+    check_shape("mask_logits", mask_logits, ("K", "h", "w"))
+    named = _named_queries(choice, len(mask_logits), queries)
+    choice = choice.only(named)
+    rows = torch.tensor([named.index(query) for query in choice.queries], dtype=torch.long, device=mask_logits.device)
+    return merge_choice(
+        choice,
+        mask_logits.index_select(0, rows),
+        frame,
+        table,
+        min_area=min_area,
+        min_visible=min_visible,
+        union=duplicate_stuff == "union",
+        image_id=image_id,
+    )
+
+
+def merge_choice(
+    choice: Choice,
+    mask_logits: Tensor,
+    frame: Frame,
+    categories: CategoryTable,
+    *,
+    min_area: int,
+    min_visible: float,
+    union: bool,
+    image_id: int | str | None,
+) -> PanopticSegmentation:
+    """Merge the masks (K, h, w) of the chosen queries, in order, as `merge_panoptic` does once it has chosen."""
+    cells = mask_logits.detach().float()
+    if bool(torch.isnan(cells).any()):
+        raise MergeError("mask logits contain NaN; the weights or the images do too")
+    contest = Contest(choice, cells.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT), frame, union)
     if min_visible > 0:
         contest.drop_hidden(min_visible)
     contest.settle(min_area)
     segment_map, segments = contest.result()
-    return PanopticSegmentation(segment_map, segments, table, _dropped(choice, contest, segments), image_id)
-
-
-def _masks_of_chosen(choice: Choice, mask_logits: Tensor, queries: Tensor | Sequence[int] | None) -> tuple[list[int], Tensor]:
-    """The chosen queries that have a mask, in order, and their masks (K, h, w) float32."""
-    check_shape("mask_logits", mask_logits, ("K", "h", "w"))
-    named = _named_queries(choice, len(mask_logits), queries)
-    row_of = {query: row for row, query in enumerate(named)}
-    chosen = [query for query in choice.queries if query in row_of]
-    rows = torch.tensor([row_of[query] for query in chosen], dtype=torch.long, device=mask_logits.device)
-    cells = mask_logits.detach().index_select(0, rows).float()  # (K, h, w)
-    if bool(torch.isnan(cells).any()):
-        raise MergeError("mask logits contain NaN; the weights or the images do too")
-    return chosen, cells.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    return PanopticSegmentation(segment_map, segments, categories, _dropped(choice, contest, segments), image_id)
 
 
 def _named_queries(choice: Choice, rows: int, queries: Tensor | Sequence[int] | None) -> list[int]:
@@ -126,12 +143,9 @@ def _dropped(choice: Choice, contest: Contest, segments: Iterable[Segment]) -> l
         if query in id_of:
             continue
         area, into = 0, None
-        if reason is None and query not in mask_of:
-            reason = "low score"  # it passes, but the caller asked for no mask: others scored higher
-        elif reason is None and mask_of[query] in contest.fallen:
-            reason, area = contest.fallen[mask_of[query]]
-        elif reason is None:
+        if reason is None:
             mask = mask_of[query]
-            reason, area, into = "merged", contest.area[mask], id_of[contest.queries[contest.leader[mask]]]
+            reason, area = contest.fallen.get(mask, ("merged", contest.area.get(mask, 0)))
+            into = id_of[contest.queries[contest.leader[mask]]] if reason == "merged" else None
         entries.append(Dropped(query, reason, score, category.id if category else None, area, into))
     return entries

@@ -1,13 +1,10 @@
-"""From pictures to panoptic maps: the predictor that users call, and the batch step that evaluation shares with it."""
+"""From pictures to panoptic maps: the predictor that users call."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -15,115 +12,16 @@ from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
 from panoptic_detr.images import Picture, upright_rgb
-from panoptic_detr.inference.choose import choose_queries
-from panoptic_detr.inference.merge import merge_panoptic
+from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
-from panoptic_detr.weights import Checkpoint, read_model, save_checkpoint
+from panoptic_detr.structures import Sample, Target
+from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_checkpoint
+from panoptic_detr.zoo import ModelSpec, spec_of
 
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
-Precision = Literal["fp32", "bf16"]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
-
-
-@torch.no_grad()
-def predict_batch(
-    model: nn.Module, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
-) -> list[PanopticSegmentation]:
-    """Predict the panoptic maps of a batch.
-
-    The detector runs once; masks are computed for the confident queries only, and merged for each image at its own size.
-
-    Args:
-        model: a panoptic model in eval mode.
-        batch: on any device; it is moved to the model's.
-        categories: what the model's labels mean.
-        settings: thresholds and merging rules; the paper's by default.
-
-    Returns:
-        One map per image, of the image's original size.
-
-    Raises:
-        InputError: the model is in training mode, has no mask head, or does not fit the category table.
-    """
-    if model.training:
-        raise InputError("predict_batch needs the model in eval mode (dropout off); call model.eval() before")
-    batch = batch.to(next(model.parameters()).device)
-    return segment_batch(model(batch.images, batch.padding_mask), batch, categories, settings)
-
-
-@torch.no_grad()
-def segment_batch(
-    output: DetectorOutput, batch: Batch, categories: CategoryTable, settings: InferenceSettings | None = None
-) -> list[PanopticSegmentation]:
-    """Make the panoptic maps from a panoptic model's output: the second half of `predict_batch`.
-
-    Args:
-        output: what the model said about the batch.
-        batch: the batch, on the output's device.
-        categories: what the model's labels mean.
-        settings: thresholds and merging rules; the paper's by default.
-
-    Returns:
-        One map per image, of the image's original size.
-    """
-    settings = settings or InferenceSettings()
-    logits = output.logits[-1].float().cpu()  # (B, Q, C)
-    chosen = [chosen_queries(rows, categories, settings, output.no_object) for rows in logits]
-    masks = output.segment([torch.tensor(queries, dtype=torch.long, device=batch.images.device) for queries in chosen])
-    return [
-        merge_image(logits[i], masks[i], chosen[i], batch, i, categories, settings, output.no_object) for i in range(len(batch))
-    ]
-
-
-def merge_image(
-    logits: Tensor,
-    masks: Tensor,
-    queries: list[int],
-    batch: Batch,
-    index: int,
-    categories: CategoryTable,
-    settings: InferenceSettings,
-    no_object: bool,
-) -> PanopticSegmentation:
-    """Merge the masks of one image of a batch as the settings say.
-
-    Args:
-        logits: (Q, C) of the image.
-        masks: (K, h, w) logits that cover the padded image.
-        queries: K queries that the masks belong to.
-        batch: of the image.
-        index: place of the image in the batch.
-        categories: what the labels mean.
-        settings: thresholds and merging rules.
-        no_object: whether the last class slot means "no object".
-    """
-    threshold, stuff_threshold = settings.thresholds(no_object)
-    return merge_panoptic(
-        logits,
-        masks,
-        categories=categories,
-        size=batch.sizes[index],
-        target_size=batch.original_sizes[index],
-        padded_size=batch.images.shape[-2:],
-        threshold=threshold,
-        stuff_threshold=stuff_threshold,
-        min_area=settings.min_area,
-        min_visible=settings.min_visible,
-        duplicate_stuff=settings.duplicate_stuff,
-        no_object=no_object,
-        queries=queries,
-        image_id=batch.image_ids[index] if batch.image_ids else None,
-    )
-
-
-def chosen_queries(logits: Tensor, categories: CategoryTable, settings: InferenceSettings, no_object: bool) -> list[int]:
-    """The queries of one image that get a mask, from (Q, C) logits."""
-    things, stuff = settings.thresholds(no_object)
-    choice = choose_queries(logits, categories, threshold=things, stuff_threshold=stuff, no_object=no_object)
-    return choice.best(settings.max_segments)
 
 
 class Predictor:
@@ -162,7 +60,7 @@ class Predictor:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories
         self.settings = settings or InferenceSettings()
@@ -204,10 +102,8 @@ class Predictor:
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""
-        spec = getattr(self.model, "spec", None)
-        if spec is None:
-            raise InputError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
-        return save_checkpoint(path, Checkpoint(spec, self.model.state_dict(), self.categories, self.settings.to_dict()))
+        state, settings = self.model.state_dict(), self.settings.to_dict()
+        return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
     def _sample(self, picture: Picture) -> Sample:
         rgb = upright_rgb(picture)
@@ -219,16 +115,11 @@ class Predictor:
     def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         """The maps of samples, which go through the model in groups of one size."""
         maps: dict[int, PanopticSegmentation] = {}
-        for group in same_size_groups([_size(sample) for sample in samples], self.batch_size):
+        for group in same_size_groups([(sample.image.shape[1], sample.image.shape[2]) for sample in samples], self.batch_size):
             batch = collate([samples[index] for index in group])
-            with self._autocast():
+            with in_precision(self.precision, self.device):
                 maps.update(zip(group, predict_batch(self._fast, batch, self.categories, settings), strict=True))
         return [maps[index] for index in range(len(samples))]
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Predictor:
@@ -244,51 +135,10 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
         InputError: neither a file nor a model name, or a model without published weights or mask head.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
-    read = read_model(name_or_path)
+    read = open_model(name_or_path)
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
 
 
 def _name_of(model: nn.Module) -> str:
     spec = getattr(model, "spec", None)
-    return repr(spec["name"]) if isinstance(spec, dict) else type(model).__name__
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    return sample.image.shape[1], sample.image.shape[2]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    chosen = torch.device(device)
-    if not available.get(chosen.type, True):
-        raise InputError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
-    return chosen
-
-
-def same_size_groups(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
-    """Indices of images in groups of one (height, width), at most `limit` in each."""
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, size in enumerate(sizes):
-        by_size[size].append(index)
-    for indices in by_size.values():
-        for start in range(0, len(indices), limit):
-            yield indices[start : start + limit]
-
-
-def unpadded_parts(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
-    """Split a padded batch into batches without padding; each comes with the indices of its images in the whole."""
-    for indices in same_size_groups(batch.sizes, len(batch)):
-        height, width = batch.sizes[indices[0]]
-        yield (
-            indices,
-            Batch(
-                images=batch.images[indices, :, :height, :width],
-                padding_mask=batch.padding_mask[indices, :height, :width],
-                targets=[batch.targets[index] for index in indices] if batch.targets else [],
-                sizes=[batch.sizes[index] for index in indices],
-                original_sizes=[batch.original_sizes[index] for index in indices],
-                image_ids=[batch.image_ids[index] for index in indices],
-            ),
-        )
+    return repr(spec.name) if isinstance(spec, ModelSpec) else type(model).__name__

@@ -1,8 +1,18 @@
 """Panoptic quality as a pure thing: overlaps, matching, counts, scores, kinds of errors; no files, no models."""
 
-from panoptic_detr.quality.error_kinds import NO_ERRORS, ErrorCounts
-from panoptic_detr.quality.overlaps import Regions
-from panoptic_detr.quality.panoptic_quality import PanopticQuality, State
-from panoptic_detr.quality.result import PanopticQualityResult
+from panoptic_detr.quality.matching import NO_ERRORS, ErrorCounts, Matching, match_segments
+from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
+from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, State
 
-__all__ = ["NO_ERRORS", "ErrorCounts", "PanopticQuality", "PanopticQualityResult", "Regions", "State"]
+__all__ = [
+    "NO_ERRORS",
+    "ErrorCounts",
+    "Matching",
+    "Overlaps",
+    "PanopticQuality",
+    "PanopticQualityResult",
+    "Regions",
+    "State",
+    "match_segments",
+    "measure_overlaps",
+]

@@ -1,7 +1,8 @@
 """Pixels shared by every true and every predicted segment of an image: one joint histogram of two id maps.
 
 Every score of the room (PQ, error analysis) is read from this small table; the maps themselves are looked at once. Segment maps
-are piecewise constant, so the histogram is taken over horizontal runs of equal (true, predicted) ids, not over pixels.
+are piecewise constant, so the histogram is taken over horizontal runs of equal (true, predicted) ids, not over pixels; the runs
+are kept, so that what the table says of a pair can be painted where the pair is.
 """
 
 from collections.abc import Iterable
@@ -69,12 +70,22 @@ class Overlaps:
         truth_categories: (G,) int64 category ids.
         prediction_categories: (P,) int64 category ids.
         iscrowd: (G,) bool.
+        runs: (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`.
+        lengths: (R,) int64 pixels of each run.
+        size: (H, W) of the maps.
     """
 
     pixels: np.ndarray
     truth_categories: np.ndarray
     prediction_categories: np.ndarray
     iscrowd: np.ndarray
+    runs: np.ndarray
+    lengths: np.ndarray
+    size: tuple[int, int]
+
+    def paint(self, values: np.ndarray) -> np.ndarray:
+        """The (H, W) map that shows at every pixel the value of its pair, from (G + 1, P + 1) `values` like `pixels`."""
+        return values.ravel()[self.runs].repeat(self.lengths).reshape(self.size)
 
     @cached_property
     def intersections(self) -> np.ndarray:
@@ -125,12 +136,16 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
     true_ids, predicted_ids, lengths = _joint_runs(truth.segment_map, prediction.segment_map)
     rows, columns = _positions(true_ids, truth), _positions(predicted_ids, prediction)
     shape = (len(truth) + 1, len(prediction) + 1)
-    histogram = np.bincount(rows * shape[1] + columns, weights=lengths, minlength=shape[0] * shape[1])
+    runs = rows * shape[1] + columns
+    histogram = np.bincount(runs, weights=lengths, minlength=shape[0] * shape[1])
     overlaps = Overlaps(
         pixels=histogram.astype(np.int64).reshape(shape),  # float64 sums of pixel counts are exact below 2**53
         truth_categories=truth.category_ids,
         prediction_categories=prediction.category_ids,
         iscrowd=truth.iscrowd,
+        runs=runs,
+        lengths=lengths,
+        size=(truth.segment_map.shape[0], truth.segment_map.shape[1]),
     )
     _check_present(overlaps.truth_areas, truth)
     _check_present(overlaps.prediction_areas, prediction)
@@ -141,7 +156,7 @@ def _joint_runs(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, 
     """True id, predicted id and length of each run of pixels (in reading order) over which neither id changes."""
     true_ids, predicted_ids = truth.ravel(), prediction.ravel()
     if true_ids.size == 0:
-        return true_ids, predicted_ids, np.zeros(0)
+        return true_ids, predicted_ids, np.zeros(0, dtype=np.int64)
     changes = np.empty(true_ids.size, dtype=bool)
     changes[0] = True
     np.not_equal(true_ids[1:], true_ids[:-1], out=changes[1:])

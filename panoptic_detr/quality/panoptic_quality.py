@@ -4,19 +4,19 @@
 merging the states of processes or machines in any order gives bit-identical scores. `evaluate_panoptic` scores files.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality.counts import ClassCounts, PanopticCounts, count_segments
-from panoptic_detr.quality.error_kinds import ErrorCounts, PanopticErrors, find_errors
-from panoptic_detr.quality.notes import Notes
+from panoptic_detr.quality.matching import ClassCounts, ErrorCounts, PanopticCounts, count_segments
 from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
-from panoptic_detr.quality.result import PanopticQualityResult, class_quality, mean_quality
 
 State = tuple[Any, ...]
+_EXAMPLES = 3  # of each kind of note
 
 
 class PanopticQuality:
@@ -30,7 +30,6 @@ class PanopticQuality:
         self.categories = CategoryTable.of(categories)
         self._images = 0
         self._counts = PanopticCounts()
-        self._errors = PanopticErrors()
         self._notes = Notes()
 
     def update(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
@@ -53,7 +52,6 @@ class PanopticQuality:
             self._check_categories(regions)
         overlaps = measure_overlaps(prediction, truth)
         self._counts.merge(count_segments(overlaps))
-        self._errors.merge(find_errors(overlaps))
         self._images += 1
         return overlaps
 
@@ -74,35 +72,30 @@ class PanopticQuality:
 
     def state(self) -> State:
         """Everything accumulated, as plain tuples of numbers and strings: what processes send each other."""
-        return (
-            self._images,
-            tuple(sorted((i, *counts) for i, counts in self._counts.classes.items())),
-            tuple(sorted((i, *counts) for i, counts in self._errors.lost.items())),
-            tuple(sorted((i, *counts) for i, counts in self._errors.extra.items())),
-            tuple(sorted((kind, *note) for kind, note in self._notes.kinds.items())),
-        )
+        kinds = (self._counts.classes, self._counts.lost, self._counts.extra, self._notes.kinds)
+        return self._images, *(tuple(sorted((key, *row) for key, row in rows.items())) for rows in kinds)
 
     def add_state(self, state: State) -> None:
         """Add what `state` of another accumulator over the same categories returned."""
-        images, counts, lost, extra, notes = state
+        images, classes, lost, extra, notes = state
         self._images += images
-        self._counts.merge(PanopticCounts({row[0]: ClassCounts(*row[1:]) for row in counts}))
-        by_cause = ({row[0]: ErrorCounts(*row[1:]) for row in rows} for rows in (lost, extra))
-        self._errors.merge(PanopticErrors(*by_cause))
+        by_cause = ({i: ErrorCounts(*row) for i, *row in rows} for rows in (lost, extra))
+        self._counts.merge(PanopticCounts({i: ClassCounts(*row) for i, *row in classes}, *by_cause))
         self._notes.merge(Notes({kind: (count, tuple(examples)) for kind, count, examples in notes}))
 
-    def compute(self) -> PanopticQualityResult:
+    def compute(self) -> "PanopticQualityResult":
         """The scores of all images so far."""
-        per_class = {c.id: class_quality(self._counts.of(c.id)) for c in self.categories.categories}
+        table, counts = self.categories, self._counts
+        per_class = {c.id: _class_quality(counts.classes.get(c.id, ClassCounts())) for c in table.categories}
         return PanopticQualityResult(
-            all=mean_quality(list(per_class.values())),
-            things=mean_quality([per_class[c.id] for c in self.categories.things]),
-            stuff=mean_quality([per_class[c.id] for c in self.categories.stuff]),
+            all=_mean_quality(list(per_class.values())),
+            things=_mean_quality([per_class[c.id] for c in table.things]),
+            stuff=_mean_quality([per_class[c.id] for c in table.stuff]),
             per_class=per_class,
-            categories=self.categories,
+            categories=table,
             images=self._images,
-            lost=dict(sorted(self._errors.lost.items())),
-            extra=dict(sorted(self._errors.extra.items())),
+            lost=dict(sorted(counts.lost.items())),
+            extra=dict(sorted(counts.extra.items())),
             notes=tuple(self._notes.lines()),
         )
 
@@ -114,3 +107,122 @@ class PanopticQuality:
                     f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
                     f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
                 )
+
+
+class GroupQuality(NamedTuple):
+    """Means over the categories of a group that occur in truth or prediction; fractions, all 0 if none does (n = 0).
+
+    Attributes:
+        pq: panoptic quality.
+        sq: segmentation quality, the mean IoU of matched pairs.
+        rq: recognition quality, the F1 score of the matching.
+        n: categories in the mean.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    n: int
+
+
+class ClassQuality(NamedTuple):
+    """Scores (fractions) and counts of one category; scores are 0 where it never occurs."""
+
+    pq: float
+    sq: float
+    rq: float
+    tp: int
+    fp: int
+    fn: int
+
+
+class _ByCategory(dict[int, dict[str, float]]):
+    """Scores by category id; the id as a string, which is what JSON makes of it, is found too."""
+
+    def __missing__(self, key: object) -> dict[str, float]:
+        if isinstance(key, str) and key.lstrip("-").isdigit():
+            return self[int(key)]
+        raise KeyError(key)
+
+
+@dataclass(frozen=True)
+class PanopticQualityResult:
+    """PQ, SQ and RQ of everything, of things, of stuff and of each category.
+
+    Attributes:
+        all: every category.
+        things: the countable ones.
+        stuff: the uncountable ones.
+        per_class: by category id; every category of the table.
+        categories: the table.
+        images: number of images scored.
+        lost: why true segments were not matched, by category id; each adds up to its FN.
+        extra: why predicted segments were not matched, by category id; each adds up to its FP.
+        notes: what was odd but did not stop the evaluation.
+    """
+
+    all: GroupQuality
+    things: GroupQuality
+    stuff: GroupQuality
+    per_class: dict[int, ClassQuality]
+    categories: CategoryTable
+    images: int = 0
+    lost: dict[int, ErrorCounts] = field(default_factory=dict)
+    extra: dict[int, ErrorCounts] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scores in panopticapi's layout: "All", "Things", "Stuff" and "per_class"."""
+        groups = {"All": self.all, "Things": self.things, "Stuff": self.stuff}
+        per_class = {i: {"pq": q.pq, "sq": q.sq, "rq": q.rq} for i, q in self.per_class.items()}
+        return {**{name: group._asdict() for name, group in groups.items()}, "per_class": _ByCategory(per_class)}
+
+
+def _class_quality(counts: ClassCounts) -> ClassQuality:
+    """Scores of one category from its counts."""
+    tp, fp, fn = counts.tp, counts.fp, counts.fn
+    size = tp + 0.5 * fp + 0.5 * fn
+    pq, rq = (counts.iou / size, tp / size) if size else (0.0, 0.0)
+    return ClassQuality(pq, counts.iou / tp if tp else 0.0, rq, tp, fp, fn)
+
+
+def _mean_quality(classes: list[ClassQuality]) -> GroupQuality:
+    """Means over the categories that occur; `math.fsum` rounds once, so the order of categories does not matter."""
+    present = [quality for quality in classes if quality.tp + quality.fp + quality.fn]
+    n = len(present)
+    if not n:
+        return GroupQuality(0.0, 0.0, 0.0, 0)
+    pq, sq, rq = (math.fsum(quality[score] for quality in present) / n for score in range(3))
+    return GroupQuality(pq, sq, rq, n)
+
+
+@dataclass
+class Notes:
+    """How often each kind of oddity occurred, and its first examples in sorted order.
+
+    The size does not depend on how many oddities there are, and merging gives the same notes in any order.
+
+    Attributes:
+        kinds: what happened to (how often, up to three examples).
+    """
+
+    kinds: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+
+    def add(self, kind: str, examples: Iterable[str]) -> None:
+        """Note one oddity per example."""
+        rows = list(examples)
+        if rows:
+            self.merge(Notes({kind: (len(rows), tuple(sorted(rows)[:_EXAMPLES]))}))
+
+    def merge(self, other: "Notes") -> None:
+        """Add the notes of another part."""
+        for kind, (count, examples) in other.kinds.items():
+            mine, known = self.kinds.get(kind, (0, ()))
+            self.kinds[kind] = (mine + count, tuple(sorted(known + examples)[:_EXAMPLES]))
+
+    def lines(self) -> list[str]:
+        """One sentence per kind."""
+        return [
+            f"{kind}: {count} ({', '.join(examples)}{', ...' if count > len(examples) else ''})"
+            for kind, (count, examples) in sorted(self.kinds.items())
+        ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Console
 from torch import nn
@@ -36,7 +36,7 @@ from panoptic_detr.weights import (
     open_source,
     transfer_weights,
 )
-from panoptic_detr.zoo import PANOPTIC, build_model, built_with, list_models
+from panoptic_detr.zoo import PANOPTIC, build_model, spec_of
 
 
 def train_detector(stage: DetectorStage) -> None:
@@ -46,7 +46,7 @@ def train_detector(stage: DetectorStage) -> None:
         InputError: settings, data, weights or folder that cannot be used.
     """
     if stage.model.weights is not None:
-        check_source(stage.model.weights, list_models())
+        check_source(stage.model.weights)
     run_stage(stage, lambda categories, console: new_model(stage.model, categories, console))
 
 
@@ -60,7 +60,7 @@ def train_masks(stage: MaskStage) -> None:
     if detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
     for source in filter(None, (detector, stage.model.weights)):
-        check_source(source, list_models())
+        check_source(source)
     run_stage(
         stage,
         lambda categories, console: panoptic_model(open_source(detector), stage, categories, console),
@@ -122,7 +122,7 @@ def new_model(config: ModelConfig, categories: CategoryTable, console: Console) 
 
 def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
     """The panoptic model of a checkpoint's detector for the data's classes; if those are the checkpoint's, an exact copy."""
-    name = source.model["name"]
+    name = source.model.name
     full_name = name if name.endswith(PANOPTIC) else name + PANOPTIC
     if stage.model.name and stage.model.name not in (full_name, full_name.removesuffix(PANOPTIC)):
         raise ConfigError(
@@ -130,7 +130,7 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
             "the model of its detector; leave model.name out, or name another --detector"
         )
     check_detector_settings(source, stage)
-    overrides = {**source.model["overrides"], **stage.model.overrides, "pretrained_backbone": False}
+    overrides = {**source.model.overrides, **stage.model.overrides, "pretrained_backbone": False}
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
     model.detector_bf16 = stage.detector_bf16
@@ -148,7 +148,7 @@ def _copy_detector(
 ) -> None:
     """Fill in the checkpoint's weights, by category name where its classes are others than the data's."""
     if source.categories is not None and not source.categories.differences(categories):
-        source.load_into(model if source.model["name"].endswith(PANOPTIC) else model.detector)
+        source.load_into(model if source.model.name.endswith(PANOPTIC) else model.detector)
         return
     transfer = transfer_weights(source, model, categories)
     transfer.print(console)
@@ -164,7 +164,7 @@ def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
 
     With `joint` there may be more queries, because the new ones are trained.
     """
-    asked = {**source.model, "overrides": {**source.model["overrides"], **stage.model.overrides}}
+    asked = replace(source.model, overrides={**source.model.overrides, **stage.model.overrides})
     for key, (trained, given) in detector_changes(source.model, asked).items():
         if key != "num_queries" or not stage.joint:
             raise ConfigError(
@@ -239,7 +239,7 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
 
 
@@ -261,7 +261,7 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
 
 def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceSettings) -> Checkpoint:
     """What every checkpoint of a run says besides weights."""
-    spec: dict[str, Any] = model.spec  # type: ignore[assignment]
+    spec = spec_of(model)
     # A checkpoint brings all weights; rebuilding its model must not fetch others.
-    overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
-    return Checkpoint({**spec, "overrides": overrides}, {}, categories, inference.to_dict())
+    overrides = {name: value for name, value in spec.overrides.items() if name != "pretrained_backbone"}
+    return Checkpoint(replace(spec, overrides=overrides), {}, categories, inference.to_dict())

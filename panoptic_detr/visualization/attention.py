@@ -1,4 +1,4 @@
-"""Where a model looks: encoder, decoder and mask-head attention, and the sampling points of deformable detectors.
+"""Where a model looks: encoder, decoder and mask-head attention, sampling points of deformable detectors, and pictures of them.
 
 A model keeps no attention weights. `look` runs it once and remembers what went INTO its attention modules; the weights are then
 computed again for the points and queries that are drawn, and for nothing else.
@@ -8,12 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import AttentionError
+from panoptic_detr.images import Picture, as_rgb
+from panoptic_detr.models import MaskHead
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import DetectorOutput
+from panoptic_detr.visualization.draw import (
+    default_font_size,
+    draw_boxes,
+    draw_plate,
+    enlarged,
+    label_text,
+    segment_colors,
+    side_by_side,
+)
+
+Inputs = tuple[Any, ...]  # of an attention module: tensors, and what is known of their levels
 
 
 @dataclass(frozen=True)
@@ -42,11 +57,11 @@ class Look:
         shapes: (height, width) in cells of each level of the memory.
     """
 
-    detector: Any
-    mask_head: Any
+    detector: nn.Module
+    mask_head: MaskHead | None
     output: DetectorOutput
-    encoder_inputs: list[tuple[Any, ...]]
-    decoder_inputs: list[tuple[Any, ...]]
+    encoder_inputs: list[Inputs]
+    decoder_inputs: list[Inputs]
     shapes: list[tuple[int, int]]
 
     @property
@@ -134,7 +149,7 @@ class Look:
         closed = self.mask_head.closed_cells(self.output, torch.zeros_like(chosen), chosen)
         return attention(self.output.decoder_states[0, chosen], attention.keys(features), closed).float().cpu().numpy()
 
-    def _pick(self, part: str, layer: int) -> tuple[Any, tuple[Any, ...]]:
+    def _pick(self, part: str, layer: int) -> tuple[Any, Inputs]:
         """A layer's attention module and what went into it."""
         inputs = self.encoder_inputs if part == "encoder" else self.decoder_inputs
         if not -len(inputs) <= layer < len(inputs):
@@ -170,8 +185,8 @@ def look(model: nn.Module, images: Tensor, padding_mask: Tensor | None = None) -
         raise AttentionError(f"attention is drawn for one image without padding at a time, but got {len(images)}, or padding")
     if model.training:
         raise AttentionError("the model is in training mode, where dropout changes attention; call model.eval() before")
-    detector: Any = getattr(model, "detector", model)
-    kept: dict[nn.Module, tuple[Any, ...]] = {}
+    detector: nn.Module = getattr(model, "detector", model)
+    kept: dict[nn.Module, Inputs] = {}
     modules = {part: _attentions(detector, part) for part in ("encoder", "decoder")}
     hooks = [m.register_forward_pre_hook(lambda m, args: kept.__setitem__(m, args)) for part in modules.values() for m in part]
     try:
@@ -189,16 +204,175 @@ def boxes_of_queries(output: DetectorOutput) -> np.ndarray:
     return output.boxes[-1, 0].detach().float().cpu().numpy()
 
 
-def _attentions(detector: Any, part: str) -> list[Any]:
+def draw_look(
+    image: Picture,
+    prediction: PanopticSegmentation,
+    seen: Look,
+    *,
+    points: Sequence[tuple[float, float]] = ((0.5, 0.5),),
+    layer: int = -1,
+    scale: int = 1,
+) -> dict[str, np.ndarray]:
+    """Every picture of attention that a model has, for the segments that it predicted.
+
+    Args:
+        image: path or array (see `as_rgb`).
+        prediction: its segments name the queries.
+        seen: from `look` on the same image.
+        points: of the image, (x, y) as fractions of it, for the encoder.
+        layer: of encoder and decoder.
+        scale: enlarge the image so many times.
+
+    Returns:
+        Pictures by name: "encoder", "decoder" and "masks", as far as the model has them and predicted something.
+    """
+    picture, drawn = enlarged(image, scale), {}
+    if seen.has_encoder_maps:
+        drawn["encoder"] = draw_point_attention(picture, seen.encoder_attention(points, layer=layer), points)
+    kept = [(s, color) for s, color in zip(prediction.segments, segment_colors(prediction), strict=True) if s.query is not None]
+    if not kept:
+        return drawn
+    queries = [segment.query for segment, _ in kept if segment.query is not None]
+    colors, boxes = np.stack([color for _, color in kept]), boxes_of_queries(seen.output)[queries]
+    names = [label_text(segment, prediction) for segment, _ in kept]
+    if seen.has_decoder_maps:
+        drawn["decoder"] = draw_object_attention(picture, seen.decoder_attention(queries, layer=layer), colors)
+    else:
+        drawn["decoder"] = draw_sampling(picture, seen.decoder_sampling(queries, layer=layer), colors)
+    draw_boxes(drawn["decoder"], boxes, [(red, green, blue) for red, green, blue in colors.tolist()], names)
+    if seen.mask_head is not None:
+        largest = max(range(len(kept)), key=lambda index: (kept[index][0].isthing, kept[index][0].area))
+        maps = seen.mask_attention([queries[largest]])[0]
+        drawn["masks"] = draw_mask_attention(picture, maps, box_cxcywh=boxes[largest], name=names[largest])
+    return drawn
+
+
+def heat(image: Picture, attention: np.ndarray) -> np.ndarray:
+    """An attention map over the darkened grey image, from dark violet to yellow, less its lowest 5% and highest 0.5%.
+
+    Args:
+        image: path or array (see `as_rgb`).
+        attention: (h, w) weights, any scale.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    grey = _grey(image)
+    strength = _strength(attention, grey.shape[:2])[..., None]
+    colors = cv2.applyColorMap(np.round(strength * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    return _bytes(grey * 0.55 * (1 - 0.75 * strength) + colors * (0.25 + 0.6 * strength))
+
+
+def draw_point_attention(image: Picture, attention: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """The image with numbered points, and beside it what each of them attends to (Fig. 3).
+
+    Args:
+        image: path or array (see `as_rgb`).
+        attention: (P, h, w) from `Look.encoder_attention`.
+        points: (x, y), fractions of the image.
+    """
+    picture = as_rgb(image).copy()
+    for number, point in enumerate(points, start=1):
+        _mark(picture, point, str(number))
+    maps = [heat(image, one) for one in attention]
+    for one, point in zip(maps, points, strict=True):
+        _mark(one, point, "")
+    titles = ["image", *(f"point {number}" for number in range(1, len(maps) + 1))]
+    return side_by_side([picture, *maps], titles, columns=min(len(titles), 3))
+
+
+def draw_object_attention(image: Picture, attention: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Each object's decoder attention in the object's colour, all in one picture (Fig. 6).
+
+    Args:
+        image: path or array (see `as_rgb`).
+        attention: (K, h, w) from `Look.decoder_attention`.
+        colors: (K, 3) RGB, one per object.
+    """
+    drawn = _grey(image) * 0.7
+    for one, color in zip(attention, np.asarray(colors, np.float32), strict=True):
+        strength = 0.9 * _strength(one, drawn.shape[:2])[..., None]
+        drawn = drawn * (1 - strength) + color * strength
+    return _bytes(drawn)
+
+
+def draw_mask_attention(
+    image: Picture, attention: np.ndarray, *, box_cxcywh: np.ndarray | None = None, name: str = "object"
+) -> np.ndarray:
+    """The mask head's maps of one query, head by head, each on a scale of its own; titles say each one's share of the whole.
+
+    Args:
+        image: path or array (see `as_rgb`).
+        attention: (M, h, w), one query of `Look.mask_attention`.
+        box_cxcywh: (4,) the query's box, fractions of the image; if given, a picture of it comes first.
+        name: what the query found.
+    """
+    total = attention.sum()
+    titles = [f"head {head}: {100 * one.sum() / max(total, 1e-12):.0f}%" for head, one in enumerate(attention, start=1)]
+    cells = [heat(image, one) for one in attention]
+    if box_cxcywh is not None:
+        subject = as_rgb(image).copy()
+        draw_boxes(subject, box_cxcywh[None], [(255, 255, 255)], [""])
+        cells, titles = [subject, *cells], [name, *titles]
+    return side_by_side(cells, titles, columns=min(len(cells), 4 if box_cxcywh is None else 3))
+
+
+def draw_sampling(image: Picture, samplings: Sequence[Sampling], colors: np.ndarray) -> np.ndarray:
+    """Sampling points of deformable attention in the objects' colours; the larger the dot, the larger the weight.
+
+    Args:
+        image: path or array (see `as_rgb`).
+        samplings: one per object, from `Look.decoder_sampling`.
+        colors: (K, 3) RGB.
+    """
+    drawn = _bytes(_grey(image) * 0.7)
+    height, width = drawn.shape[:2]
+    largest = max(2.0, (height * width) ** 0.5 / 70)
+    for sampling, color in zip(samplings, colors.tolist(), strict=True):
+        top = max(float(sampling.weights.max()), 1e-12)
+        for (x, y), weight in sorted(zip(sampling.points.tolist(), sampling.weights.tolist(), strict=True), key=lambda p: p[1]):
+            if 0 <= x < 1 and 0 <= y < 1:
+                radius = max(1, round(largest * (weight / top) ** 0.5))
+                cv2.circle(drawn, (int(x * width), int(y * height)), radius, color, -1, cv2.LINE_AA)
+    return drawn
+
+
+def _attentions(detector: nn.Module, part: str) -> list[Any]:
     """The attention over the image of each layer: the encoder's self-attention, the decoder's cross-attention."""
     name = "self_attn" if part == "encoder" else "cross_attn"
     return [getattr(layer, name) for layer in getattr(detector, part).layers]
 
 
-def _shapes(output: DetectorOutput, decoder_inputs: list[tuple[Any, ...]]) -> list[tuple[int, int]]:
+def _shapes(output: DetectorOutput, decoder_inputs: list[Inputs]) -> list[tuple[int, int]]:
     """Shapes of the memory's levels: a deformable decoder is told them, another one has a single level."""
     arguments = decoder_inputs[-1]
     if len(arguments) > 3 and not isinstance(arguments[3], Tensor) and arguments[3] is not None:
         return [(int(height), int(width)) for height, width in arguments[3]]
     height, width = output.memory.features.shape[-2:]
     return [(height, width)]
+
+
+def _strength(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map scaled so that its 5% quantile becomes 0 and its 99.5% quantile 1, smoothly enlarged to (height, width)."""
+    low, high = (float(value) for value in np.quantile(attention, (0.05, 0.995)))
+    small = ((attention - low) / max(high - low, 1e-12)).clip(0, 1).astype(np.float32)
+    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _grey(image: Picture) -> np.ndarray:
+    """(H, W, 3) float32 of three equal channels."""
+    return cv2.cvtColor(cv2.cvtColor(as_rgb(image), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
+
+
+def _bytes(picture: np.ndarray) -> np.ndarray:
+    return np.round(picture).clip(0, 255).astype(np.uint8)
+
+
+def _mark(picture: np.ndarray, point: tuple[float, float], text: str) -> None:
+    """Draw a ringed dot, and a text beside it, in place."""
+    x, y = int(point[0] * picture.shape[1]), int(point[1] * picture.shape[0])
+    radius = max(3, default_font_size(picture.shape) // 3)
+    cv2.circle(picture, (x, y), radius + 1, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(picture, (x, y), radius, (213, 94, 0), -1, cv2.LINE_AA)
+    if text:
+        draw_plate(picture, (y + radius, x + radius), text, default_font_size(picture.shape), (213, 94, 0))

@@ -1,7 +1,8 @@
-"""What a prediction got right and wrong, pixel by pixel and segment by segment, and the picture of it."""
+"""What a prediction got right and wrong, pixel by pixel and segment by segment; its picture, and the sheet beside the truth."""
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -9,7 +10,19 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.visualization.draw import default_font_size, draw_text, index_of, line_width, outlines, text_mask
+from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps
+from panoptic_detr.visualization.draw import (
+    Palette,
+    enlarged,
+    index_of,
+    legend_strip,
+    line_width,
+    outlines,
+    overlay,
+    side_by_side,
+)
+
+Show = Literal["all", "truth", "prediction", "errors"]
 
 
 class ErrorKind(IntEnum):
@@ -43,37 +56,20 @@ _STRENGTH = {ErrorKind.CORRECT: 0.3, ErrorKind.IGNORED: 0.55}
 
 
 @dataclass(frozen=True)
-class Match:
-    """The truth segment that a predicted one overlaps most.
-
-    Attributes:
-        prediction: index into the predicted segments.
-        truth: index into the true segments.
-        iou: intersection over union, void left out of the union as in panoptic quality.
-        counts: same class and IoU above 0.5: a true positive.
-    """
-
-    prediction: int
-    truth: int
-    iou: float
-    counts: bool
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A prediction held against the truth.
 
     Attributes:
         kinds: (H, W) uint8 values of `ErrorKind`.
-        best: predicted segment index to its best match; segments that meet no true segment are absent.
-        found: true segment index to the predicted index that it is matched with.
-        ignored: predicted segments that mostly lie on void or on a group of their class; they are not counted as extra.
+        matching: what counts and what does not, as in every score.
+        nearest: (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none.
+        ious: (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none.
     """
 
     kinds: np.ndarray
-    best: dict[int, Match]
-    found: dict[int, int]
-    ignored: frozenset[int]
+    matching: Matching
+    nearest: np.ndarray
+    ious: np.ndarray
 
     def shares(self) -> dict[ErrorKind, float]:
         """Fraction of the rated pixels of each kind; of all pixels for `IGNORED`."""
@@ -83,7 +79,7 @@ class Comparison:
 
 
 def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Comparison:
-    """Find out what a prediction got right.
+    """Find out what a prediction got right, with the matcher of every score.
 
     A pixel is CORRECT where a predicted and a true segment that match (same class, IoU above 0.5) meet; BOUNDARY where both
     segments are matched, but not with each other; MISSED where the true segment has no match; EXTRA where only the predicted
@@ -91,20 +87,20 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
 
     Raises:
         PictureError: the two maps differ in size.
+        EvaluationError: a map and its list of segments do not agree.
     """
     if prediction.segment_map.shape != truth.segment_map.shape:
         raise PictureError(
             f"image {truth.image_id}: the predicted map is {prediction.segment_map.shape}, "
             f"the true one {truth.segment_map.shape}; predict at the size of the annotation"
         )
-    predicted_index, true_index = index_of(prediction), index_of(truth)
-    rows, columns = len(prediction.segments) + 1, len(truth.segments) + 1
-    pairs = true_index.astype(np.int32) + columns * predicted_index
-    table = np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
-    best, found = _matches(table, prediction, truth)
-    ignored = _ignored(table, prediction, truth)
-    kinds = _kind_table(prediction, truth, {p: m.truth for p, m in best.items() if m.counts}, ignored)
-    return Comparison(kinds.ravel().take(pairs), best, found, ignored)
+    where = f"image {truth.image_id}"
+    overlaps = measure_overlaps(Regions.of(prediction, f"{where}, prediction"), Regions.of(truth, f"{where}, ground truth"))
+    matching = match_segments(overlaps)
+    ious = np.zeros((len(overlaps.iscrowd) + 1, len(overlaps.prediction_categories)))  # a last row for "none"
+    ious[:-1][~overlaps.iscrowd] = (overlaps.intersections / overlaps.unions)[~overlaps.iscrowd]
+    best = ious.max(0)
+    return Comparison(overlaps.paint(_kind_table(overlaps, matching)), matching, np.where(best > 0, ious.argmax(0), -1), best)
 
 
 def error_view(
@@ -122,96 +118,82 @@ def error_view(
     Returns:
         (H * scale [+ legend], W * scale, 3) uint8 RGB.
     """
-    picture = as_rgb(image)
-    comparison = compare(prediction, truth)
+    picture, comparison = as_rgb(image), compare(prediction, truth)
     if picture.shape[:2] != comparison.kinds.shape:
         raise PictureError(
             f"image {truth.image_id}: the image is {picture.shape[:2]}, its segment maps {comparison.kinds.shape}"
         )
-    kinds, true_index = (np.kron(m, np.ones((scale, scale), m.dtype)) for m in (comparison.kinds, index_of(truth)))
-    if scale > 1:
-        picture = cv2.resize(picture, kinds.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    kinds, true_index = (m.repeat(scale, axis=0).repeat(scale, axis=1) for m in (comparison.kinds, index_of(truth)))
+    grey = cv2.cvtColor(cv2.cvtColor(enlarged(picture, scale), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     table = np.array([ERROR_COLORS[kind] for kind in ErrorKind], np.uint8)
     weight = np.array([_STRENGTH.get(kind, 0.8) for kind in ErrorKind], np.float32)[kinds][..., None]
     drawn = np.round(0.8 * grey * (1 - weight) + table[kinds] * weight).astype(np.uint8)
     edges = outlines(true_index).view(np.uint8)
     drawn[cv2.dilate(edges, np.ones((line_width(drawn.shape),) * 2, np.uint8)) > 0] = (20, 20, 24)
-    return np.concatenate([drawn, _legend(drawn.shape, comparison.shares())]) if legend else drawn
+    if not legend:
+        return drawn
+    shares = comparison.shares()
+    items = [(ERROR_COLORS[kind], f"{name} {100 * shares[kind]:.0f}%") for kind, name in ERROR_NAMES.items()]
+    return np.concatenate([drawn, legend_strip(items, drawn.shape)])
 
 
-def _matches(
-    table: np.ndarray, prediction: PanopticSegmentation, truth: PanopticSegmentation
-) -> tuple[dict[int, Match], dict[int, int]]:
-    """The best true segment of every predicted one, and the matched pairs by true segment."""
-    predicted_areas, true_areas = table.sum(1), table.sum(0)
-    union = predicted_areas[1:, None] + true_areas[None, 1:] - table[1:, 1:] - table[1:, :1]  # void is no part of the union
-    iou = table[1:, 1:] / np.maximum(union, 1)  # (P, T)
-    group = np.array([segment.iscrowd for segment in truth.segments], bool)
-    classes = np.array([segment.category_id for segment in truth.segments])
-    best, found = {}, {}
-    for row, segment in enumerate(prediction.segments):
-        rated = np.where(group, 0.0, iou[row])
-        if not rated.any():
-            continue
-        column = int((rated + (classes == segment.category_id) * (rated > 0.5)).argmax())
-        counts = bool(rated[column] > 0.5 and classes[column] == segment.category_id)
-        best[row] = Match(row, column, float(rated[column]), counts)
-        if counts:
-            found[column] = row
-    return best, found
+@dataclass(frozen=True)
+class Entry:
+    """An image, its annotation and a prediction; one of the latter two may be missing.
+
+    Attributes:
+        name: what to call it: the file name, say.
+        image: (H, W, 3) uint8 RGB.
+        truth: the annotation.
+        prediction: what a model says.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: PanopticSegmentation | None = None
+    prediction: PanopticSegmentation | None = None
 
 
-def _ignored(table: np.ndarray, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> frozenset[int]:
-    """Predicted segments of which more than half lies on void or on groups of their class."""
-    rows = []
-    for row, segment in enumerate(prediction.segments):
-        groups = [c for c, t in enumerate(truth.segments, start=1) if t.iscrowd and t.category_id == segment.category_id]
-        if table[row + 1, [0, *groups]].sum() > 0.5 * table[row + 1].sum():
-            rows.append(row)
-    return frozenset(rows)
-
-
-def _kind_table(
-    prediction: PanopticSegmentation, truth: PanopticSegmentation, matched: dict[int, int], ignored: frozenset[int]
+def draw_entry(
+    entry: Entry, *, show: Show = "all", palette: Palette = "distinct", alpha: float = 0.5, scale: int = 1
 ) -> np.ndarray:
-    """The kind of a pixel of every (predicted, true) pair of indices; (P + 1, T + 1) uint8, row and column 0 for void."""
-    kinds = np.zeros((len(prediction.segments) + 1, len(truth.segments) + 1), np.uint8)
-    found = set(matched.values())
-    for column, true in enumerate(truth.segments):
-        if true.iscrowd:
-            continue
-        kinds[0, column + 1] = ErrorKind.BOUNDARY if column in found else ErrorKind.MISSED
-        for row, predicted in enumerate(prediction.segments):
-            settled = row in matched or row in ignored
-            if matched.get(row) == column:
-                kind = ErrorKind.CORRECT
-            elif column in found:
-                kind = ErrorKind.BOUNDARY if settled else ErrorKind.EXTRA
-            else:
-                differs = predicted.category_id != true.category_id
-                kind = ErrorKind.WRONG_CLASS if differs and not settled else ErrorKind.MISSED
-            kinds[row + 1, column + 1] = kind
+    """Draw what is there: the annotation, the prediction, and with both also the errors.
+
+    Args:
+        entry: the image.
+        show: "all" sets everything there is side by side; the others draw one picture.
+        palette: see `overlay`.
+        alpha: see `overlay`.
+        scale: see `overlay`.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        PictureError: the entry lacks what `show` asks for.
+    """
+    pictures = {}
+    if entry.truth is not None and show in ("all", "truth"):
+        pictures["ground truth"] = overlay(entry.image, entry.truth, palette=palette, alpha=alpha, scale=scale)
+    if entry.prediction is not None and show in ("all", "prediction"):
+        pictures["prediction"] = overlay(entry.image, entry.prediction, palette=palette, alpha=alpha, scale=scale)
+    if entry.truth is not None and entry.prediction is not None and show in ("all", "errors"):
+        pictures["errors"] = error_view(entry.image, entry.prediction, entry.truth, scale=scale)
+    if not pictures:
+        needed = {"errors": "both ground truth and a prediction", "all": "ground truth or a prediction"}.get(show, f"a {show}")
+        raise PictureError(f"{entry.name}: drawing {show!r} needs {needed}")
+    return side_by_side(list(pictures.values()), list(pictures)) if len(pictures) > 1 else next(iter(pictures.values()))
+
+
+def _kind_table(overlaps: Overlaps, matching: Matching) -> np.ndarray:
+    """The kind of a pixel of every (true, predicted) pair: (G + 1, P + 1) uint8, the last row and column for void."""
+    found = (~overlaps.iscrowd & ~matching.missed)[:, None]  # (G, 1)
+    differs = overlaps.truth_categories[:, None] != overlaps.prediction_categories  # (G, P)
+    beside_found = np.where(matching.extra, ErrorKind.EXTRA, ErrorKind.BOUNDARY)  # (P,)
+    beside_missed = np.where(differs & matching.extra, ErrorKind.WRONG_CLASS, ErrorKind.MISSED)  # (G, P)
+    kinds = np.full(overlaps.pixels.shape, ErrorKind.IGNORED, np.uint8)
+    kinds[:-1, :-1] = np.where(found, beside_found, beside_missed)
+    kinds[:-1, -1:] = np.where(found, ErrorKind.BOUNDARY, ErrorKind.MISSED)
+    kinds[matching.truth, matching.prediction] = ErrorKind.CORRECT
+    kinds[:-1][overlaps.iscrowd] = ErrorKind.IGNORED
     return kinds
-
-
-def _legend(shape: tuple[int, ...], shares: dict[ErrorKind, float]) -> np.ndarray:
-    """A strip as wide as the picture that explains the colours, in as many lines as it needs."""
-    size, width = default_font_size(shape), shape[1]
-    texts = [(kind, f"{name} {100 * shares[kind]:.0f}%") for kind, name in ERROR_NAMES.items()]
-    lines: list[list[tuple[int, ErrorKind, str]]] = [[]]
-    line, x = text_mask("X", size).shape[0] + size // 2, size // 2
-    for kind, text in texts:
-        needed = size + size // 2 + text_mask(text, size).shape[1] + size
-        if x + needed > width and lines[-1]:
-            lines.append([])
-            x = size // 2
-        lines[-1].append((x, kind, text))
-        x += needed
-    strip = np.full((line * len(lines), width, 3), 18, np.uint8)
-    for row, items in enumerate(lines):
-        for x, kind, text in items:
-            y = row * line + line // 4
-            strip[y : y + size, x : x + size] = ERROR_COLORS[kind]
-            draw_text(strip, (row * line + size // 4, x + size + size // 3), text, size)
-    return strip

@@ -1,25 +1,25 @@
-"""Why a prediction looks as it does: what became of every query, as a table and drawn."""
+"""Why a prediction looks as it does: what became of every query, as a table and drawn, and what other thresholds would give."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from rich.table import Table
 
+from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture
 from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation
 from panoptic_detr.visualization.draw import (
+    Curve,
     Palette,
+    chart,
+    class_name,
     default_font_size,
-    display_name,
-    draw_plate,
-    draw_text,
-    free_row,
-    line_width,
+    draw_boxes,
+    legend_strip,
     overlay,
-    plate_size,
-    text_mask,
+    side_by_side,
 )
 
 # Okabe and Ito's colours; "no object" is left undrawn by default, there are too many.
@@ -123,72 +123,92 @@ def draw_explanation(
         (H * scale + legend, W * scale, 3) uint8 RGB.
     """
     picture = overlay(image, segmentation, palette=palette, scale=scale)
-    size = default_font_size(picture.shape)
-    drawn = [d for d in segmentation.dropped if d.score >= least_score and d.reason != "no object"]
-    drawn = sorted(drawn, key=lambda d: -d.score)[: most if boxes_cxcywh is not None else 0]
-    taken: list[tuple[int, int, int, int]] = []
-    for dropped in drawn:
-        text = f"{dropped.query}: {_name(segmentation, dropped.category_id)} {dropped.score:.2f}"
-        _draw_box(
-            picture,
-            np.asarray(boxes_cxcywh)[dropped.query],
-            REASON_COLORS[dropped.reason],
-            text,
-            max(8, round(0.8 * size)),
-            taken,
-        )
-    return np.concatenate([picture, _legend(segmentation, picture.shape[1], size)])
-
-
-def _draw_box(
-    picture: np.ndarray,
-    box: np.ndarray,
-    color: tuple[int, int, int],
-    text: str,
-    size: int,
-    taken: list[tuple[int, int, int, int]],
-) -> None:
-    """Draw a dashed box (cxcywh, fractions) and its text at the upper left corner, or below what is `taken`, in place."""
-    height, width = picture.shape[:2]
-    x0, y0 = round((box[0] - box[2] / 2) * width), round((box[1] - box[3] / 2) * height)
-    x1, y1 = round((box[0] + box[2] / 2) * width), round((box[1] + box[3] / 2) * height)
-    x0, y0, x1, y1 = (
-        int(np.clip(v, 0, top)) for v, top in ((x0, width - 1), (y0, height - 1), (x1, width - 1), (y1, height - 1))
-    )
-    dash, thick = max(4, size // 2), line_width(picture.shape) + 1
-    for start in range(x0, x1, 2 * dash):
-        for y in (y0, y1):
-            cv2.line(picture, (start, y), (min(start + dash, x1), y), color, thick)
-    for start in range(y0, y1, 2 * dash):
-        for x in (x0, x1):
-            cv2.line(picture, (x, start), (x, min(start + dash, y1)), color, thick)
-    plate = plate_size(text, size)
-    left = int(np.clip(x0, 0, max(0, width - plate[1])))
-    top = free_row(max(0, y0 - plate[0]), left, plate, taken, height)
-    if top is not None:
-        draw_plate(picture, (top, left), text, size, color)
-
-
-def _legend(segmentation: PanopticSegmentation, width: int, size: int) -> np.ndarray:
-    """A strip that counts kept and dropped queries, one line per reason."""
+    if boxes_cxcywh is not None:
+        drawn = [d for d in segmentation.dropped if d.score >= least_score and d.reason != "no object"]
+        drawn = sorted(drawn, key=lambda d: -d.score)[:most]
+        boxes = np.asarray(boxes_cxcywh)[[d.query for d in drawn]]
+        names = [f"{d.query}: {_name(segmentation, d.category_id)} {d.score:.2f}" for d in drawn]
+        small = max(8, round(0.8 * default_font_size(picture.shape)))
+        draw_boxes(picture, boxes, [REASON_COLORS[d.reason] for d in drawn], names, font_size=small, dashed=True)
     counts = Counter(dropped.reason for dropped in segmentation.dropped)
     rows = [((255, 255, 255), f"{len(segmentation.segments)} kept")]
     rows += [(REASON_COLORS[r], f"{counts[r]} {r}: {REASON_TEXTS[r]}") for r in REASON_COLORS if counts[r]]
-    line = text_mask("X", size).shape[0] + size // 3
-    strip = np.full((line * len(rows) + size // 3, width, 3), 18, np.uint8)
-    for index, (color, text) in enumerate(rows):
-        top = index * line + size // 3
-        strip[top + size // 5 : top + size // 5 + size, size // 2 : size // 2 + size] = color
-        draw_text(strip, (top, 2 * size), text, size)
-    return strip
+    return np.concatenate([picture, legend_strip(rows, picture.shape, stacked=True)])
+
+
+@dataclass(frozen=True)
+class SweepStep:
+    """The result at one threshold.
+
+    Attributes:
+        threshold: 0..1.
+        picture: (H, W, 3) uint8 RGB, one image drawn at it.
+        segments: kept segments of that image.
+        pq: over all images, a fraction; None without ground truth.
+        things, stuff: the same for things and stuff.
+    """
+
+    threshold: float
+    picture: np.ndarray
+    segments: int
+    pq: float | None = None
+    things: float | None = None
+    stuff: float | None = None
+
+
+def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
+    """Set the pictures in a grid by threshold, with the curve of PQ behind them.
+
+    Args:
+        steps: at least one; the curve needs two with a PQ.
+        columns: pictures in a row.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        PictureError: no steps.
+    """
+    if not steps:
+        raise PictureError("a threshold sweep needs at least one threshold, but got none")
+    ordered = sorted(steps, key=lambda step: step.threshold)
+    cells, titles = [step.picture for step in ordered], [_title(step) for step in ordered]
+    if sum(step.pq is not None for step in ordered) >= 2:
+        height, width = cells[0].shape[:2]
+        cells.append(pq_curve(ordered, (max(height, 240), max(width, 320))))
+        titles.append("PQ by threshold")
+    return side_by_side(cells, titles, columns=min(columns, len(cells)))
+
+
+def pq_curve(steps: Sequence[SweepStep], size: tuple[int, int]) -> np.ndarray:
+    """PQ of all, things and stuff over the threshold, the best one marked.
+
+    Args:
+        steps: those with a PQ are drawn.
+        size: (height, width) in pixels.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    rated = [step for step in sorted(steps, key=lambda step: step.threshold) if step.pq is not None]
+    curves = []
+    for name, color, style in (("pq", "#0072b2", "o-"), ("things", "#e69f00", "s--"), ("stuff", "#009e73", "^:")):
+        values = [(step.threshold, 100 * value) for step in rated if (value := getattr(step, name)) is not None]
+        if values:
+            curves.append(Curve({"pq": "all"}.get(name, name), color, style, *zip(*values, strict=True)))
+    best = max(rated, key=lambda step: step.pq or 0.0)
+    why = f"best {100 * (best.pq or 0.0):.1f} at {best.threshold:g}"
+    return chart(curves, ("threshold", "PQ (%)"), size, bottom=0, mark=(best.threshold, why))
 
 
 def _name(segmentation: PanopticSegmentation, category_id: int | None) -> str:
-    if category_id is None:
-        return ""
-    category = segmentation.categories.by_id.get(category_id)
-    return f"class {category_id}" if category is None else display_name(category.name, category_id)
+    return "" if category_id is None else class_name(segmentation, category_id)
 
 
 def _reason(dropped: Dropped) -> str:
     return f"merged into segment {dropped.into}" if dropped.reason == "merged" else dropped.reason
+
+
+def _title(step: SweepStep) -> str:
+    count = f"{step.segments} segment{'' if step.segments == 1 else 's'}"
+    return f"> {step.threshold:g}: {count}" + ("" if step.pq is None else f", PQ {100 * step.pq:.1f}")

@@ -9,7 +9,7 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.shapes import check_shape
-from panoptic_detr.visualization.draw import side_by_side
+from panoptic_detr.visualization.draw import Curve, chart, side_by_side
 
 SMALL_AREA = 0.04  # of the image: boxes below it are drawn green
 SMALL, WIDE, TALL = (0, 158, 115), (213, 94, 0), (0, 114, 178)
@@ -84,10 +84,10 @@ def draw_layer_scores(scores: Sequence[LayerScore], *, size: tuple[int, int] = (
     """
     layers = [score.layer for score in scores]
     curves = [
-        ("with NMS", "#e69f00", "s--", layers, [100 * score.ap_nms for score in scores], None),
-        ("no NMS", "#0072b2", "o-", layers, [100 * score.ap for score in scores], None),
+        Curve("with NMS", "#e69f00", "s--", layers, [100 * score.ap_nms for score in scores]),
+        Curve("no NMS", "#0072b2", "o-", layers, [100 * score.ap for score in scores]),
     ]
-    return _chart(curves, "decoder layer", "AP (%)", size, xticks=layers)
+    return chart(curves, ("decoder layer", "AP (%)"), size, ticks=layers)
 
 
 def instance_grid(
@@ -194,9 +194,8 @@ def draw_counts(present: Sequence[int], found: np.ndarray, *, size: tuple[int, i
     """
     check_shape("found", found, ("R", len(present)))
     mean, deviation = found.mean(0).tolist(), found.std(0).tolist()
-    x = list(present)
-    curves = [("all", "#999999", ":", x, x, None), ("found", "#0072b2", "o-", x, mean, deviation)]
-    return _chart(curves, "instances present", "instances found", size, bottom=0)
+    curves = [Curve("all", "#999999", ":", present, present), Curve("found", "#0072b2", "o-", present, mean, deviation)]
+    return chart(curves, ("instances present", "instances found"), size, bottom=0)
 
 
 def _slot_square(boxes: np.ndarray, side: int) -> np.ndarray:
@@ -208,33 +207,3 @@ def _slot_square(boxes: np.ndarray, side: int) -> np.ndarray:
     for (x, y), color in zip(places.tolist(), box_colors(boxes).tolist(), strict=True):
         cv2.circle(square, (x, y), radius, color, -1, cv2.LINE_AA)
     return square
-
-
-def _chart(
-    curves: Sequence[tuple[str, str, str, Sequence[float], Sequence[float], Sequence[float] | None]],
-    xlabel: str,
-    ylabel: str,
-    size: tuple[int, int],
-    xticks: Sequence[int] | None = None,
-    bottom: float | None = None,
-) -> np.ndarray:
-    """Curves (name, colour, style, x, y, deviation) as a picture of (height, width)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[1] / 100, size[0] / 100), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    for name, color, style, x, y, deviation in curves:
-        axes.plot(x, y, style, color=color, label=name)
-        if deviation is not None:
-            low, high = np.subtract(y, deviation), np.add(y, deviation)
-            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(bottom=bottom)
-    if xticks is not None:
-        axes.set_xticks(list(xticks))
-    axes.legend()
-    axes.grid(alpha=0.3)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -12,8 +12,9 @@ from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import cli, evaluate
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
+from panoptic_detr.evaluation import calibrate_thresholds
 from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
-from panoptic_detr.weights.open import best_device, open_model
+from panoptic_detr.weights.open import choose_device, open_model
 from panoptic_detr.zoo import build_model
 
 PQ_DATA = Path(__file__).parents[1] / "parity" / "data" / "pq" / "mixed"
@@ -190,9 +191,35 @@ def test_other_bad_input_is_one_line(capsys, tmp_path, scenes):
     assert "file" in failing([*file_options(), "--output", str(tmp_path / "file" / "scores")], capsys)
 
 
-def test_devices():
-    assert best_device("cuda:3", 1) == "cuda:3"
-    assert best_device("auto") in ("cpu", "mps", "cuda:0")
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        *(("cuda:3", "cuda:3"), ("3", "cuda:3"), ("cuda", "cuda:1"), ("gpu", "cuda:1"), ("GPU:0", "cuda:0")),
+        *(("auto", "cuda:1"), ("", "cuda:1"), ("CPU", "cpu"), (torch.device("cpu"), "cpu")),
+    ],
+)
+def test_devices(wanted, chosen, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert choose_device(wanted, local_rank=1) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("cuda:9", "device 'cuda:9' is not available on this machine; use cpu or auto"),
+        ("0", "device '0' is not available"),
+        ("tpu", "there is no device 'tpu'; give auto, cpu, cuda"),
+        ("-1", "there is no device '-1'"),
+        ("cuda:x", "there is no device 'cuda:x'"),
+    ],
+)
+def test_devices_that_are_not_there(wanted, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        choose_device(wanted)
+    assert choose_device("auto") == torch.device("cpu")
 
 
 def test_a_detector_that_does_not_say_its_classes(tmp_path):
@@ -207,7 +234,7 @@ def test_a_model_is_optimised_once(name, tmp_path, monkeypatch):
     calls = []
     for module in ("panoptic_detr.weights.open", "panoptic_detr.inference.predictor"):
         monkeypatch.setattr(f"{module}.optimize_for_inference", lambda model, **_: calls.append(model) or model.eval())
-    opened = open_model(write_checkpoint(tmp_path / "model.pt", name, scene_categories()))
+    opened = open_model(write_checkpoint(tmp_path / "model.pt", name, scene_categories())).on(torch.device("cpu"))
     assert calls == [opened.model]
     assert opened.panoptic == name.endswith("_panoptic")
     assert opened.settings.short_side == 48
@@ -233,6 +260,20 @@ def test_calibrated_thresholds_are_stored_with_the_checkpoint(scenes, tmp_path, 
     assert (kept.short_side, kept.long_side, kept.min_visible) == (48, 64, 0.0)
     assert cli.main(["evaluate", checkpoint, *data, "--calibrate", "--store", "--inference.min_visible", "0.25"]) == 0
     assert open_model(checkpoint).settings.min_visible == 0.25
+
+
+def test_calibration_runs_as_the_evaluation_does(scenes, tmp_path, monkeypatch):
+    asked = {}
+
+    def watched(*arguments, **options):
+        asked.update(options)
+        return calibrate_thresholds(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "calibrate_thresholds", watched)
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    data = ["--data.root", str(scenes), "--data.split", "val", "--device", "cpu", "--ap", "none", "--calibrate"]
+    assert cli.main(["evaluate", checkpoint, *data, "--precision", "bf16", "--batch-size", "3"]) == 0
+    assert (asked["precision"], asked["batch_size"]) == ("bf16", 3)
 
 
 def test_thresholds_that_give_nothing_are_not_stored(scenes, tmp_path, capsys):

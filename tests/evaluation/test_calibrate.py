@@ -1,5 +1,10 @@
 """Calibration finds the thresholds that tell true segments from false ones, and scores each pair as an evaluation would."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
 import pytest
 import torch
 from torch import nn
@@ -77,6 +82,55 @@ def test_every_pair_scores_as_an_evaluation_with_it(dataset, pair):
     one = InferenceSettings(threshold=pair[0], stuff_threshold=pair[1], short_side=None, max_segments=5)
     assert found.grid[pair] == evaluate_model(model, dataset, settings=one, progress=False).panoptic.all.pq
     assert found.before == evaluate_model(model, dataset, settings=settings, progress=False).panoptic.all.pq
+
+
+class SeesPadding(Unsure):
+    """Sure of itself where there is no padding only, as a model whose features at the border see what lies beyond."""
+
+    def forward(self, images, padding_mask):
+        inside = [image[:, ~padding.all(1)][:, :, ~padding.all(0)] for image, padding in zip(images, padding_mask, strict=True)]
+        sizes = {image.shape for image in inside}
+        output = super().forward(inside, padding_mask)
+        return output if sizes == {images.shape[1:]} else replace(output, logits=torch.full_like(output.logits, -9.0))
+
+
+@pytest.fixture(scope="module")
+def mixed_sizes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixed")
+    write_scenes(root, 3, size=48, seed=4, split="val", workers=1)
+    name = json.loads((root / "annotations" / "panoptic_val.json").read_text())["annotations"][1]["file_name"]
+    for path in (root / "panoptic_val" / name, next((root / "val").glob(f"{Path(name).stem}.*"))):
+        cv2.imwrite(str(path), cv2.imread(str(path))[:36])
+    return CocoPanoptic.from_root(root, "val", transforms=eval_transform(None))
+
+
+def test_batches_do_not_change_what_is_found(mixed_sizes):
+    model = SeesPadding(mixed_sizes).eval()
+    options = {"settings": InferenceSettings(threshold=0.3, short_side=None), "candidates": CANDIDATES, "progress": False}
+    one, three = (calibrate_thresholds(model, mixed_sizes, batch_size=size, **options) for size in (1, 3))
+    assert one == three
+    assert one.quality == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_model_and_masks_run_in_the_precision_of_use(dataset, precision):
+    seen = []
+
+    class Watcher(Unsure):
+        def forward(self, images, padding_mask):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(images, padding_mask)
+
+        @staticmethod
+        def masks(segments, queries):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return Unsure.masks(segments, queries)
+
+    settings = InferenceSettings(short_side=None)
+    calibrate_thresholds(
+        Watcher(dataset).eval(), dataset, settings=settings, candidates=(0.5,), precision=precision, progress=False
+    )
+    assert seen == [precision == "bf16"] * 6
 
 
 def test_refuses_a_model_in_training_mode(dataset):

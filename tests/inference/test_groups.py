@@ -1,7 +1,7 @@
 import torch
 
 import panoptic_detr as pd
-from panoptic_detr.inference.predictor import same_size_groups, unpadded_parts
+from panoptic_detr.inference.batch import same_size_groups, unpadded_parts
 from panoptic_detr.structures import Batch, pad_images
 
 

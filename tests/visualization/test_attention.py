@@ -6,14 +6,16 @@ from torch.nn import functional as F
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import AttentionError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.visualization.attention import Sampling, boxes_of_queries, look
-from panoptic_detr.visualization.attention_pictures import (
+from panoptic_detr.visualization.attention import (
+    Sampling,
+    boxes_of_queries,
     draw_look,
     draw_mask_attention,
     draw_object_attention,
     draw_point_attention,
     draw_sampling,
     heat,
+    look,
 )
 from panoptic_detr.zoo import build_model
 

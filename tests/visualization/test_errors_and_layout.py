@@ -9,10 +9,12 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.visualization.draw.layout import mask_strip, side_by_side, zoom
+from panoptic_detr.quality import PanopticQuality
+from panoptic_detr.visualization.draw.layout import side_by_side
 from panoptic_detr.visualization.draw.palette import segment_colors
-from panoptic_detr.visualization.draw.svg import segment_path, svg_overlay
-from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind, compare, error_view
+from panoptic_detr.visualization.draw.segments import mask_strip, segment_path, svg_overlay, zoom
+from panoptic_detr.visualization.errors import ERROR_COLORS, Entry, ErrorKind, compare, error_view
+from panoptic_detr.visualization.report.images import Confusion, image_data
 
 TABLE = CategoryTable.from_coco(
     [{"id": i, "name": name, "isthing": int(i < 4)} for i, name in enumerate(("cat", "dog", "<b>", "sky", "grass"), start=1)]
@@ -69,16 +71,37 @@ def test_planted_errors_are_named():
 
 def test_matches_carry_the_iou_without_void():
     comparison = compare(PREDICTION, TRUTH)
-    assert comparison.best[1].counts
-    assert comparison.best[1].iou == pytest.approx(26 * 30 / (30 * 30), abs=1e-9)
-    assert comparison.best[2].iou == 1
-    assert not comparison.best[2].counts
-    assert comparison.found == {0: 0, 1: 1}
-    assert comparison.ignored == {4, 5}
+    matching = comparison.matching
+    assert list(zip(matching.truth, matching.prediction, strict=True)) == [(0, 0), (1, 1)]
+    assert comparison.ious[1] == matching.ious[1] == pytest.approx(26 * 30 / (30 * 30), abs=1e-9)
+    assert (comparison.nearest[2], comparison.ious[2]) == (2, 1)
+    assert matching.extra[2]
+    assert set(np.flatnonzero(matching.ignored)) == {4, 5}
     shares = comparison.shares()
     assert sum(v for kind, v in shares.items() if kind != ErrorKind.IGNORED) == pytest.approx(1)
     assert shares[ErrorKind.MISSED] == pytest.approx(900 / (kinds_rated := (comparison.kinds > 0).sum()), rel=1e-6)
     assert kinds_rated == 200 * 50 - 800 + 3 * 900
+
+
+def test_several_crowds_of_a_class_are_matched_as_in_every_score():
+    # A cat of 40 columns lies half and half on two groups of cats. Of several groups of a class the last one listed counts,
+    # as in panopticapi: half of the cat's pixels are ignored ground, which is not more than half.
+    truth = segmentation([(1, 0, 50, 0, 20), (2, 0, 50, 20, 40), (3, 60, 90, 0, 90)], {1: CAT, 2: CAT, 3: SKY}, crowds=(1, 2))
+    prediction = segmentation([(1, 0, 50, 0, 40), (3, 60, 90, 0, 90)], {1: CAT, 3: SKY})
+    quality = PanopticQuality(TABLE)
+    quality.update(prediction, truth)
+    comparison = compare(prediction, truth)
+    assert quality.compute().per_class[CAT].fp == comparison.matching.extra.sum() == 1
+    assert not comparison.matching.ignored.any()
+    confusion = Confusion()
+    image_data(
+        Entry("a", np.zeros((100, 200, 3), np.uint8), truth, prediction),
+        0,
+        budget=10**6,
+        palette="distinct",
+        confusion=confusion,
+    )
+    assert confusion.counts == {("sky", "sky"): 1, ("", "cat"): 1}
 
 
 def test_perfect_prediction_is_all_correct():

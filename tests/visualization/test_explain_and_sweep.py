@@ -7,8 +7,15 @@ from rich.console import Console
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
-from panoptic_detr.visualization.explain import REASON_COLORS, draw_explanation, explain, explain_table
-from panoptic_detr.visualization.sweep import SweepStep, pq_curve, sweep_figure
+from panoptic_detr.visualization.explain import (
+    REASON_COLORS,
+    SweepStep,
+    draw_explanation,
+    explain,
+    explain_table,
+    pq_curve,
+    sweep_figure,
+)
 
 TABLE = CategoryTable.from_coco([{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky-other-merged", "isthing": 0}])
 SEGMENT_MAP = np.ones((100, 150), np.int32)

@@ -11,11 +11,9 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.visualization.entry import Entry, draw_entry
-from panoptic_detr.visualization.errors import ErrorKind, compare
-from panoptic_detr.visualization.report.build import write_report
-from panoptic_detr.visualization.report.images import image_quality
-from panoptic_detr.visualization.report.tables import Confusion, class_rows, plot, read_curves
+from panoptic_detr.visualization.errors import Entry, ErrorKind, compare, draw_entry
+from panoptic_detr.visualization.report.images import Confusion
+from panoptic_detr.visualization.report.page import class_rows, plot, read_curves, write_report
 
 EVIL = "<script>document.title='hacked'</script>"
 TABLE = CategoryTable.from_coco(
@@ -143,11 +141,10 @@ def test_bad_input_is_named(tmp_path):
 
 
 def test_image_quality_by_hand():
-    comparison = compare(PREDICTION, TRUTH)
-    assert image_quality(comparison, PREDICTION, TRUTH) == pytest.approx(2 / (2 + 0.5 + 0.5))
+    assert compare(PREDICTION, TRUTH).matching.quality == pytest.approx(2 / (2 + 0.5 + 0.5))
     nothing = PanopticSegmentation(np.zeros((60, 80), np.int32), [], TABLE)
-    assert image_quality(compare(nothing, nothing), nothing, nothing) == 1.0
-    assert image_quality(compare(nothing, TRUTH), nothing, TRUTH) == 0.0
+    assert compare(nothing, nothing).matching.quality == 1.0
+    assert compare(nothing, TRUTH).matching.quality == 0.0
 
 
 def test_confusion_matrix_counts():

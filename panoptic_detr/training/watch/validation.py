@@ -15,10 +15,10 @@ from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import collate
 from panoptic_detr.evaluation import evaluate_model
 from panoptic_detr.images import fit
-from panoptic_detr.inference import choose_queries, predict_batch
+from panoptic_detr.inference import choose_for, predict_batch
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
 from panoptic_detr.visualization.draw import draw_boxes, side_by_side
-from panoptic_detr.visualization.entry import Entry, draw_entry
+from panoptic_detr.visualization.errors import Entry, draw_entry
 
 LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
 
@@ -90,10 +90,7 @@ def draw_detections(model: nn.Module, dataset: CocoPanoptic, settings: Inference
     for index, image_id in enumerate(dataset.image_ids):
         batch = collate([dataset[index]]).to(next(model.parameters()).device)
         output = model(batch.images, batch.padding_mask)
-        things, stuff = settings.thresholds(output.no_object)
-        choice = choose_queries(
-            output.logits[-1, 0].cpu(), table, threshold=things, stuff_threshold=stuff, no_object=output.no_object
-        )
+        choice = choose_for(output.logits[-1, 0].cpu(), table, settings, output.no_object)
         found = [(query, category) for query in choice.queries if (category := choice.categories[query]) is not None]
         image, target = dataset.image(index), dataset.target(index)
         truth = [table.by_label[label] for label in target.labels.tolist()]

@@ -1,32 +1,31 @@
 """Drawing on pictures: overlays, labels, colours, text."""
 
-from panoptic_detr.visualization.draw.boxes import draw_boxes
-from panoptic_detr.visualization.draw.labels import outlines
-from panoptic_detr.visualization.draw.layout import mask_strip, side_by_side, zoom
-from panoptic_detr.visualization.draw.overlay import default_font_size, display_name, index_of, label_text, line_width, overlay
+from panoptic_detr.visualization.draw.labels import draw_boxes, outlines
+from panoptic_detr.visualization.draw.layout import Curve, chart, legend_strip, side_by_side
+from panoptic_detr.visualization.draw.overlay import class_name, enlarged, index_of, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, category_colors, segment_colors
-from panoptic_detr.visualization.draw.svg import svg_overlay
-from panoptic_detr.visualization.draw.text import draw_plate, draw_text, free_row, plate_size, text_mask
+from panoptic_detr.visualization.draw.segments import mask_strip, svg_overlay, zoom
+from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width
 
 __all__ = [
+    "Curve",
     "Palette",
     "category_colors",
+    "chart",
+    "class_name",
     "default_font_size",
-    "display_name",
     "draw_boxes",
     "draw_plate",
-    "draw_text",
-    "free_row",
+    "enlarged",
     "index_of",
     "label_text",
+    "legend_strip",
     "line_width",
     "mask_strip",
     "outlines",
     "overlay",
-    "plate_size",
     "segment_colors",
     "side_by_side",
     "svg_overlay",
-    "text_mask",
     "zoom",
 ]

@@ -1,10 +1,14 @@
-"""Where a label goes: deep inside its segment, on free ground, covering little of other segments."""
+"""Where a label goes: deep inside its segment, on free ground, covering little of others; or at the corner of its box."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width, plate_size
+
+Color = tuple[int, int, int]
 
 _PLACING_SIDE = 400  # labels are placed on a copy of the id map whose long side is at most about this
 
@@ -65,13 +69,6 @@ def place_labels(index_map: np.ndarray, wishes: Sequence[Wish]) -> list[Place]:
     return places
 
 
-def interior_point(mask: np.ndarray) -> tuple[int, int]:
-    """(y, x) of the pixel of a bool (H, W) mask that is farthest from its outline and the picture's edge."""
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(y), int(x)
-
-
 def outlines(index_map: np.ndarray) -> np.ndarray:
     """True on pixels with a right, left, upper or lower neighbour of another segment; (H, W) bool."""
     edges = np.zeros(index_map.shape, dtype=bool)
@@ -81,6 +78,43 @@ def outlines(index_map: np.ndarray) -> np.ndarray:
     edges[1:] |= down
     edges[:-1] |= down
     return edges
+
+
+def draw_boxes(
+    picture: np.ndarray,
+    boxes_cxcywh: np.ndarray,
+    colors: Sequence[Color],
+    names: Sequence[str],
+    *,
+    font_size: int | None = None,
+    dashed: bool = False,
+) -> None:
+    """Draw boxes, then their names, none over another, in place; a name without room is left out.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        boxes_cxcywh: (N, 4), fractions of the picture.
+        colors: N times red, green, blue.
+        names: N times what to write at the upper left corner; "" for nothing.
+        font_size: in pixels; by default it follows from the picture's size.
+        dashed: broken lines, a little thicker, instead of whole ones.
+    """
+    height, width = picture.shape[:2]
+    center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
+    corners = np.concatenate([center - half, center + half], axis=1) * (width, height, width, height)  # (N, 4)
+    rows = corners.round().astype(int).tolist()
+    size = default_font_size(picture.shape) if font_size is None else font_size
+    for row, color in zip(rows, colors, strict=True):
+        _draw_outline(picture, row, color, max(4, size // 2) if dashed else 0)
+    taken: list[tuple[int, int, int, int]] = []
+    for (x0, y0, _, _), color, name in zip(rows, colors, names, strict=True):
+        if not name:
+            continue
+        plate = plate_size(name, size)
+        left = int(np.clip(x0, 0, max(0, width - plate[1])))
+        top = _free_row(max(0, y0 - plate[0]), left, plate, taken, height)
+        if top is not None:
+            draw_plate(picture, (top, left), name, size, color)
 
 
 class _Ground:
@@ -100,23 +134,17 @@ class _Ground:
             return None
         window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         fitting = [(wording, size) for wording, size in enumerate(sizes) if self._fits(size)]
-        for wording, size in fitting:
-            found = self._inside(segment, mask, window, wording, size)
-            if found is not None:
-                return self._take(found, size)
-        for wording, size in fitting:
-            found = self._beside(segment, mask, window, wording, size)
-            if found is not None:
-                return self._take(found, size)
+        for find in (self._inside, self._beside):
+            for wording, size in fitting:
+                found = find(segment, mask, window, wording, size)
+                if found is not None:
+                    y, x = found.top_left
+                    self.taken[y : y + size[0], x : x + size[1]] = 1
+                    return found
         return None
 
     def _fits(self, size: tuple[int, int]) -> bool:
         return size[0] <= self.index_map.shape[0] and size[1] <= self.index_map.shape[1]
-
-    def _take(self, place: Place, size: tuple[int, int]) -> Place:
-        y, x = place.top_left
-        self.taken[y : y + size[0], x : x + size[1]] = 1
-        return place
 
     def _inside(
         self, segment: int, mask: np.ndarray, window: tuple[slice, slice], wording: int, size: tuple[int, int]
@@ -177,3 +205,37 @@ def _enlarged(place: Place, wish: Wish, step: int, shape: tuple[int, ...]) -> Pl
     left = min(place.top_left[1] * step, shape[1] - width)
     anchor = (min(place.anchor[0] * step + step // 2, shape[0] - 1), min(place.anchor[1] * step + step // 2, shape[1] - 1))
     return Place(place.segment, place.wording, (max(0, top), max(0, left)), anchor, place.inside)
+
+
+def _draw_outline(picture: np.ndarray, corners: Sequence[int], color: Color, dash: int) -> None:
+    """Draw a rectangle (x0, y0, x1, y1), in place, in dashes so many pixels long, or whole for 0."""
+    height, width = picture.shape[:2]
+    thick = line_width(picture.shape)
+    if not dash:
+        cv2.rectangle(picture, tuple(corners[:2]), (corners[2] - 1, corners[3] - 1), color, thick)
+        return
+    x0, y0, x1, y1 = np.clip(corners, 0, (width - 1, height - 1) * 2).tolist()
+    for start in range(x0, x1, 2 * dash):
+        for y in (y0, y1):
+            cv2.line(picture, (start, y), (min(start + dash, x1), y), color, thick + 1)
+    for start in range(y0, y1, 2 * dash):
+        for x in (x0, x1):
+            cv2.line(picture, (x, start), (x, min(start + dash, y1)), color, thick + 1)
+
+
+def _free_row(top: int, left: int, size: tuple[int, int], taken: list[tuple[int, int, int, int]], bottom: int) -> int | None:
+    """The first row from `top` down at which a plate of (height, width) meets no other; it is then added to `taken`.
+
+    Args:
+        top: wished row.
+        left: column.
+        size: (height, width) of the plate.
+        taken: (top, left, bottom, right) of the plates so far.
+        bottom: rows of the picture.
+    """
+    height, width = size
+    for row in range(top, bottom - height + 1):
+        if all(row >= b or row + height <= t or left >= r or left + width <= x for t, x, b, r in taken):
+            taken.append((row, left, row + height, left + width))
+            return row
+    return None

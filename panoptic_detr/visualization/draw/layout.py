@@ -1,16 +1,13 @@
-"""Pictures put together: side by side, one segment enlarged, a strip of all segments."""
+"""Pictures put together: side by side under titles, with a legend, charts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.images import Picture, as_rgb, fit
-from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.visualization.draw.overlay import default_font_size, index_of, label_text, overlay
-from panoptic_detr.visualization.draw.palette import Palette, segment_colors
-from panoptic_detr.visualization.draw.text import draw_text, shortened, text_mask
+from panoptic_detr.images import as_rgb
+from panoptic_detr.visualization.draw.text import default_font_size, draw_text, shortened, text_mask
 
 _PAPER, _INK = (255, 255, 255), (24, 24, 28)
 
@@ -44,77 +41,104 @@ def side_by_side(
     return _grid(cells, min(columns or len(cells), len(cells)), space)
 
 
-def zoom(
-    image: Picture,
-    segmentation: PanopticSegmentation,
-    segment_id: int,
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """A picture under its title."""
+    return _cell(picture, title, (picture.shape[0], picture.shape[1]), default_font_size(picture.shape))
+
+
+def legend_strip(
+    items: Iterable[tuple[tuple[int, int, int], str]], shape: Sequence[int], *, stacked: bool = False
+) -> np.ndarray:
+    """A strip that explains colours, to go under a picture.
+
+    Args:
+        items: colours, and what they mean.
+        shape: (H, W, ...) of the picture.
+        stacked: each on a line of its own, rather than as many on a line as fit.
+
+    Returns:
+        (h, W, 3) uint8 RGB.
+    """
+    size, width = default_font_size(shape), shape[1]
+    line, row, left = text_mask("X", size).shape[0] + size // 2, 0, size // 2
+    places: list[tuple[int, int, tuple[int, int, int], str]] = []
+    for color, text in items:
+        needed = size + size // 2 + text_mask(text, size).shape[1] + size
+        if places and (stacked or left + needed > width):
+            row, left = row + 1, size // 2
+        places.append((row * line, left, color, text))
+        left += needed
+    strip = np.full((line * (row + 1), width, 3), 18, np.uint8)
+    for top, left, color, text in places:
+        strip[top + line // 4 : top + line // 4 + size, left : left + size] = color
+        draw_text(strip, (top + size // 4, left + size + size // 3), text, size)
+    return strip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart.
+
+    Attributes:
+        name: in the legend.
+        color: as matplotlib takes it.
+        style: likewise.
+        x: its places.
+        y: its values.
+        deviation: of the values, drawn as a band.
+    """
+
+    name: str
+    color: str
+    style: str
+    x: Sequence[float]
+    y: Sequence[float]
+    deviation: Sequence[float] | None = None
+
+
+def chart(
+    curves: Sequence[Curve],
+    labels: tuple[str, str],
+    size: tuple[int, int],
     *,
-    margin: float = 0.3,
-    long_side: int = 640,
-    palette: Palette = "distinct",
+    ticks: Sequence[float] | None = None,
+    bottom: float | None = None,
+    mark: tuple[float, str] | None = None,
 ) -> np.ndarray:
-    """One segment enlarged, with its surroundings dimmed.
+    """Curves as a picture.
 
     Args:
-        image: path or array (see `as_rgb`).
-        segmentation: where the segment is in.
-        segment_id: its id in the segment map.
-        margin: space around its box, as a fraction of the box's longer side.
-        long_side: pixels of the result's longer side.
-        palette: see `overlay`.
+        curves: what to draw.
+        labels: of the x and the y axis.
+        size: (height, width) in pixels.
+        ticks: places on the x axis; by default matplotlib's.
+        bottom: where the y axis begins.
+        mark: a place on the x axis for a line down, and the legend's title, which says why.
 
     Returns:
-        (h, w, 3) uint8 RGB.
-
-    Raises:
-        PictureError: no such segment.
+        (height, width, 3) uint8 RGB.
     """
-    index, rows, columns = _find(segmentation, segment_id)
-    around = round(margin * max(rows[1] - rows[0], columns[1] - columns[0])) + 1
-    height, width = segmentation.segment_map.shape
-    window = (
-        slice(max(0, rows[0] - around), min(height, rows[1] + around)),
-        slice(max(0, columns[0] - around), min(width, columns[1] + around)),
-    )
-    picture = as_rgb(image)[window]
-    mask = (segmentation.segment_map[window] == segment_id).astype(np.uint8)
-    factor = long_side / max(mask.shape)
-    size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    picture = np.where(mask[..., None] > 0, picture, (picture * 0.4 + 20).astype(np.uint8))
-    one = PanopticSegmentation(mask.astype(np.int32) * (index + 1), segmentation.segments, segmentation.categories)
-    color = segment_colors(segmentation, palette)[index].tolist()
-    shapes, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    picture = np.ascontiguousarray(picture)
-    cv2.drawContours(picture, shapes, -1, color, 2, cv2.LINE_AA)
-    return _titled(picture, label_text(segmentation.segments[index], one))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-
-def mask_strip(
-    image: Picture, segmentation: PanopticSegmentation, *, cell: int = 128, columns: int = 8, palette: Palette = "distinct"
-) -> np.ndarray:
-    """Every segment cut out by itself, under its class and score, in the order of the segments.
-
-    Args:
-        image: path or array (see `as_rgb`).
-        segmentation: its segments; those without a pixel are left out.
-        cell: pixels of a cut-out's longer side.
-        columns: cut-outs in a row.
-        palette: see `overlay`; the strip's background is a dark shade of the segment's colour.
-
-    Returns:
-        (H, W, 3) uint8 RGB; the plain image if there is no segment.
-    """
-    picture, cells, titles = as_rgb(image), [], []
-    colors = segment_colors(segmentation, palette)
-    for index, (rows, columns_) in _extents(index_of(segmentation), len(segmentation.segments)).items():
-        window = (slice(*rows), slice(*columns_))
-        mask = (segmentation.segment_map[window] == segmentation.segments[index].id)[..., None]
-        ground = (colors[index] * 0.25 + 12).astype(np.uint8)
-        cells.append(_square(np.where(mask, picture[window], ground), cell, ground))
-        titles.append(label_text(segmentation.segments[index], segmentation))
-    return side_by_side(cells, titles, columns=columns, gap=4) if cells else overlay(picture, segmentation)
+    figure = Figure(figsize=(size[1] / 100, size[0] / 100), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        axes.plot(curve.x, curve.y, curve.style, color=curve.color, label=curve.name)
+        if curve.deviation is not None:
+            low, high = np.subtract(curve.y, curve.deviation), np.add(curve.y, curve.deviation)
+            axes.fill_between(curve.x, low, high, color=curve.color, alpha=0.2, linewidth=0)
+    if mark is not None:
+        axes.axvline(mark[0], color="#888888", linewidth=1)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_ylim(bottom=bottom)
+    if ticks is not None:
+        axes.set_xticks(list(ticks))
+    axes.legend(title=mark[1] if mark else None)
+    axes.grid(alpha=0.3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _cell(picture: np.ndarray, title: str | None, shape: tuple[int, int], size: int) -> np.ndarray:
@@ -137,39 +161,3 @@ def _grid(cells: Sequence[np.ndarray], columns: int, gap: int) -> np.ndarray:
         top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
         grid[top : top + height, left : left + width] = cell
     return grid
-
-
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    return _cell(picture, title, (picture.shape[0], picture.shape[1]), default_font_size(picture.shape))
-
-
-def _square(picture: np.ndarray, side: int, ground: np.ndarray) -> np.ndarray:
-    """A picture with its longer side brought to `side`, centred on a square."""
-    if max(picture.shape[:2]) < side:
-        factor = side / max(picture.shape[:2])
-        size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
-    picture = fit(picture, side)
-    square = np.empty((side, side, 3), np.uint8)
-    square[:] = ground
-    top, left = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
-    square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return square
-
-
-def _find(segmentation: PanopticSegmentation, segment_id: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """Index, row range and column range of a segment."""
-    known = [segment.id for segment in segmentation.segments]
-    mask = segmentation.segment_map == segment_id
-    if segment_id not in known or not mask.any():
-        raise PictureError(f"image {segmentation.image_id}: there is no segment {segment_id}; it has {sorted(known)}")
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return known.index(segment_id), (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
-
-
-def _extents(index_map: np.ndarray, count: int) -> dict[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """Row and column range of every segment index that occurs."""
-    from panoptic_detr.segment_maps import boxes_of
-
-    boxes = boxes_of(index_map)
-    return {i: ((y, y + h), (x, x + w)) for i in range(count) if i + 1 in boxes for x, y, w, h in [boxes[i + 1]]}

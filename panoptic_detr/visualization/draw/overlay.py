@@ -10,7 +10,7 @@ from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw.labels import Place, Wish, outlines, place_labels
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
-from panoptic_detr.visualization.draw.text import draw_plate, plate_size, printable
+from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width, plate_size, printable
 
 _STRIP_PIXELS = 1 << 18  # worked on at a time: stays in the cache, and bounds the memory for large pictures
 
@@ -84,12 +84,17 @@ def index_of(segmentation: PanopticSegmentation) -> np.ndarray:
 
 def label_text(segment: Segment, segmentation: PanopticSegmentation, *, show_scores: bool = True) -> str:
     """What a label says: the class name (COCO's "-merged" and "-other" endings left out), "group" for crowds, the score."""
-    category = segmentation.categories.by_id.get(segment.category_id)
-    name = f"class {segment.category_id}" if category is None else display_name(category.name, category.id)
+    name = class_name(segmentation, segment.category_id)
     if segment.iscrowd:
         return f"{name} (group)"
     predicted = segment.query is not None or segment.score < 1
     return f"{name} {segment.score:.2f}" if show_scores and predicted else name
+
+
+def class_name(segmentation: PanopticSegmentation, category_id: int) -> str:
+    """A class as pictures name it: by its `display_name`, or "class 17" where the table does not know it."""
+    category = segmentation.categories.by_id.get(category_id)
+    return f"class {category_id}" if category is None else display_name(category.name, category_id)
 
 
 def display_name(name: str, category_id: int) -> str:
@@ -98,14 +103,10 @@ def display_name(name: str, category_id: int) -> str:
     return printable(short, f"class {category_id}")
 
 
-def default_font_size(shape: Sequence[int]) -> int:
-    """Font size in pixels for a picture of (H, W, ...): 11 at 384 x 384, 14 at 480 x 640, 38 at 2048 x 2048."""
-    return max(8, round(5 + 0.016 * (shape[0] * shape[1]) ** 0.5))
-
-
-def line_width(shape: Sequence[int]) -> int:
-    """Width in pixels of contour lines in a picture of (H, W, ...)."""
-    return max(1, round((shape[0] * shape[1]) ** 0.5 / 400))
+def enlarged(image: Picture, scale: int) -> np.ndarray:
+    """The image `scale` times as large, smoothly: (H * scale, W * scale, 3) uint8 RGB."""
+    picture = as_rgb(image)
+    return picture if scale == 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
 def _prepare(
@@ -124,10 +125,7 @@ def _prepare(
     if scale < 1 or scale != int(scale):
         raise PictureError(f"scale must be a whole number from 1, but got {scale}")
     index_map = index_of(segmentation)
-    if scale == 1:
-        return picture, index_map
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return picture, np.repeat(np.repeat(index_map, scale, axis=0), scale, axis=1)
+    return enlarged(picture, scale), index_map.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _filled(picture: np.ndarray, index_map: np.ndarray, table: np.ndarray, striped: np.ndarray, top: int) -> np.ndarray:

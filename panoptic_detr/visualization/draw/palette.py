@@ -1,11 +1,6 @@
-"""Colours: one per category that colour-blind readers can tell apart, in shades for the things of one class.
-
-Distances are measured in OKLab (Ottosson, 2020) for normal vision and for the three kinds of dichromacy (Machado et al., 2009),
-and the smallest of the four counts.
-"""
+"""Colours: one per category that colour-blind readers can tell apart, in shades for the things of one class."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,70 +12,34 @@ from panoptic_detr.panoptic import PanopticSegmentation
 Palette = Literal["distinct", "coco"]
 
 VOID_COLOR = (96, 96, 96)
-
-_DICHROMACY = np.array(
-    [
-        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    ]
-)
-_RGB_TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_LMS_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-# Okabe and Ito's colours (without black), reordered so that neighbours in a category list differ most.
-_SEEDS = ((230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
+# Okabe and Ito's seven colours, then each as far as possible from all before it: the smallest of its OKLab distances
+# (Ottosson, 2020) for normal vision and for three kinds of dichromacy (Machado et al., 2009).
+_DISTINCT = np.frombuffer(
+    bytes.fromhex(
+        "e69f000072b2009e73cc79a756b4e9d55e00f0e44276271462ffff3b3b76b1c49d8900ff894e629d76ffb13b00003bc4b1ebb162d8eb623b4e"
+        "89b176ebc462624e89d83bd89d6289eb763b62279dc49db162764ed814b19dd8c49d4eff893b277676d8ff76d8b189ffeb3b62c44e0089ff89"
+        "00623bb114d889c47689c4ffb1d889c4009debb13b769dc4274e62d8d8004e8962b10089d86289899d3b76ebebc4629d76148900629d4e00b1"
+        "c49dffb1763b764e76d8b1c4c43bc4ff4ec4ff769d764eebb1b14e9d00628914b10014c4763b00d8004e1489eb6200d88962c49d9d6227ff62"
+        "7600ebffb1b176623beb4eeb8900768989c4c400764eb189893bc4c4003b3bd83bb176b14e9deb4e62893b767676629d89d8d8b127b19debd8"
+        "b1d8ffc4b1d8b19dd8eb6214d89dc476b19dc4c4893bc4eb7676b1628976c476d8d84eff00761400eb629d76629deb89623b9dd8ebc4146276"
+        "ebeb7689eb9d764e3b89ffd83bc4628927273b624e4e149dff89eb764e9deb8989c44eebc49d00d814d8b14e274e76627689279d140089894e"
+        "d8b176893bff2776c4ff9dff00ffc462d8b10000ffb19d4eb189623b3b89b1c400622762d8c4eb9dffb18914d8ebd89d3b899d3b9d00c489b1"
+        "c4d87689b1c4b114eb4e7689ffc4ff9d623bd83bb1ebc4d8b14e760000eb9d769d27894ed8624e89d89dd84ed8c4893b27c49d76ff00eb9db1"
+        "d8c44eeb6276b1768962eb00d8eb629dc462890027c4d8b14e9d62ff89c4c4b189629d9d27b14e76ebc476144ed876ffd89deb9dd8000089c4"
+        "b100b17676ff76b162ff279d9db13b9d3b00eb76b1d8148989d84e9d2762c43b144eb1d82762b1ebd84e274e147600b17600763b4e89ff2727"
+        "76d862d89d3b899d769d89279d4e27763b4eeb76eb76273b8927624ed8897600c4d8c49d0000d8623bc489eb4e6262c48976ebd83b4eb1623b"
+        "8962d8d8769d899dd8273beb623b769d2727b1274e9d4eebd814c4c4b13bc49d89eb8900eb89b1d8eb9d3b762776c400ffb1d8629dffc4eb76"
+        "4e89ff894e7600764eb1ff4e4ec44ed88989c44e4eb1003b00ebb1"
+    ),
+    np.uint8,
+).reshape(-1, 3)
+# Shades of one colour by turn: 0 is itself, above it mixes white in, below it black.
+_SHADES = (0.0, 0.34, -0.28, 0.56, -0.44, 0.18, -0.14, 0.45)
 
 
-def oklab(rgb: np.ndarray) -> np.ndarray:
-    """OKLab coordinates (lightness 0..1, a, b) of (..., 3) RGB colours in 0..255."""
-    return _linear_to_oklab(_to_linear(rgb))
-
-
-def vision_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Smallest OKLab distance of colours over normal vision and three dichromacies.
-
-    Args:
-        first: (..., 3) RGB in 0..255.
-        second: (..., 3) RGB in 0..255, broadcastable against the first.
-
-    Returns:
-        (...) distances; about 0.02 is just noticeable.
-    """
-    return np.linalg.norm(_all_visions(first) - _all_visions(second), axis=-1).min(0)
-
-
-@lru_cache(maxsize=8)
-def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """`count` colours, the first seven Okabe and Ito's, each further one as far as possible from all before it.
-
-    The sequence does not depend on `count`: a longer one only adds colours, so categories keep theirs when a table grows.
-    """
-    seeds = np.array(_SEEDS[:count], dtype=np.float64)  # (n, 3)
-    candidates = _candidates()
-    views = _all_visions(candidates)  # (4, N, 3)
-    nearest = np.full(len(candidates), np.inf)
-    for seed in seeds:
-        nearest = np.minimum(nearest, np.linalg.norm(views - _all_visions(seed)[:, None], axis=-1).min(0))
-    chosen = [(int(r), int(g), int(b)) for r, g, b in seeds]
-    while len(chosen) < count:
-        best = int(nearest.argmax())
-        red, green, blue = candidates[best].astype(int).tolist()
-        chosen.append((red, green, blue))
-        nearest = np.minimum(nearest, np.linalg.norm(views - views[:, best : best + 1], axis=-1).min(0))
-    return tuple(chosen)
+def distinct_colors(count: int) -> list[tuple[int, int, int]]:
+    """The first `count` colours of the table, from the beginning again where it ends (after 256)."""
+    return [(red, green, blue) for red, green, blue in _DISTINCT[np.arange(count) % len(_DISTINCT)].tolist()]
 
 
 def category_colors(categories: CategoryTable, palette: Palette = "distinct") -> dict[int, tuple[int, int, int]]:
@@ -121,37 +80,7 @@ def segment_colors(segmentation: PanopticSegmentation, palette: Palette = "disti
 
 def shade(color: Sequence[int], turn: int) -> np.ndarray:
     """The `turn`-th shade of a colour: itself, lighter, darker, still lighter, ..., eight in all and then again; (3,) uint8."""
-    strength = (0.0, 0.34, -0.28, 0.56, -0.44, 0.18, -0.14, 0.45)[turn % 8]
+    strength = _SHADES[turn % len(_SHADES)]
     rgb = np.asarray(color, dtype=np.float64)
     end = 255.0 if strength > 0 else 0.0
     return np.round(rgb + abs(strength) * (end - rgb)).astype(np.uint8)
-
-
-def luminance(rgb: np.ndarray) -> np.ndarray:
-    """Relative luminance 0..1 (WCAG) of (..., 3) RGB in 0..255."""
-    return _to_linear(rgb) @ np.array([0.2126, 0.7152, 0.0722])
-
-
-def _candidates() -> np.ndarray:
-    """Grid colours that are neither pale nor nearly black or white: (N, 3) in 0..255."""
-    steps = np.linspace(0, 255, 14).round()
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = oklab(grid)
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    return grid[(lab[:, 0] > 0.38) & (lab[:, 0] < 0.92) & (chroma > 0.05)]
-
-
-def _all_visions(rgb: np.ndarray) -> np.ndarray:
-    """OKLab of (..., 3) RGB as four kinds of eyes see it: (4, ..., 3)."""
-    linear = _to_linear(rgb)
-    seen = np.einsum("vij,...j->v...i", _DICHROMACY, linear)
-    return _linear_to_oklab(seen.clip(0, 1))
-
-
-def _to_linear(rgb: np.ndarray) -> np.ndarray:
-    value = np.asarray(rgb, dtype=np.float64) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
-    return np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T

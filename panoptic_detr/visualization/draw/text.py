@@ -1,4 +1,4 @@
-"""Text for pictures: fonts that have the glyphs of any script, cached glyph masks, plates.
+"""Text for pictures: lines, plates, and fonts that have the glyphs of any script.
 
 DejaVu Sans comes with matplotlib and covers Latin, Greek, Cyrillic, Arabic, Hebrew and more. Other scripts are looked up among
 the installed fonts; where none has a glyph, `printable` returns something that can be read instead of empty boxes.
@@ -6,16 +6,27 @@ the installed fonts; where none has a glyph, `printable` returns something that 
 
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 DARK = (18, 18, 22)
 LIGHT = (255, 255, 255)
+_PLATE_OPACITY = 0.78
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # spaces, controls, joiners: no font needs a glyph for them
+
+
+def default_font_size(shape: Sequence[int]) -> int:
+    """Font size in pixels for a picture of (H, W, ...): 11 at 384 x 384, 14 at 480 x 640, 38 at 2048 x 2048."""
+    return max(8, round(5 + 0.016 * (shape[0] * shape[1]) ** 0.5))
+
+
+def line_width(shape: Sequence[int]) -> int:
+    """Width in pixels of contour lines in a picture of (H, W, ...)."""
+    return max(1, round((shape[0] * shape[1]) ** 0.5 / 400))
 
 
 @lru_cache(maxsize=1024)
@@ -50,31 +61,28 @@ def text_mask(text: str, size: int) -> np.ndarray:
     Returns:
         (h, w) uint8, 255 inside glyphs; every text of one size has the same height. Read-only: it is cached.
     """
-    font = _font(_font_path(text) or _default_font(), size)
+    font = ImageFont.truetype(_font_path(text) or _default_font(), size)
     ascent, descent = font.getmetrics()
-    width = max(1, round(font.getlength(text)))
-    picture = Image.new("L", (width, ascent + descent), 0)
+    picture = Image.new("L", (max(1, round(font.getlength(text))), ascent + descent), 0)
     ImageDraw.Draw(picture).text((0, 0), text, fill=255, font=font)
     mask = np.array(picture)
     mask.flags.writeable = False
     return mask
 
 
+def shortened(text: str, size: int, width: int) -> str:
+    """`text`, cut with an ellipsis so that it is at most `width` pixels wide."""
+    if text_mask(text, size).shape[1] <= width:
+        return text
+    cuts = (text[:length].rstrip() + "…" for length in range(len(text) - 1, 0, -1))
+    return next((cut for cut in cuts if text_mask(cut, size).shape[1] <= width), "…")
+
+
 def plate_size(text: str, size: int) -> tuple[int, int]:
     """(height, width) in pixels of the plate that `draw_plate` puts under a text."""
+    stripe, pad = _margins(size)
     height, width = text_mask(text, size).shape
-    pad = padding(size)
-    return height + max(0, pad - 1), width + 2 * pad + stripe_width(size)
-
-
-def padding(size: int) -> int:
-    """Space left and right of the text on its plate, in pixels."""
-    return max(1, round(size * 0.3))
-
-
-def stripe_width(size: int) -> int:
-    """Width of the coloured stripe at the left end of a plate, in pixels."""
-    return max(2, round(size * 0.28))
+    return height + max(0, pad - 1), width + 2 * pad + stripe
 
 
 def draw_plate(picture: np.ndarray, top_left: tuple[int, int], text: str, size: int, color: tuple[int, int, int]) -> None:
@@ -87,83 +95,50 @@ def draw_plate(picture: np.ndarray, top_left: tuple[int, int], text: str, size: 
         size: font size in pixels.
         color: RGB of the stripe.
     """
-    plate = _plate(text, size, color)
-    opacity = _plate_opacity(text, size)
-    y, x = top_left
-    height, width = opacity.shape
-    y0, x0, y1, x1 = max(0, y), max(0, x), min(picture.shape[0], y + height), min(picture.shape[1], x + width)
-    if y0 >= y1 or x0 >= x1:
-        return
-    part = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
-    area = picture[y0:y1, x0:x1]
-    weight = opacity[part][..., None]
-    picture[y0:y1, x0:x1] = (area * (1 - weight) + plate[part] * weight + 0.5).astype(np.uint8)
+    _blend(picture, top_left, *_plate(text, size, color))
 
 
 def draw_text(
     picture: np.ndarray, top_left: tuple[int, int], text: str, size: int, color: tuple[int, int, int] = LIGHT
 ) -> None:
     """Draw a line of text without a plate, in place; parts outside the picture are cut off."""
-    mask = text_mask(text, size)
-    y, x = top_left
-    height, width = min(mask.shape[0], picture.shape[0] - y), min(mask.shape[1], picture.shape[1] - x)
-    if y < 0 or x < 0 or height <= 0 or width <= 0:
-        return
-    weight = mask[:height, :width, None].astype(np.float32) / 255
-    area = picture[y : y + height, x : x + width]
-    area[:] = (area * (1 - weight) + np.array(color, np.float32) * weight + 0.5).astype(np.uint8)
+    _blend(picture, top_left, np.array(color, np.float32), text_mask(text, size)[..., None].astype(np.float32) / 255)
 
 
-def shortened(text: str, size: int, width: int) -> str:
-    """`text`, cut with an ellipsis so that it is at most `width` pixels wide."""
-    if text_mask(text, size).shape[1] <= width:
-        return text
-    for length in range(len(text) - 1, 0, -1):
-        short = text[:length].rstrip() + "…"
-        if text_mask(short, size).shape[1] <= width:
-            return short
-    return "…"
+def _blend(picture: np.ndarray, top_left: tuple[int, int], colors: np.ndarray, weight: np.ndarray) -> None:
+    """Lay (h, w, 3) or (3,) colours over a picture, as far as they lie in it, where their (h, w, 1) weight says so."""
+    (y, x), (height, width) = top_left, weight.shape[:2]
+    rows, columns = (slice(max(0, -start), max(0, end - start)) for start, end in zip(top_left, picture.shape, strict=False))
+    area = picture[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]
+    weight, colors = weight[rows, columns], colors[rows, columns] if colors.ndim == 3 else colors
+    area[:] = (area * (1 - weight) + colors * weight + 0.5).astype(np.uint8)
+
+
+def _margins(size: int) -> tuple[int, int]:
+    """Of a plate, in pixels: width of the coloured stripe at its left end, space left and right of its text."""
+    return max(2, round(size * 0.28)), max(1, round(size * 0.3))
 
 
 @lru_cache(maxsize=1024)
-def _plate(text: str, size: int, color: tuple[int, int, int]) -> np.ndarray:
-    """(h, w, 3) float32 colours of a plate."""
-    height, width = plate_size(text, size)
+def _plate(text: str, size: int, color: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (h, w, 3) and opacity (h, w, 1) of a plate, float32: see-through but for its text and stripe, round corners."""
+    (height, width), (stripe, pad) = plate_size(text, size), _margins(size)
     mask = text_mask(text, size)
-    plate = np.empty((height, width, 3), np.float32)
-    plate[:] = DARK
-    stripe, pad = stripe_width(size), padding(size)
-    top = (height - mask.shape[0]) // 2
-    plate[:, :stripe] = color
-    area = plate[top : top + mask.shape[0], stripe + pad : stripe + pad + mask.shape[1]]
-    weight = mask[..., None].astype(np.float32) / 255
-    area[:] = area * (1 - weight) + np.array(LIGHT, np.float32) * weight
-    return plate
-
-
-@lru_cache(maxsize=1024)
-def _plate_opacity(text: str, size: int) -> np.ndarray:
-    """(h, w) float32: 0.82 on the plate, 1 on its text and stripe, 0 at the rounded corners."""
-    height, width = plate_size(text, size)
-    mask, stripe, pad = text_mask(text, size), stripe_width(size), padding(size)
-    opacity = np.full((height, width), 0.78, np.float32)
+    glyphs, top = np.zeros((height, width, 1), np.float32), (height - mask.shape[0]) // 2
+    glyphs[top : top + mask.shape[0], stripe + pad : stripe + pad + mask.shape[1], 0] = mask / 255
+    colors = np.array(DARK, np.float32) * (1 - glyphs) + np.array(LIGHT, np.float32) * glyphs
+    colors[:, :stripe] = color
+    opacity = np.maximum(glyphs, _PLATE_OPACITY)
     opacity[:, :stripe] = 1
-    top = (height - mask.shape[0]) // 2
-    glyphs = opacity[top : top + mask.shape[0], stripe + pad : stripe + pad + mask.shape[1]]
-    np.maximum(glyphs, mask.astype(np.float32) / 255, out=glyphs)
-    return opacity * _rounded(height, width, max(1, size // 5))
+    opacity *= _round_corners(height, width, min(max(1, size // 5), height // 2, width // 2))[..., None]
+    return colors, opacity
 
 
-def _rounded(height: int, width: int, radius: int) -> np.ndarray:
-    """(height, width) float32 coverage of a rectangle with rounded corners."""
-    big = np.zeros((height * 4, width * 4), np.uint8)
-    r = min(radius, height // 2, width // 2) * 4
-    cv2.rectangle(big, (r, 0), (width * 4 - 1 - r, height * 4 - 1), 255, -1)
-    cv2.rectangle(big, (0, r), (width * 4 - 1, height * 4 - 1 - r), 255, -1)
-    for x in (r, width * 4 - 1 - r):
-        for y in (r, height * 4 - 1 - r):
-            cv2.circle(big, (x, y), r, 255, -1)
-    return cv2.resize(big, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+def _round_corners(height: int, width: int, radius: int) -> np.ndarray:
+    """(height, width) float32: 1, falling to 0 where a corner is rounded off."""
+    rows, columns = (np.minimum(np.arange(side), np.arange(side)[::-1]) for side in (height, width))  # pixels from the edge
+    beyond = np.hypot.outer(np.maximum(radius - 0.5 - rows, 0), np.maximum(radius - 0.5 - columns, 0))
+    return (radius + 0.25 - beyond).clip(0, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -173,19 +148,13 @@ def _default_font() -> str:
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
-@lru_cache(maxsize=64)
-def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
-
-
 @lru_cache(maxsize=1024)
 def _font_path(text: str) -> str | None:
     """The first font that has every glyph of a text: DejaVu Sans, then installed sans-serif fonts, then any other."""
     needed = frozenset(character for character in text if unicodedata.category(character) not in _INVISIBLE)
-    for path in (_default_font(), *(_installed_fonts() if not needed <= _glyphs(_default_font()) else ())):
-        if needed <= _glyphs(path):
-            return path
-    return None
+    if needed <= _glyphs(_default_font()):
+        return _default_font()
+    return next((path for path in _installed_fonts() if needed <= _glyphs(path)), None)
 
 
 @lru_cache(maxsize=1)
@@ -194,12 +163,9 @@ def _installed_fonts() -> tuple[str, ...]:
 
     # "Last Resort" has a box with a code for every character: nothing that can be read.
     entries = [e for e in font_manager.fontManager.ttflist if "Last Resort" not in e.name and e.style == "normal"]
-    entries.sort(key=lambda e: ("Sans" not in e.name, abs(_weight(e.weight) - 400), e.name, e.fname))
+    weights = font_manager.weight_dict
+    entries.sort(key=lambda e: ("Sans" not in e.name, abs(int(weights.get(str(e.weight), e.weight)) - 400), e.name, e.fname))
     return tuple(dict.fromkeys(entry.fname for entry in entries))
-
-
-def _weight(weight: int | str) -> int:
-    return weight if isinstance(weight, int) else {"bold": 700, "light": 300}.get(weight, 400)
 
 
 @lru_cache(maxsize=512)
@@ -211,24 +177,3 @@ def _glyphs(path: str) -> frozenset[str]:
         return frozenset(chr(code) for code in FT2Font(path).get_charmap())
     except (RuntimeError, OSError):
         return frozenset()
-
-
-def free_row(top: int, left: int, size: tuple[int, int], taken: list[tuple[int, int, int, int]], bottom: int) -> int | None:
-    """The first row from `top` down at which a plate meets no other; it is then added to `taken`.
-
-    Args:
-        top: wished row.
-        left: column.
-        size: (height, width) of the plate.
-        taken: (top, left, bottom, right) of the plates so far.
-        bottom: rows of the picture.
-
-    Returns:
-        The row, or None where there is none left.
-    """
-    height, width = size
-    for row in range(top, bottom - height + 1):
-        if all(row >= b or row + height <= t or left >= r or left + width <= x for t, x, b, r in taken):
-            taken.append((row, left, row + height, left + width))
-            return row
-    return None

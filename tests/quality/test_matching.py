@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from panoptic_detr.quality.counts import count_segments
-from panoptic_detr.quality.error_kinds import ErrorCounts, find_errors
+from panoptic_detr.quality.matching import ErrorCounts, count_segments
 from panoptic_detr.quality.overlaps import Regions, measure_overlaps
 
 
@@ -17,8 +16,8 @@ def errors(prediction_rows, predicted, truth_rows, true):
         for rows, segments in ((prediction_rows, predicted), (truth_rows, true))
     ]
     overlaps = measure_overlaps(*pair)
-    found, counts = find_errors(overlaps), count_segments(overlaps)
-    for category_id, count in counts.classes.items():
+    found = count_segments(overlaps)
+    for category_id, count in found.classes.items():
         assert found.lost.get(category_id, ErrorCounts()).total == count.fn
         assert found.extra.get(category_id, ErrorCounts()).total == count.fp
     return found
