@@ -86,12 +86,7 @@ def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
     done, data = cv2.imencode(".png", encode_ids(segment_map)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise SegmentMapError(f"{path}: the id map of shape {segment_map.shape} could not be encoded as PNG")
-    write_bytes(path, data.tobytes())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole (`write_whole`)."""
-    write_whole(Path(path), lambda stream: stream.write(data))
+    write_whole(path, data.tobytes())
 
 
 def areas(segment_map: np.ndarray) -> dict[int, int]:

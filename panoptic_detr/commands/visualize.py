@@ -40,12 +40,11 @@ from panoptic_detr.evaluation import (
     find_things,
     read_annotations,
 )
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
 from panoptic_detr.visualization.draw import mask_strip, overlay, svg_overlay, zoom
@@ -135,7 +134,7 @@ def coco(options: Namespace) -> str:
             continue
         drawn = entry.truth if options.show == "truth" or entry.prediction is None else entry.prediction
         if drawn is not None:
-            write_bytes(path, svg_overlay(drawn, entry.image, palette=options.palette, alpha=options.alpha).encode())
+            write_whole(path, svg_overlay(drawn, entry.image, palette=options.palette, alpha=options.alpha).encode())
     return f"pictures: {len(data)} in {folder}"
 
 

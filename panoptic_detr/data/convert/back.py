@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from panoptic_detr.data.coco import CocoIndex, read_index, renumber
 from panoptic_detr.data.convert.output import Conversion
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, safe_path, staged_file, staged_folder, write_json
+from panoptic_detr.files import make_folder, safe_path, staged_file, staged_folder, write_json, write_whole
 from panoptic_detr.parallel import parallel_map
-from panoptic_detr.segment_maps import measure, read_id_png, write_bytes
+from panoptic_detr.segment_maps import measure, read_id_png
 
 Entry = dict[str, Any]
 
@@ -128,5 +128,5 @@ def _semantic(item: _Annotation, *, folder: Path, void: int, dtype: type) -> tup
     if path.exists():
         raise DataError(f"image {item.image_id!r}: another image wants {path.name} too; rename one of them")
     values = np.array([void, *item.category_ids], dtype)[places]
-    write_bytes(path, cv2.imencode(".png", values)[1].tobytes())
+    write_whole(path, cv2.imencode(".png", values)[1].tobytes())
     return places.size, int((places == 0).sum()), len(item.category_ids)
