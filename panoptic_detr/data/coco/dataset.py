@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco.index import CocoIndex, read_index
+from panoptic_detr.data.coco.index import CocoIndex, read_index, renumber
 from panoptic_detr.data.coco.layout import find_image, resolve_paths
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import safe_path
