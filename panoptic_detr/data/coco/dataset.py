@@ -127,6 +127,16 @@ class CocoPanoptic(Dataset[Sample]):
         return [self._index.image_ids[row] for row in self._chosen]
 
     @property
+    def names(self) -> dict[int | str, str]:
+        """File names by id of all images of the JSON, those outside a subset too."""
+        return dict(zip(self._index.image_ids, self._index.image_names, strict=True))
+
+    @property
+    def annotations(self) -> Path:
+        """The JSON."""
+        return self._index.path
+
+    @property
     def segment_count(self) -> int:
         """Segments of all samples; crowds are not counted."""
         before = np.concatenate([[0], np.cumsum(~self._index.iscrowd)])[self._index.offsets]
