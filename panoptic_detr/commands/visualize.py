@@ -34,8 +34,8 @@ from panoptic_detr.errors import DataError, InputError
 from panoptic_detr.evaluation import (
     AnnotationSet,
     AveragePrecision,
+    as_images_of,
     check_same_categories,
-    check_same_images,
     check_same_names,
     find_things,
     read_annotations,
@@ -312,8 +312,8 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
         folder = options.pred_panoptic or (beside if beside.is_dir() else named)
         results = read_annotations(options.pred_json, folder)
-        names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
-        check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
+        truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
+        results, _ = as_images_of(results, truth)
         check_same_names(results, data.categories)
         return lambda i: results.segmentation(data.image_ids[i], data.categories)
     if options.model is not None:
