@@ -1,11 +1,13 @@
 """The panoptic result: a map, its segments, and what became of the queries that are none."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.segment_maps import write_id_png
 from panoptic_detr.shapes import check_shape
 
 DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
@@ -80,7 +82,7 @@ class PanopticSegmentation:
     def __post_init__(self) -> None:
         check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
 
-    def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, Any]:
+    def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, object]:
         """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""
         image_id = self.image_id if image_id is None else image_id
         return {
@@ -101,8 +103,6 @@ class PanopticSegmentation:
             ],
         }
 
-    def save(self, path: Any) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B)."""
-        from panoptic_detr.segment_maps import write_id_png
-
         write_id_png(path, self.segment_map)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from panoptic_detr.errors import ShapeError
+
+Value = TypeVar("Value")
 
 
 def check_shape(name: str, value: Tensor | np.ndarray, expected: Sequence[int | str]) -> None:
@@ -19,19 +21,20 @@ def check_shape(name: str, value: Tensor | np.ndarray, expected: Sequence[int | 
         raise ShapeError(f"{name} must be ({', '.join(map(str, expected))}), but got {got}")
 
 
-def move(value: Any, device: torch.device | str) -> Any:
+def move(value: Value, device: torch.device | str) -> Value:
     """Copy tensors, dataclasses of tensors and sequences of these to `device`; leave everything else as it is."""
     # A copy to the host must be complete on return; one to a device may overlap with what follows there.
     overlap = torch.device(device).type != "cpu"
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=overlap))
 
 
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
     """Apply a function to every tensor in a value made of tensors, dataclasses and sequences."""
+    mapped: Any = value
     if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, function) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
-    return value
+        mapped = function(value)
+    elif isinstance(value, list | tuple):
+        mapped = type(value)(map_tensors(item, function) for item in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        mapped = replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return mapped

@@ -1,37 +1,39 @@
-"""Model names: how each is built, where its authors publish weights, and what they report for them."""
+"""Model names, and how each is built from plain values."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from torch import nn
 
-from panoptic_detr.config.types import fits_type
+from panoptic_detr.config.types import fits_type, keyword_types, type_name
 from panoptic_detr.errors import InputError
-from panoptic_detr.models import MaskHead, PanopticDETR, build_detr
-from panoptic_detr.models.deformable import build_deformable_detr
+from panoptic_detr.models import DETR, MaskHead, PanopticDETR, build_detr
+from panoptic_detr.models.deformable import DeformableDETR, build_deformable_detr
 
 PANOPTIC = "_panoptic"
-MASK_OPTIONS: dict[str, Any] = {
+MASK_OPTIONS: dict[str, type] = {
     "mask_dropout": float,
     "mask_scale_maps": bool,
     "mask_inside_boxes": bool,
     "mask_output_bias": float,
 }
 
-_H_DETR: dict[str, Any] = {
-    "two_stage": True,
-    "box_refine": True,
-    "mixed_selection": True,
-    "look_forward_twice": True,
-    "ffn_dim": 2048,
-    "dropout": 0.0,
-    "num_one_to_many": 1500,
-}
+_h_detr = partial(
+    build_deformable_detr,
+    two_stage=True,
+    box_refine=True,
+    mixed_selection=True,
+    look_forward_twice=True,
+    ffn_dim=2048,
+    dropout=0.0,
+    num_one_to_many=1500,
+)
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
+BUILDERS: dict[str, Callable[..., DETR | DeformableDETR]] = {
     "detr_r50": build_detr,
     "detr_r101": partial(build_detr, backbone="resnet101"),
     "detr_r50_dc5": partial(build_detr, dilation=True),
@@ -41,11 +43,57 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "deformable_detr_r50_two_stage": partial(build_deformable_detr, box_refine=True, two_stage=True),
     "deformable_detr_r50_single_scale": partial(build_deformable_detr, num_levels=1),
     "deformable_detr_r50_single_scale_dc5": partial(build_deformable_detr, num_levels=1, dilation=True),
-    "h_deformable_detr_r50": partial(build_deformable_detr, **_H_DETR),
-    "h_deformable_detr_r101": partial(build_deformable_detr, **_H_DETR, backbone="resnet101"),
-    "h_deformable_detr_swin_t": partial(build_deformable_detr, **_H_DETR, backbone="swin_t"),
-    "h_deformable_detr_swin_l": partial(build_deformable_detr, **_H_DETR, backbone="swin_l"),
+    "h_deformable_detr_r50": _h_detr,
+    "h_deformable_detr_r101": partial(_h_detr, backbone="resnet101"),
+    "h_deformable_detr_swin_t": partial(_h_detr, backbone="swin_t"),
+    "h_deformable_detr_swin_l": partial(_h_detr, backbone="swin_l"),
 }
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model was built from; its weights apart, everything that is needed to build it again.
+
+    Attributes:
+        name: one of `list_models()`.
+        num_labels: label slots without no-object.
+        overrides: keyword arguments of the builder that are not its defaults.
+    """
+
+    name: str
+    num_labels: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Build such a model, with random weights."""
+        return build_model(self.name, num_labels=self.num_labels, **self.overrides)
+
+    def setting(self, override: str) -> Any:
+        """The value of an override that a model was built with: its own, or the default of the model's name.
+
+        Args:
+            override: one of `override_types(name)`.
+        """
+        if override in self.overrides:
+            return self.overrides[override]
+        build = MaskHead if override in MASK_OPTIONS else BUILDERS[self.name.removesuffix(PANOPTIC)]
+        return inspect.signature(build).parameters[override.removeprefix("mask_")].default
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for files; `ModelSpec(**values)` reads them back."""
+        return {"name": self.name, "num_labels": self.num_labels, "overrides": dict(self.overrides)}
+
+
+def spec_of(model: nn.Module) -> ModelSpec:
+    """What `build_model` built a model from.
+
+    Raises:
+        InputError: it was made by something else.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise InputError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
+    return spec
 
 
 def list_models() -> list[str]:
@@ -76,55 +124,37 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
             `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes` and `mask_output_bias` for the mask head (see `MaskHead`).
 
     Returns:
-        A model whose call gives a `DetectorOutput`; `model.spec` holds what it was built from, as plain values.
+        A model whose call gives a `DetectorOutput`; `model.spec` is the `ModelSpec` that it was built from.
 
     Raises:
         InputError: an unknown name or override, named with the nearest valid one.
     """
-    check_name(name)
-    build = BUILDERS[name.removesuffix(PANOPTIC)]
-    slots = default_num_labels(name) if num_labels is None else num_labels
+    types = override_types(name)
     for key, value in overrides.items():
-        _check_override(name, key, value)
-    mask_options = {key.removeprefix("mask_"): value for key, value in overrides.items() if key in MASK_OPTIONS}
-    model: Any = build(num_labels=slots, **{key: value for key, value in overrides.items() if key not in MASK_OPTIONS})
+        _check_override(name, key, value, types)
+    slots = default_num_labels(name) if num_labels is None else num_labels
+    build = BUILDERS[name.removesuffix(PANOPTIC)]
+    detector = build(num_labels=slots, **{key: value for key, value in overrides.items() if key not in MASK_OPTIONS})
+    model: nn.Module = detector
     if name.endswith(PANOPTIC):
-        head = MaskHead(dim=model.hidden_dim, feature_channels=model.mask_channels, **mask_options)
-        model = PanopticDETR(model, head)
-    model.spec = {"name": name, "num_labels": slots, "overrides": dict(overrides)}
+        options = {key.removeprefix("mask_"): value for key, value in overrides.items() if key in MASK_OPTIONS}
+        head = MaskHead(dim=detector.hidden_dim, feature_channels=detector.mask_channels, **options)
+        model = PanopticDETR(detector, head)
+    model.spec = ModelSpec(name, slots, overrides)  # type: ignore[assignment]
     return model
 
 
-def override_names(name: str) -> list[str]:
-    """The overrides that `build_model` takes for this model."""
-    return list(_override_types(name))
-
-
-def built_with(spec: Mapping[str, Any], override: str) -> Any:
-    """The value of an override that a model was built with: its own, or the default of the model's name.
-
-    Args:
-        spec: `spec` of a model, or the same from a checkpoint.
-        override: one of `override_names`.
-    """
-    if override in spec["overrides"]:
-        return spec["overrides"][override]
-    build = MaskHead if override in MASK_OPTIONS else BUILDERS[spec["name"].removesuffix(PANOPTIC)]
-    return inspect.signature(build).parameters[override.removeprefix("mask_")].default
-
-
-def _override_types(name: str) -> dict[str, Any]:
-    """Override to annotated type."""
+def override_types(name: str) -> dict[str, object]:
+    """The overrides that `build_model` takes for this model, with their annotated types."""
     check_name(name)
-    build = BUILDERS[name.removesuffix(PANOPTIC)]
+    build: Callable[..., nn.Module] = BUILDERS[name.removesuffix(PANOPTIC)]
     while isinstance(build, partial):
         build = build.func
-    types = {key: hint for key, hint in get_type_hints(build).items() if key not in ("num_labels", "return")}
-    return {**types, **(MASK_OPTIONS if name.endswith(PANOPTIC) else {})}
+    types = {key: kind for key, kind in keyword_types(build).items() if key != "num_labels"}
+    return types | (MASK_OPTIONS if name.endswith(PANOPTIC) else {})
 
 
-def _check_override(name: str, key: str, value: Any) -> None:
-    types = _override_types(name)
+def _check_override(name: str, key: str, value: object, types: Mapping[str, object]) -> None:
     if key not in types:
         near = get_close_matches(key, types, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(types)}"
@@ -134,6 +164,4 @@ def _check_override(name: str, key: str, value: Any) -> None:
             hint = "the number of classes is 'num_labels', which the data's categories give"
         raise InputError(f"{name} has no override {key!r}; {hint}")
     if not fits_type(value, types[key]):
-        wanted = get_args(types[key]) if get_origin(types[key]) is Literal else getattr(types[key], "__name__", types[key])
-        expected = f"one of {', '.join(map(repr, wanted))}" if isinstance(wanted, tuple) else str(wanted)
-        raise InputError(f"{name}: override {key!r} must be {expected}, but got {value!r}")
+        raise InputError(f"{name}: override {key!r} must be {type_name(types[key])}, but got {value!r}")

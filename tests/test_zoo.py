@@ -9,7 +9,7 @@ import panoptic_detr as pd
 from panoptic_detr import zoo
 from panoptic_detr.errors import WeightsUnavailableError
 from panoptic_detr.weights import published as published_weights
-from panoptic_detr.weights.names.export import to_official
+from panoptic_detr.weights.names.official import to_official
 from panoptic_detr.weights.published import PUBLISHED, load_published
 from panoptic_detr.zoo import build_model as build_tiny
 
@@ -33,7 +33,7 @@ def test_every_detector_has_a_panoptic_model():
     ],
 )
 def test_what_a_model_was_built_with(name, overrides, key, value):
-    assert zoo.built_with({"name": name, "num_labels": 8, "overrides": overrides}, key) == value
+    assert zoo.ModelSpec(name, 8, overrides).setting(key) == value
 
 
 @pytest.mark.parametrize("name", ["detr_r50", "deformable_detr_r50_two_stage", "h_deformable_detr_r50"])
@@ -47,8 +47,7 @@ def test_a_model_is_rebuilt_from_its_spec(name):
         "decoder_layers": 1,
     }
     model = pd.build_model(name + "_panoptic", num_labels=6, **overrides)
-    spec = model.spec
-    again = pd.build_model(spec["name"], num_labels=spec["num_labels"], **spec["overrides"])
+    again = zoo.ModelSpec(**model.spec.to_dict()).build()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
 
 
@@ -76,7 +75,7 @@ def test_a_cached_file_is_loaded_safely(tmp_path, monkeypatch):
     source = pd.build_model("detr_r50")
     torch.save({"model": to_official(source.state_dict())}, folder / "detr-r50-e632da11.pth")
     loaded = load_published("detr_r50")
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict.values(), strict=True))
 
 
 def test_a_cached_pickle_of_something_else_is_not_run(tmp_path, monkeypatch):
@@ -126,7 +125,7 @@ def test_cached_files_of_deformable_detectors_are_loaded_with_the_options_in_the
     path.parent.mkdir(parents=True)
     torch.save({"model": to_official(source.state_dict()), "args": Namespace(lr=2e-4), "epoch": 49}, path)
     loaded = load_published(name)
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict.values(), strict=True))
 
 
 def test_models_without_published_weights_are_named():

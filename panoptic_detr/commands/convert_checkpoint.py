@@ -14,25 +14,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.commands.cli import run
 from panoptic_detr.errors import CheckpointError, InputError
 from panoptic_detr.weights import (
     PUBLISHED,
     Checkpoint,
-    check_is_file,
     load_checkpoint,
+    published_categories,
+    read_torch,
     save_checkpoint,
-    unreadable_weights,
     write_atomically,
 )
 from panoptic_detr.weights.names import load_official, to_official
-from panoptic_detr.zoo import build_model, list_models
+from panoptic_detr.zoo import build_model, list_models, spec_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,39 +88,26 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
         InputError: the file cannot be opened safely, or its weights do not belong to the model.
     """
     model = build_model(name, num_labels=options.num_labels, **read_overrides(options.overrides))
-    load_official(model, open_published(options.source))
-    spec: dict[str, Any] = model.spec  # type: ignore[assignment]
-    return Checkpoint(spec, dict(model.state_dict()), read_categories(options.categories, spec["num_labels"]))
+    content = read_torch(options.source)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{str(options.source)!r} holds a {type(content).__name__}, not a state dict")
+    load_official(model, content)
+    spec = spec_of(model)
+    return Checkpoint(spec, model.state_dict(), read_categories(options.categories, spec.num_labels))
 
 
 def read_ours(options: argparse.Namespace) -> Checkpoint:
     """Read a checkpoint of this project, with other classes if asked for."""
-    check_is_file(options.source)
     try:
         checkpoint = load_checkpoint(options.source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}. If it comes from the authors' code, say which model it is with --model") from error
     if options.categories is None:
         return checkpoint
-    return replace(checkpoint, categories=read_categories(options.categories, checkpoint.model["num_labels"]))
+    return replace(checkpoint, categories=read_categories(options.categories, checkpoint.model.num_labels))
 
 
-def open_published(source: Path) -> Mapping[str, Any]:
-    """Open a file of the authors' code without running code in it; the options that their training saves are plain values."""
-    check_is_file(source)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # an arbitrary file can make the unpickler raise anything
-        raise CheckpointError(
-            f"{str(source)!r} cannot be opened as a file of weights: it {unreadable_weights(source, error)}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{str(source)!r} holds a {type(content).__name__}, not a state dict")
-    return content
-
-
-def read_overrides(text: str) -> dict[str, Any]:
+def read_overrides(text: str) -> dict[str, object]:
     """Parse `--overrides`."""
     try:
         overrides = json.loads(text)
@@ -138,7 +123,7 @@ def read_overrides(text: str) -> dict[str, Any]:
 def read_categories(path: Path | None, num_labels: int) -> CategoryTable | None:
     """The class table for so many label slots: from a file, or COCO's for the published sizes, or none."""
     if path is None:
-        return coco_categories(num_labels) if num_labels in (DETECTION_LABELS, PANOPTIC_LABELS) else None
+        return published_categories(num_labels)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["categories"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
@@ -150,7 +135,7 @@ def describe(checkpoint: Checkpoint) -> str:
     """One line: model, size, classes."""
     count = sum(value.numel() for value in checkpoint.state_dict.values())
     classes = "no class table" if checkpoint.categories is None else f"{len(checkpoint.categories.categories)} classes"
-    return f"{checkpoint.model['name']} with {checkpoint.model['num_labels']} label slots, {count / 1e6:.1f}M values, {classes}"
+    return f"{checkpoint.model.name} with {checkpoint.model.num_labels} label slots, {count / 1e6:.1f}M values, {classes}"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from panoptic_detr.evaluation import (
     write_scores,
 )
 from panoptic_detr.files import make_folder
-from panoptic_detr.weights import OpenedModel, best_device, load_checkpoint, open_model, save_checkpoint
+from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
 FILES = {
     "gt_json": "COCO-panoptic ground truth",
@@ -139,8 +139,8 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     if share:
         distributed.init_process_group("gloo")  # it carries counts only; models run on their own devices
     try:
-        device = best_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-        opened = open_model(options.checkpoint, device)
+        device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
+        opened = open_model(options.checkpoint).on(device)
         settings = changed_settings(opened.settings, options)
         if options.calibrate and not opened.panoptic:
             raise EvaluationError(

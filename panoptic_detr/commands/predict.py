@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run
@@ -29,6 +28,7 @@ from panoptic_detr.errors import PictureError
 from panoptic_detr.images import upright_rgb
 from panoptic_detr.inference import PictureFile, PredictionFolder, Predictor, find_pictures, load_model, prepare_folder
 from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.parallel import progress_bar
 from panoptic_detr.visualization.explain import explain_table
 
 
@@ -79,9 +79,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def predict_all(predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool) -> Notes:
     """Predict and write one picture after the other (on a GPU in batches), under a progress bar."""
     notes = Notes()
-    columns = (TextColumn("predict"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, markup=False)) as bar:
-        task = bar.add_task("predict", total=len(files))
+    with progress_bar() as bar:
+        task = bar.add_task("predicting", total=len(files))
         for start in range(0, len(files), predictor.batch_size):
             chunk = files[start : start + predictor.batch_size]
             read = [(file, picture) for file in chunk if (picture := read_picture(file, notes)) is not None]

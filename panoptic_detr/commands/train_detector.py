@@ -21,7 +21,6 @@ from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch import validation
 from panoptic_detr.training.watch.progress import rank_zero_console
 from panoptic_detr.weights import check_source
-from panoptic_detr.zoo import list_models
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_detector(stage: DetectorStage) -> None:
     """Run stage 1 with these settings; the result is `best.pt` in the run's folder."""
     if stage.model.weights is not None:
-        check_source(stage.model.weights, list_models())
+        check_source(stage.model.weights)
     fabric = build.start_fabric(stage.train, unused_parameters=build.switches_terms_off(stage.loss))
     resume_command = check_run_folder(stage.train, "train_detector")
     dataset = build_data.open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)

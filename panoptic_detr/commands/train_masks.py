@@ -11,6 +11,7 @@ The model is the panoptic one of the checkpoint's detector. PQ on the validation
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -34,7 +35,7 @@ from panoptic_detr.weights import (
     open_source,
     transfer_weights,
 )
-from panoptic_detr.zoo import PANOPTIC, build_model, list_models
+from panoptic_detr.zoo import PANOPTIC, build_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def train_masks(stage: MaskStage) -> None:
     if stage.detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
     for source in filter(None, (stage.detector, stage.model.weights)):
-        check_source(source, list_models())
+        check_source(source)
     fabric = build.start_fabric(stage.train, unused_parameters=stage.joint and build.switches_terms_off(stage.loss))
     console = rank_zero_console(fabric)
     resume_command = check_run_folder(stage.train, "train_masks")
@@ -72,7 +73,7 @@ def train_masks(stage: MaskStage) -> None:
     frozen = build.prepare(model, stage.model, stage.optimizer)
     model.detector_bf16 = stage.detector_bf16
     template = build.template_of(model, dataset.categories, stage.inference)
-    criterion = build.new_criterion(template.model["name"], template.model["num_labels"], losses(stage))
+    criterion = build.new_criterion(template.model.name, template.model.num_labels, losses(stage))
     if stage.joint:
         build.check_one_to_many(model, criterion)
     val_set = build_data.open_val_set(stage.data, stage.inference, stage.train, dataset.categories, fabric)
@@ -98,7 +99,7 @@ def train_masks(stage: MaskStage) -> None:
 
 def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
     """The panoptic model of a checkpoint's detector for the data's classes; if those are the checkpoint's, an exact copy."""
-    name = source.model["name"]
+    name = source.model.name
     full_name = name if name.endswith(PANOPTIC) else name + PANOPTIC
     if stage.model.name and stage.model.name not in (full_name, full_name.removesuffix(PANOPTIC)):
         raise ConfigError(
@@ -106,7 +107,7 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
             "the model of its detector; leave model.name out, or name another --detector"
         )
     check_detector_settings(source, stage)
-    overrides = {**source.model["overrides"], **stage.model.overrides, "pretrained_backbone": False}
+    overrides = {**source.model.overrides, **stage.model.overrides, "pretrained_backbone": False}
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
     if name == full_name and stage.model.weights is None:  # otherwise the mask head comes from elsewhere
@@ -129,7 +130,7 @@ def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
 
     With `joint` there may be more queries, because the new ones are trained.
     """
-    asked = {**source.model, "overrides": {**source.model["overrides"], **stage.model.overrides}}
+    asked = replace(source.model, overrides={**source.model.overrides, **stage.model.overrides})
     for key, (trained, given) in detector_changes(source.model, asked).items():
         if key != "num_queries" or not stage.joint:
             raise ConfigError(

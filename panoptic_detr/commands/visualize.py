@@ -43,9 +43,9 @@ from panoptic_detr.evaluation import (
 from panoptic_detr.files import make_folder
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, load_model
-from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import measure, write_bytes
+from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
 from panoptic_detr.visualization.draw import mask_strip, overlay, svg_overlay, zoom
@@ -316,35 +316,11 @@ def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
         names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
         check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
         check_same_names(results, data.categories)
-        return lambda i: read_result(results, data.image_ids[i], data.categories)
+        return lambda i: results.segmentation(data.image_ids[i], data.categories)
     if options.model is not None:
         predictor = open_model(options, data)
         return lambda i: predictor(data.image(i), options.threshold)
     return None
-
-
-def read_result(results: AnnotationSet, image_id: int | str, categories: CategoryTable) -> PanopticSegmentation:
-    """The prediction of an image in a results JSON, with scores.
-
-    Raises:
-        DataError: the image has no result, or a segment an unknown category or no pixel.
-    """
-    where = results.where(image_id)
-    if image_id not in results.entries:
-        raise DataError(f"{where}: there is no result for it; predict it, or leave it out with --image-ids or --limit")
-    regions, found = results.regions(image_id), []
-    measured = measure(regions.segment_map)
-    for number, category_id, info in zip(
-        regions.ids.tolist(), regions.category_ids.tolist(), results.entries[image_id]["segments_info"], strict=True
-    ):
-        category = categories.by_id.get(category_id)
-        if category is None:
-            raise DataError(f"{where}: segment {number} has category {category_id}, unknown to the data set")
-        if number not in measured:
-            raise DataError(f"{where}: segment {number} has no pixel in its PNG; predict the image again")
-        (area, box), score = measured[number], float(info.get("score", 1.0))
-        found.append(Segment(number, category.id, category.isthing, score, area, box, info.get("query")))
-    return PanopticSegmentation(regions.segment_map, found, categories, image_id=image_id)
 
 
 @torch.no_grad()

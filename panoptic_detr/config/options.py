@@ -7,8 +7,7 @@ from typing import Any, get_type_hints
 import docstring_parser
 
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.reading import type_name
-from panoptic_detr.config.types import fits_type
+from panoptic_detr.config.types import fits_type, type_name
 
 PREFIX = "inference."
 _THRESHOLDS = ("threshold", "stuff_threshold")  # these have options of their own, without the prefix

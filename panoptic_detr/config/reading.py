@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from panoptic_detr.config.checks import CLASS_SETTINGS, CLASSES_FROM_DATA
+from panoptic_detr.config.types import type_name
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.files import write_whole
 
@@ -167,20 +168,6 @@ def _explain(stage: type, message: str) -> str:
     if key is None or got is None or kind is None:
         return " ".join(message.split())
     return f"setting {key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
-
-
-def type_name(kind: Any) -> str:
-    """An annotated type in the words of a message: "float or null", "one of union, keep_first"."""
-    if isinstance(kind, type) and not hasattr(kind, "__origin__"):
-        return "a path" if kind is Path else "null" if kind is type(None) else kind.__name__
-    arguments = getattr(kind, "__args__", ())
-    if getattr(kind, "__origin__", None) is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if getattr(kind, "__origin__", None) in (list, dict):
-        return str(kind).replace("typing.", "")
-    if all(getattr(argument, "__origin__", None) is Literal for argument in arguments):
-        return type_name(Literal[tuple(value for argument in arguments for value in argument.__args__)])
-    return " or ".join(type_name(argument) for argument in arguments)
 
 
 def _build(kind: type[Stage], values: Mapping[str, Any]) -> Stage:

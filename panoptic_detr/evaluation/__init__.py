@@ -4,13 +4,8 @@ from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
-from panoptic_detr.evaluation.panoptic_files import (
-    AnnotationSet,
-    check_same_images,
-    check_same_names,
-    read_annotations,
-    safe_path,
-)
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, read_annotations
+from panoptic_detr.evaluation.same_images import check_same_images, check_same_names
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
@@ -26,7 +21,6 @@ __all__ = [
     "evaluate_panoptic",
     "find_things",
     "read_annotations",
-    "safe_path",
     "score_image",
     "show_scores",
     "write_scores",

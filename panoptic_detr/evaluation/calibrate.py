@@ -10,8 +10,8 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco import CocoPanoptic
-from panoptic_detr.evaluation.evaluate import Precision, check_same_categories, pass_over
-from panoptic_detr.inference import choose_for, merge_image
+from panoptic_detr.evaluation.evaluate import check_same_categories, pass_over
+from panoptic_detr.inference import Precision, choose_for, merge_image
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality, State
 from panoptic_detr.structures import Batch, DetectorOutput
@@ -89,7 +89,7 @@ def calibrate_thresholds(
 
 
 class _Sweep:
-    """Panoptic quality for many pairs of thresholds at once.
+    """Panoptic quality for many pairs of thresholds at once; the last settings tried are those that the model has.
 
     Args:
         truth_categories: of the data set.
@@ -105,21 +105,19 @@ class _Sweep:
         settings: InferenceSettings,
         pairs: Sequence[Thresholds],
     ) -> None:
-        self.categories, self.settings = categories, settings
-        self.qualities = {pair: PanopticQuality(truth_categories) for pair in pairs}
-        self.before = PanopticQuality(truth_categories)
-        self.tried = {pair: replace(settings, threshold=pair[0], stuff_threshold=pair[1]) for pair in pairs}
+        self.categories, self.settings, self.pairs = categories, settings, pairs
+        self.tried = [*(replace(settings, threshold=pair[0], stuff_threshold=pair[1]) for pair in pairs), settings]
+        self.qualities = [PanopticQuality(truth_categories) for _ in self.tried]
 
     def add(self, output: DetectorOutput, batch: Batch, truths: Sequence[PanopticSegmentation]) -> None:
         """Score a batch: masks are computed once, for every query that any pair keeps."""
         logits = output.logits[-1].float().cpu()  # (B, Q, C)
-        every = [*self.tried.values(), self.settings]
-        choices = [[choose_for(rows, self.categories, one, output.no_object) for one in every] for rows in logits]
+        choices = [[choose_for(rows, self.categories, one, output.no_object) for one in self.tried] for rows in logits]
         wanted = [sorted({query for choice in image for query in choice.queries}) for image in choices]
         masks = output.segment([torch.tensor(queries, dtype=torch.long, device=batch.images.device) for queries in wanted])
         for i, truth in enumerate(truths):
             seen: dict[tuple[int, ...], State] = {}  # many pairs keep the same queries, and so give the same map
-            for choice, one, quality in zip(choices[i], every, [*self.qualities.values(), self.before], strict=True):
+            for choice, one, quality in zip(choices[i], self.tried, self.qualities, strict=True):
                 key = tuple(choice.queries)
                 if key not in seen:
                     rows = masks[i][[wanted[i].index(query) for query in key]]
@@ -130,9 +128,9 @@ class _Sweep:
 
     def result(self, images: int) -> Calibration:
         """The best pair; among equals, the one nearest to the middle of the equals."""
-        grid = {pair: quality.compute().all.pq for pair, quality in self.qualities.items()}
-        highest = max(grid.values())
-        equal = [pair for pair, value in grid.items() if value == highest]
-        things, stuff = sorted(equal)[len(equal) // 2]
+        *scores, before = (quality.compute().all.pq for quality in self.qualities)
+        grid = dict(zip(self.pairs, scores, strict=True))
+        equal = sorted(pair for pair, value in grid.items() if value == max(scores))
+        things, stuff = equal[len(equal) // 2]
         best = replace(self.settings, threshold=things, stuff_threshold=stuff)
-        return Calibration(best, (things, stuff), highest, self.before.compute().all.pq, grid, images)
+        return Calibration(best, (things, stuff), max(scores), before, grid, images)

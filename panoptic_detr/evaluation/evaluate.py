@@ -15,14 +15,13 @@ from panoptic_detr.data.loading import make_loader
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, ThingPrecision
 from panoptic_detr.evaluation.thing_predictions import as_arrays, encode_thing_masks, find_things
-from panoptic_detr.inference import segment_batch, unpadded_parts
+from panoptic_detr.inference import Precision, in_precision, segment_batch, unpadded_parts
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
 from panoptic_detr.structures import Batch, DetectorOutput
 
 ApKind = Literal["none", "boxes", "masks"]
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def pass_over(
         for batch in make_loader(dataset, batch_size=batch_size, workers=workers) if len(dataset) else ():
             for indices, part in unpadded_parts(batch):
                 truths, part = [dataset.truth(start + index) for index in indices], part.to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                with in_precision(precision, device):
                     score(model(part.images, part.padding_mask), part, truths)
             start += len(batch)
             bar.advance(task, len(batch))

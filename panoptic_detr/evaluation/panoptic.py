@@ -8,13 +8,8 @@ import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import (
-    AnnotationSet,
-    ImageId,
-    check_same_images,
-    check_same_names,
-    read_annotations,
-)
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.evaluation.same_images import check_same_images, check_same_names
 from panoptic_detr.parallel import map_in_threads, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
 

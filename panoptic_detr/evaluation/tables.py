@@ -16,15 +16,7 @@ from panoptic_detr.quality import NO_ERRORS, ErrorCounts, PanopticQualityResult
 from panoptic_detr.segment_maps import write_bytes
 
 CAUSES = ErrorCounts._fields
-AP_COLUMNS = {
-    "AP": "ap",
-    "AP50": "ap50",
-    "AP75": "ap75",
-    "small": "small",
-    "medium": "medium",
-    "large": "large",
-    "recall": "recall",
-}
+AP_COLUMNS = dict(zip(("AP", "AP50", "AP75", "small", "medium", "large", "recall"), ApScores._fields, strict=False))
 
 
 def show_scores(

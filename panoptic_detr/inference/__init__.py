@@ -1,6 +1,14 @@
 """From a model's output to panoptic maps: choosing queries, merging masks, the predictor, the files it writes."""
 
-from panoptic_detr.inference.batch import choose_for, merge_image, predict_batch, segment_batch, unpadded_parts
+from panoptic_detr.inference.batch import (
+    Precision,
+    choose_for,
+    in_precision,
+    merge_image,
+    predict_batch,
+    segment_batch,
+    unpadded_parts,
+)
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures, prepare_folder
 from panoptic_detr.inference.merge import merge_panoptic
@@ -9,10 +17,12 @@ from panoptic_detr.inference.predictor import Predictor, load_model
 __all__ = [
     "Choice",
     "PictureFile",
+    "Precision",
     "PredictionFolder",
     "Predictor",
     "choose_for",
     "find_pictures",
+    "in_precision",
     "load_model",
     "merge_image",
     "merge_panoptic",

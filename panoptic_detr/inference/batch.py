@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,13 @@ from panoptic_detr.inference.contest import Frame
 from panoptic_detr.inference.merge import merge_choice
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import Batch, DetectorOutput
+
+Precision = Literal["fp32", "bf16"]
+
+
+def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """The context that a model runs in: bfloat16 autocast, or whatever the caller has."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @torch.no_grad()

@@ -102,21 +102,7 @@ def merge_choice(
     union: bool,
     image_id: int | str | None,
 ) -> PanopticSegmentation:
-    """Merge the masks of the chosen queries, as `merge_panoptic` does once it has chosen.
-
-    Args:
-        choice: of the image's queries.
-        mask_logits: (K, h, w), one for each chosen query, in order.
-        frame: the image's sizes.
-        categories: the table of the choice.
-        min_area: see `merge_panoptic`, as the following.
-        min_visible: least share of its own mask that a thing shows.
-        union: masks of one stuff category are united.
-        image_id: passed on to the result.
-
-    Raises:
-        MergeError: a mask has NaN.
-    """
+    """Merge the masks (K, h, w) of the chosen queries, in order, as `merge_panoptic` does once it has chosen."""
     cells = mask_logits.detach().float()
     if bool(torch.isnan(cells).any()):
         raise MergeError("mask logits contain NaN; the weights or the images do too")

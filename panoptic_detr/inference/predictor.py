@@ -1,8 +1,7 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import nn
@@ -13,14 +12,14 @@ from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
 from panoptic_detr.images import Picture, upright_rgb
-from panoptic_detr.inference.batch import predict_batch, same_size_groups
+from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import Sample, Target
-from panoptic_detr.weights import Checkpoint, read_model, save_checkpoint
+from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_checkpoint
+from panoptic_detr.zoo import ModelSpec, spec_of
 
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
-Precision = Literal["fp32", "bf16"]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
 
@@ -61,7 +60,7 @@ class Predictor:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories
         self.settings = settings or InferenceSettings()
@@ -103,10 +102,8 @@ class Predictor:
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""
-        spec = getattr(self.model, "spec", None)
-        if spec is None:
-            raise InputError("the model was not made by build_model, so a checkpoint could not say how to rebuild it")
-        return save_checkpoint(path, Checkpoint(spec, self.model.state_dict(), self.categories, self.settings.to_dict()))
+        state, settings = self.model.state_dict(), self.settings.to_dict()
+        return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
     def _sample(self, picture: Picture) -> Sample:
         rgb = upright_rgb(picture)
@@ -118,16 +115,11 @@ class Predictor:
     def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         """The maps of samples, which go through the model in groups of one size."""
         maps: dict[int, PanopticSegmentation] = {}
-        for group in same_size_groups([_size(sample) for sample in samples], self.batch_size):
+        for group in same_size_groups([(sample.image.shape[1], sample.image.shape[2]) for sample in samples], self.batch_size):
             batch = collate([samples[index] for index in group])
-            with self._autocast():
+            with in_precision(self.precision, self.device):
                 maps.update(zip(group, predict_batch(self._fast, batch, self.categories, settings), strict=True))
         return [maps[index] for index in range(len(samples))]
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Predictor:
@@ -143,24 +135,10 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
         InputError: neither a file nor a model name, or a model without published weights or mask head.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
-    read = read_model(name_or_path)
+    read = open_model(name_or_path)
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
 
 
 def _name_of(model: nn.Module) -> str:
     spec = getattr(model, "spec", None)
-    return repr(spec["name"]) if isinstance(spec, dict) else type(model).__name__
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    return sample.image.shape[1], sample.image.shape[2]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    chosen = torch.device(device)
-    if not available.get(chosen.type, True):
-        raise InputError(f"device {str(device)!r} is not available on this machine; use 'cpu' or 'auto'")
-    return chosen
+    return repr(spec.name) if isinstance(spec, ModelSpec) else type(model).__name__

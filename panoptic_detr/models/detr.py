@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
-from panoptic_detr.models.detr_transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
+from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
 Encoding = Literal["sine", "learned", "none"]

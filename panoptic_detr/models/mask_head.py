@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
-from panoptic_detr.models.cells import axis_centres, unpadded_extent
 from panoptic_detr.models.cpu.dropout import Dropout
+from panoptic_detr.models.position_encoding import axis_centres, unpadded_extent
 from panoptic_detr.models.settings import check_mask_head, check_shares
 from panoptic_detr.structures import DetectorOutput
 

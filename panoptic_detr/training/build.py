@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import torch
@@ -15,9 +16,8 @@ from torch import nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.reading import type_name
 from panoptic_detr.config.stages import DetectorStage, ModelConfig, OptimizerConfig, TrainConfig
-from panoptic_detr.config.types import fits_type
+from panoptic_detr.config.types import fits_type, type_name
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import ConfigError, DataError, PictureError, SegmentMapError, TrainingError
@@ -31,7 +31,7 @@ from panoptic_detr.training.watch.curves import draw_curves
 from panoptic_detr.training.watch.diagnosis import overfit_verdict
 from panoptic_detr.training.watch.sanity import inspect_samples, print_groups
 from panoptic_detr.weights import Checkpoint, open_source, transfer_weights
-from panoptic_detr.zoo import build_model, built_with
+from panoptic_detr.zoo import build_model, spec_of
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
@@ -180,7 +180,7 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(built_with(trainer.template.model, "num_queries"))]
+    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
 
 
@@ -202,7 +202,7 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
 
 def template_of(model: nn.Module, categories: CategoryTable, inference: InferenceSettings) -> Checkpoint:
     """What every checkpoint of a run says besides weights."""
-    spec: Any = model.spec
+    spec = spec_of(model)
     # A checkpoint brings all weights; rebuilding its model must not fetch others.
-    overrides = {name: value for name, value in spec["overrides"].items() if name != "pretrained_backbone"}
-    return Checkpoint({**spec, "overrides": overrides}, {}, categories, inference.to_dict())
+    overrides = {name: value for name, value in spec.overrides.items() if name != "pretrained_backbone"}
+    return Checkpoint(replace(spec, overrides=overrides), {}, categories, inference.to_dict())

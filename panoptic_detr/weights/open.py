@@ -1,6 +1,9 @@
-"""Read a model with what it needs for use: a checkpoint or a published model, with or without a mask head."""
+"""The one opener of models: whatever somebody names becomes a checkpoint, a checkpoint a model ready for use.
 
-from dataclasses import dataclass
+`open_source` is the place for further kinds of sources: each is turned into a `Checkpoint` with our names for the weights.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,104 +12,114 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import CheckpointError, ConfigError
+from panoptic_detr.errors import CheckpointError, ConfigError, InputError
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
+from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
 from panoptic_detr.weights.published import load_published
-from panoptic_detr.zoo import build_model, default_num_labels, list_models
-
-
-@dataclass(frozen=True)
-class ReadModel:
-    """A model as its file has it.
-
-    Attributes:
-        model: in training mode, on the CPU, not optimised.
-        categories: what its labels mean.
-        settings: thresholds, merging rules and image size.
-    """
-
-    model: nn.Module
-    categories: CategoryTable
-    settings: InferenceSettings
-
-
-def read_model(name_or_path: str | Path) -> ReadModel:
-    """Read a checkpoint of this project, or a published model by its name.
-
-    Raises:
-        CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
-        InputError: neither a file nor a model name, or a model without published weights.
-        WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
-    """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file() or path.suffix or path.name != name or (path.is_dir() and name not in list_models()):
-        return _from_checkpoint(load_checkpoint(path))
-    return ReadModel(load_published(name), coco_categories(default_num_labels(name)), InferenceSettings())
-
-
-def _from_checkpoint(checkpoint: Checkpoint) -> ReadModel:
-    spec = checkpoint.model
-    model = build_model(spec["name"], num_labels=spec["num_labels"], **spec["overrides"])
-    checkpoint.load_into(model)
-    try:
-        settings = InferenceSettings.from_dict(checkpoint.inference)
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
-    return ReadModel(model, _class_table(checkpoint), settings)
-
-
-def _class_table(checkpoint: Checkpoint) -> CategoryTable:
-    """The checkpoint's own table; converted published weights have none, but their label slots tell what they mean."""
-    labels = checkpoint.model["num_labels"]
-    if checkpoint.categories is not None:
-        return checkpoint.categories
-    if labels in (DETECTION_LABELS, PANOPTIC_LABELS):
-        return coco_categories(labels)
-    raise CheckpointError(
-        f"checkpoint {str(checkpoint.path)!r} does not say what its {labels} labels mean; convert it with --categories, "
-        "or build a Predictor(model, categories) with the table of its data set"
-    )
+from panoptic_detr.zoo import check_name, list_models
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model ready to be scored.
+    """A model with what its use needs.
 
     Attributes:
-        model: in eval mode, on its device, optimized for inference.
+        model: in eval mode, on the CPU, not optimized.
         categories: what its labels mean.
         settings: thresholds, merging rules and image size.
-        panoptic: it has a mask head.
     """
 
     model: nn.Module
     categories: CategoryTable
     settings: InferenceSettings
-    panoptic: bool
+
+    @property
+    def panoptic(self) -> bool:
+        """It has a mask head."""
+        return callable(getattr(self.model, "segment", None))
+
+    def on(self, device: torch.device) -> "OpenedModel":
+        """The same on a device, optimized for inference and good for nothing else."""
+        return replace(self, model=optimize_for_inference(self.model.to(device)))
 
 
-def open_model(name_or_path: str, device: str = "cpu") -> OpenedModel:
-    """Open a checkpoint file or a published model.
+def check_source(source: str | Path) -> None:
+    """Raise `InputError` unless the source is a file or the name of a model; `open_source` does more, and takes longer."""
+    name, path = str(source), Path(source)
+    if path.is_file() or name in list_models():
+        return
+    if path.is_dir() or path.suffix or path.name != name:
+        check_is_file(path)
+    check_name(name)
+
+
+def open_source(source: str | Path) -> Checkpoint:
+    """Weights with what is known about them.
 
     Args:
-        name_or_path: a file of this project, or a name from `list_models` with published weights.
-        device: where it runs.
+        source: a checkpoint of this project, or the name of a model whose authors publish weights (`PUBLISHED`).
 
     Raises:
-        CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
-        InputError: neither a file nor a model name with published weights.
+        CheckpointError: no such file; no checkpoint; a damaged one.
+        InputError: neither a file nor a model name, or a model without published weights.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
-    read = read_model(name_or_path)
-    panoptic = callable(getattr(read.model, "segment", None))
-    return OpenedModel(optimize_for_inference(read.model.to(device)), read.categories, read.settings, panoptic)
+    check_source(source)
+    checkpoint = load_checkpoint(source) if Path(source).is_file() else load_published(str(source))
+    if checkpoint.categories is None:
+        return replace(checkpoint, categories=published_categories(checkpoint.model.num_labels))
+    return checkpoint
 
 
-def best_device(wanted: str, local_rank: int = 0) -> str:
-    """The device for "auto": this process's GPU, or the CPU; anything else stays as it is."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return f"cuda:{local_rank % torch.cuda.device_count()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def published_categories(num_labels: int) -> CategoryTable | None:
+    """What the labels of published weights mean, which bring no class table: their number tells; None for other numbers."""
+    return coco_categories(num_labels) if num_labels in (DETECTION_LABELS, PANOPTIC_LABELS) else None
+
+
+def open_model(source: str | Path) -> OpenedModel:
+    """Build the model of a source and load its weights.
+
+    Raises:
+        CheckpointError: besides what `open_source` raises, a checkpoint that does not say what its classes mean.
+    """
+    checkpoint = open_source(source)
+    if checkpoint.categories is None:
+        raise CheckpointError(
+            f"checkpoint {str(checkpoint.path)!r} does not say what its {checkpoint.model.num_labels} labels mean; convert it "
+            "with --categories, or build a Predictor(model, categories) with the table of its data set"
+        )
+    try:
+        settings = InferenceSettings.from_dict(checkpoint.inference)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
+    return OpenedModel(checkpoint.build().eval(), checkpoint.categories, settings)
+
+
+def choose_device(wanted: str | torch.device, local_rank: int = 0) -> torch.device:
+    """The device to run on.
+
+    Args:
+        wanted: "auto" (also ""), the best there is; "cpu"; "cuda" (also "gpu"), this process's GPU; "cuda:1" (also "1"), that
+            one; "mps".
+        local_rank: number of this process on this machine.
+
+    Raises:
+        InputError: no such device, or not on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = str(wanted).strip().lower() or "auto"
+    name = f"cuda:{name}" if name.isdecimal() else name.replace("gpu", "cuda", 1)
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"there is no device {str(wanted)!r}; give auto, cpu, cuda, cuda:1 and so on, or mps") from None
+    count = torch.cuda.device_count() if device.type == "cuda" and available["cuda"] else 1
+    if not available.get(device.type, True) or (device.index or 0) >= count:
+        there = ", ".join(kind for kind, found in available.items() if found)
+        raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or auto")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local_rank % count)
+    return device

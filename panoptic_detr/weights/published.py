@@ -2,26 +2,20 @@
 
 import argparse
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from panoptic_detr.errors import InputError, WeightsUnavailableError
-from panoptic_detr.weights.names import load_official
-from panoptic_detr.zoo import build_model, check_name
+from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.weights.names import official_weights
+from panoptic_detr.zoo import build_model, check_name, spec_of
 
 DETR_FILES = "https://dl.fbaipublicfiles.com/detr/"
-
-
 DRIVE = "https://drive.google.com/file/d/"
-
-
 H_DETR_FILES = "https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/"
-
-
 H_DETR_NAME = (
     "hybrid_branch_lambda1_group6_t1500_dp0_mqs_lft_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage"
 )
@@ -100,8 +94,8 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def load_published(name: str) -> nn.Module:
-    """Build a model and fill it with the weights that its authors publish, through torch.hub's cache.
+def load_published(name: str) -> Checkpoint:
+    """The weights that the authors of a model publish, under our names, through torch.hub's cache.
 
     The file is opened with `weights_only=True`, and its hash is compared with the one in its name if there is one.
 
@@ -112,12 +106,12 @@ def load_published(name: str) -> nn.Module:
     check_name(name)
     if name not in PUBLISHED:
         raise InputError(f"no weights are published for {name!r}; those with weights: {', '.join(PUBLISHED)}")
-    model = build_model(name)
-    load_official(model, _fetch(name, PUBLISHED[name]))
-    return model
+    with torch.device("meta"):
+        skeleton = build_model(name)
+    return Checkpoint(spec_of(skeleton), official_weights(skeleton, _fetch(name, PUBLISHED[name])))
 
 
-def _fetch(name: str, published: Published) -> dict[str, Any]:
+def _fetch(name: str, published: Published) -> Mapping[str, object]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / published.file_name
     place = f"download {published.source} with a browser and put it at {path}"
     try:

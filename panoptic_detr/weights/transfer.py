@@ -3,8 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,11 +10,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.errors import CheckpointError
-from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
-from panoptic_detr.weights.published import PUBLISHED, load_published
-from panoptic_detr.zoo import PANOPTIC, built_with, override_names
+from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.zoo import PANOPTIC, ModelSpec, override_types, spec_of
 
 CLASS_HEADS = ("class_embed", "dense_heads")
 QUERIES = "query_embed"
@@ -66,42 +62,20 @@ class Transfer:
         console.print(table)
 
 
-def open_source(name_or_path: str | Path) -> Checkpoint:
-    """Weights to start from: a checkpoint file, or the name of a model whose authors publish weights.
-
-    Raises:
-        CheckpointError: neither; or a file that is no checkpoint.
-        WeightsUnavailable: published weights that cannot be fetched.
-    """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file():
-        checkpoint = load_checkpoint(path)
-    elif name in PUBLISHED:
-        model = load_published(name)
-        checkpoint = Checkpoint(model.spec, model.state_dict())  # type: ignore[arg-type]
-    else:
-        raise CheckpointError(f"{name!r} is neither a checkpoint file nor a published model ({', '.join(PUBLISHED)})")
-    slots = checkpoint.model["num_labels"]
-    if checkpoint.categories is None and slots in (DETECTION_LABELS, PANOPTIC_LABELS):
-        # Published weights bring no table, but their label slots tell what they mean.
-        checkpoint = Checkpoint(checkpoint.model, checkpoint.state_dict, coco_categories(slots), path=checkpoint.path)
-    return checkpoint
-
-
-def detector_changes(trained: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def detector_changes(trained: ModelSpec, built: ModelSpec) -> dict[str, tuple[object, object]]:
     """Settings of a detector in which two models of one name differ and that matter to trained weights: before and after.
 
     Args:
-        trained: `spec` of the model that the weights come from.
-        built: of the one that gets them.
+        trained: the model that the weights come from.
+        built: the one that gets them.
     """
-    name, other = (spec["name"].removesuffix(PANOPTIC) for spec in (trained, built))
-    keys = [key for key in override_names(name) if key not in TRAINING_ONLY] if name == other else []
-    pairs = {key: (_plain(built_with(trained, key)), _plain(built_with(built, key))) for key in keys}
+    name, other = (spec.name.removesuffix(PANOPTIC) for spec in (trained, built))
+    keys = [key for key in override_types(name) if key not in TRAINING_ONLY] if name == other else []
+    pairs = {key: (_plain(trained.setting(key)), _plain(built.setting(key))) for key in keys}
     return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -122,7 +96,7 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
     if source.categories is None:
         raise CheckpointError(f"checkpoint {str(source.path)!r} does not say what its labels mean, so they cannot be mapped")
     rows = _common_labels(source.categories, categories)
-    changes: dict[str, tuple[Any, Any]] = detector_changes(source.model, model.spec)  # type: ignore[arg-type]
+    changes = detector_changes(source.model, spec_of(model))
     result = Transfer(settings_changed=[f"{key} {before!r} -> {after!r}" for key, (before, after) in changes.items()])
     state, theirs = model.state_dict(), _fitting_names(source.state_dict, model)
     for name, value in state.items():
@@ -143,7 +117,7 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
             result.fresh.append(f"{name}: {tuple(value.shape)} here, {tuple(given.shape)} in the source")
     if not result.copied:
         raise CheckpointError(
-            f"checkpoint {str(source.path)!r} ({source.model['name']}) has no parameter in common with this model"
+            f"checkpoint {str(source.path)!r} ({source.model.name}) has no parameter in common with this model"
         )
     result.dropped = [name for name in theirs if name not in state]
     heads_copied = any(_is_class_head(name) for name in result.copied)
@@ -164,7 +138,7 @@ def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
     Raises:
         CheckpointError: the source has no mask head, or one of other shapes or with other settings.
     """
-    where = f"{str(source.path or source.model['name'])!r}"
+    where = f"{str(source.path or source.model.name)!r}"
     start = "mask_head."
     head = {name.removeprefix(start): value for name, value in source.state_dict.items() if name.startswith(start)}
     if not head:
@@ -184,12 +158,11 @@ def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
 
 def check_mask_settings(source: Checkpoint, model: nn.Module) -> None:
     """Raise `CheckpointError` if the source's mask head computes something else than the model's with the same weights."""
-    spec: Any = model.spec
     for name in ("mask_scale_maps", "mask_inside_boxes"):
-        here, there = (str(built_with(built, name)).lower() for built in (spec, source.model))
+        here, there = (str(spec.setting(name)).lower() for spec in (spec_of(model), source.model))
         if here != there:
             raise CheckpointError(
-                f"the mask head of {str(source.path or source.model['name'])!r} was trained with {name} {there}, "
+                f"the mask head of {str(source.path or source.model.name)!r} was trained with {name} {there}, "
                 f"but this model has {here}; give --model.overrides.{name} {there}"
             )
 

@@ -3,6 +3,7 @@
 import torch
 
 from panoptic_detr.models.deformable.attention import sample_with_grid
+from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import attention as benchmark_attention
 
 
@@ -17,7 +18,7 @@ def test_naive_baseline_is_the_same_operation():
 
 def test_command_prints_every_way(capsys, monkeypatch):
     monkeypatch.setattr(benchmark_attention._milliseconds, "__defaults__", (0.0,))
-    options = "--image 64 64 --queries 5 --heads 2 --head-width 4 --points 2 --device cpu"
-    assert benchmark_attention.main(options.split()) == 0
+    options = ["--image", "[64, 64]", "--queries", "5", "--heads", "2", "--head_width", "4", "--points", "2", "--device", "cpu"]
+    assert benchmark.main(["attention", *options]) == 0
     printed = capsys.readouterr().out
     assert all(way in printed for way in ("naive gather", "grid_sample", "table"))

@@ -4,7 +4,9 @@ import torch
 
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.transforms import train_transform
+from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import data as benchmark_data
+from tools.benchmarks.measure import Stopwatch
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def test_both_pipelines_give_the_same_boxes(pictures):
     transform = train_transform(short_sides=(96, 128), crop_short_sides=(80,), crop_sides=(40, 80))
     for seed in range(6):
         boxes = [
-            pipeline(pictures, seed % 2, transform, torch.Generator().manual_seed(seed), benchmark_data.Stopwatch())
+            pipeline(pictures, seed % 2, transform, torch.Generator().manual_seed(seed), Stopwatch("cpu"))
             for pipeline in (benchmark_data.with_map, benchmark_data.with_stack)
         ]
         torch.testing.assert_close(*boxes)
@@ -33,7 +35,7 @@ def test_made_pictures_are_cocos_size_with_many_segments(pictures):
 def test_result_adds_up_and_prints(capsys, monkeypatch):
     # Small pictures: what is tested is the bookkeeping, not the speed.
     monkeypatch.setattr(benchmark_data, "train_transform", lambda: train_transform(short_sides=(64,), crop_probability=0))
-    assert benchmark_data.main(["--images", "2", "--repeats", "1"]) == 0
+    assert benchmark.main(["data", "--images", "2", "--repeats", "1"]) == 0
     printed = capsys.readouterr().out
     assert "images per second and core" in printed
     result = benchmark_data.run(images=2, repeats=1)

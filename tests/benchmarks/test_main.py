@@ -57,8 +57,7 @@ def work_clock(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch):
     """Small models under the names of the large ones."""
-    for module in (benchmark_inference, benchmark_steps):
-        monkeypatch.setattr(module, "build_model", lambda name: build_model(name, **TINY))
+    monkeypatch.setattr(benchmark_measure, "build_model", lambda name: build_model(name, **TINY))
 
 
 def test_a_lap_holds_its_parts_and_the_shortest_lap_counts(monkeypatch):
@@ -256,9 +255,3 @@ def test_every_job_explains_its_options(job, capsys):
         benchmark.main([job, "--help"])
     assert stopped.value.code == 0
     assert "--json" in capsys.readouterr().out
-
-
-def test_attention_prints_every_way(capsys):
-    assert benchmark.main(["attention", "--image", "[32, 32]", "--queries", "5", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert all(way in out for way in ("naive gather", "grid_sample", "table"))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks.overlay import run, scene, table
+from tools.benchmarks.overlay import run, scene, tables
 
 
 def test_a_scene_is_tiled_by_its_segments():
@@ -18,5 +18,5 @@ def test_times_are_told_by_part():
     names = ["fill", "fill, contours", "fill, contours, labels", "error view"]
     assert list(result["milliseconds"]) == names
     assert all(value > 0 for value in result["milliseconds"].values())
-    assert table(result).row_count == len(names)
+    assert tables(result)[0].row_count == len(names)
     assert benchmark.JOBS["overlay"].run is run

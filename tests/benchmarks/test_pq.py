@@ -28,7 +28,7 @@ def test_all_figures_are_there(capsys):
     assert result["memory_ratio"] > 1
     assert 0 < result["decoding_share"]
     assert set(result["seconds"]) >= {1, 2}
-    Console().print(benchmark_pq.table(result))
+    Console().print(*benchmark_pq.tables(result))
     assert "times faster than the baseline, PNG" in capsys.readouterr().out
 
 

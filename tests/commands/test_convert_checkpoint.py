@@ -12,7 +12,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import convert_checkpoint
 from panoptic_detr.errors import CheckpointError, OfficialWeightsError
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from panoptic_detr.weights.names.export import to_official
+from panoptic_detr.weights.names.official import to_official
+from panoptic_detr.zoo import ModelSpec
 
 OVERRIDES = {
     "backbone": "resnet18",
@@ -58,10 +59,10 @@ def test_published_becomes_a_checkpoint_that_rebuilds_the_model(published, model
     out = tmp_path / "ours.pth"
     assert convert_checkpoint.main([str(published), str(out), *MODEL, "--num-labels", "2"]) == 0
     checkpoint = load_checkpoint(out)
-    assert checkpoint.model == {"name": "detr_r50", "num_labels": 2, "overrides": OVERRIDES}
+    assert checkpoint.model == ModelSpec("detr_r50", 2, OVERRIDES)
     assert same(checkpoint.state_dict, model.state_dict())
     assert checkpoint.categories is None
-    checkpoint.load_into(build_model("detr_r50", num_labels=2, **checkpoint.model["overrides"]))
+    checkpoint.load_into(checkpoint.model.build())
     assert f"{out}: detr_r50 with 2 label slots" in capsys.readouterr().out
 
 
@@ -71,7 +72,7 @@ def test_a_published_file_is_known_by_its_name_and_means_cocos_classes(tmp_path,
     torch.save({"model": to_official(build_model("detr_r50", **OVERRIDES).state_dict())}, path)
     assert convert_checkpoint.main([str(path), str(tmp_path / "ours.pth")]) == 0
     checkpoint = load_checkpoint(tmp_path / "ours.pth")
-    assert checkpoint.model["name"] == "detr_r50"
+    assert checkpoint.model.name == "detr_r50"
     assert checkpoint.categories.by_label[1].name == "person"
     assert len(checkpoint.categories.categories) == 80
 

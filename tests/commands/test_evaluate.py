@@ -14,7 +14,7 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
 from panoptic_detr.evaluation import calibrate_thresholds
 from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
-from panoptic_detr.weights.open import best_device, open_model
+from panoptic_detr.weights.open import choose_device, open_model
 from panoptic_detr.zoo import build_model
 
 PQ_DATA = Path(__file__).parents[1] / "parity" / "data" / "pq" / "mixed"
@@ -191,9 +191,35 @@ def test_other_bad_input_is_one_line(capsys, tmp_path, scenes):
     assert "file" in failing([*file_options(), "--output", str(tmp_path / "file" / "scores")], capsys)
 
 
-def test_devices():
-    assert best_device("cuda:3", 1) == "cuda:3"
-    assert best_device("auto") in ("cpu", "mps", "cuda:0")
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        *(("cuda:3", "cuda:3"), ("3", "cuda:3"), ("cuda", "cuda:1"), ("gpu", "cuda:1"), ("GPU:0", "cuda:0")),
+        *(("auto", "cuda:1"), ("", "cuda:1"), ("CPU", "cpu"), (torch.device("cpu"), "cpu")),
+    ],
+)
+def test_devices(wanted, chosen, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert choose_device(wanted, local_rank=1) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("cuda:9", "device 'cuda:9' is not available on this machine; use cpu or auto"),
+        ("0", "device '0' is not available"),
+        ("tpu", "there is no device 'tpu'; give auto, cpu, cuda"),
+        ("-1", "there is no device '-1'"),
+        ("cuda:x", "there is no device 'cuda:x'"),
+    ],
+)
+def test_devices_that_are_not_there(wanted, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        choose_device(wanted)
+    assert choose_device("auto") == torch.device("cpu")
 
 
 def test_a_detector_that_does_not_say_its_classes(tmp_path):
@@ -208,7 +234,7 @@ def test_a_model_is_optimised_once(name, tmp_path, monkeypatch):
     calls = []
     for module in ("panoptic_detr.weights.open", "panoptic_detr.inference.predictor"):
         monkeypatch.setattr(f"{module}.optimize_for_inference", lambda model, **_: calls.append(model) or model.eval())
-    opened = open_model(write_checkpoint(tmp_path / "model.pt", name, scene_categories()))
+    opened = open_model(write_checkpoint(tmp_path / "model.pt", name, scene_categories())).on(torch.device("cpu"))
     assert calls == [opened.model]
     assert opened.panoptic == name.endswith("_panoptic")
     assert opened.settings.short_side == 48

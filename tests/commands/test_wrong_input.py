@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from functools import partial
 
 import cv2
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from panoptic_detr.commands import cli, convert_checkpoint, data, evaluate, train_detector, train_masks, visualize
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.errors import CheckpointError, DataError
-from panoptic_detr.weights.checkpoints import Checkpoint, check_source, load_checkpoint, save_checkpoint
-from panoptic_detr.weights.open import read_model
-from panoptic_detr.zoo import build_model, list_models
+from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from panoptic_detr.weights.open import check_source, open_model, open_source
+from panoptic_detr.zoo import ModelSpec, build_model
 from tools.benchmarks import __main__ as benchmark
 
 FORMATS = ("coco-instances", "semantic-instance", "cityscapes", "instance-masks", "labelme", "to-instances", "to-semantic")
@@ -61,23 +60,23 @@ def test_a_missing_file_is_not_taken_for_a_model_name(option, capsys):
 
 def test_a_folder_is_no_checkpoint_but_may_hold_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"that is a folder; it holds no best\.pt"):
-        check_source(str(tmp_path), [])
+        check_source(str(tmp_path))
     (tmp_path / "best.pt").touch()
-    for read in (partial(check_source, names=[]), read_model, load_checkpoint):
+    for read in (check_source, open_model, load_checkpoint):
         with pytest.raises(CheckpointError, match=r"that is a folder; name the file: .*best\.pt"):
             read(str(tmp_path))
-    check_source(str(tmp_path / "best.pt"), [])
+    check_source(str(tmp_path / "best.pt"))
 
 
 def test_a_folder_does_not_hide_the_published_model_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("panoptic_detr.weights.open.load_published", lambda name: f"published {name}")
+    monkeypatch.setattr("panoptic_detr.weights.open.load_published", lambda name: Checkpoint(ModelSpec(name, 91), {}))
     (tmp_path / "detr_r50").mkdir()
     (tmp_path / "run").mkdir()
-    check_source("detr_r50", list_models())
-    assert read_model("detr_r50").model == "published detr_r50"
+    check_source("detr_r50")
+    assert open_source("detr_r50").model.name == "detr_r50"
     with pytest.raises(CheckpointError, match="no checkpoint at 'run': that is a folder"):
-        read_model("run")
+        open_model("run")
 
 
 @pytest.mark.parametrize("model", [[], ["--model", "detr_r50"]])

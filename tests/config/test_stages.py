@@ -3,8 +3,9 @@ from typing import Literal
 
 import pytest
 
-from panoptic_detr.config.reading import known_keys, plain, read_config, read_config_or_exit, save_config, type_name
+from panoptic_detr.config.reading import known_keys, plain, read_config, read_config_or_exit, save_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage, OptimizerConfig, TrainConfig
+from panoptic_detr.config.types import type_name
 from panoptic_detr.errors import ConfigError
 
 

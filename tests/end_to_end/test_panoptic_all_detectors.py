@@ -67,7 +67,7 @@ def mask_part(path):
 
 def test_masks_are_learned_on_a_detector_that_stays_bit_identical(trained, scenes, tmp_path):
     before, after = load_checkpoint(trained / "boxes" / "last.pt"), load_checkpoint(trained / "masks" / "last.pt")
-    assert after.model["name"] == before.model["name"] + "_panoptic"
+    assert after.model.name == before.model.name + "_panoptic"
     detector = detector_part(trained / "masks" / "last.pt")
     assert detector.keys() == before.state_dict.keys()
     assert [name for name, value in before.state_dict.items() if not torch.equal(value, detector[name])] == []

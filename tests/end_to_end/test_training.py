@@ -57,7 +57,7 @@ def test_stage_2_leaves_the_detector_bit_identical(folder, tmp_path, capsys):
     assert masks(folder, tmp_path / "masks") == 0
     boxes = load_checkpoint(folder / "boxes" / "best.pt").state_dict
     both = load_checkpoint(tmp_path / "masks" / "best.pt")
-    assert both.model["name"] == "deformable_detr_r50_two_stage_panoptic"
+    assert both.model.name == "deformable_detr_r50_two_stage_panoptic"
     detector = {
         name.removeprefix("detector."): value for name, value in both.state_dict.items() if name.startswith("detector.")
     }

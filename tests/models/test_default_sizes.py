@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr import build_model, list_models
-from panoptic_detr.zoo import BUILDERS
+from panoptic_detr.zoo import BUILDERS, ModelSpec
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "detectors.md"
 
@@ -43,7 +43,7 @@ def sizes_of_the_page():
 @pytest.mark.parametrize("name", list_models())
 def test_every_name_builds_with_its_defaults(name):
     model = build(name)
-    assert model.spec == {"name": name, "num_labels": 250 if name.endswith("_panoptic") else 91, "overrides": {}}
+    assert model.spec == ModelSpec(name, 250 if name.endswith("_panoptic") else 91)
 
 
 def test_the_page_names_every_detector():

@@ -179,7 +179,7 @@ def test_frozen_backbone_stages_do_not_train():
         (
             "detr_r50",
             {"position_encoding": "cosine"},
-            "'position_encoding' must be one of 'sine', 'learned', 'none', but got 'cosine'",
+            "'position_encoding' must be one of sine, learned, none, but got 'cosine'",
         ),
         ("detr_r50", {"encoder_position": "attn"}, "'encoder_position' must be one of"),
         ("detr_r50", {"backbone_norm": "froze"}, "'backbone_norm' must be one of 'frozen', 'batch', but got 'froze'"),

@@ -5,7 +5,7 @@ import torch
 from parity import reference_inputs as reference
 
 from panoptic_detr import build_criterion, build_model, load_official
-from panoptic_detr.weights.names.detr import translate
+from panoptic_detr.weights.names.official import translate
 
 CASES = {
     "detr_r50": ("detr_r50", 91, {}),

@@ -11,7 +11,9 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.files import remove_stale_temporaries
-from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from panoptic_detr.weights.archives import write_atomically
+from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from panoptic_detr.zoo import ModelSpec
 
 
 def table(*names):
@@ -21,7 +23,7 @@ def table(*names):
 def tiny_model(width=3):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width))
-    model.spec = {"name": "tiny", "num_labels": 2, "overrides": {"width": width}}
+    model.spec = ModelSpec("tiny", 2, {"width": width})
     return model
 
 
@@ -61,7 +63,7 @@ def test_training_part_and_plain_torch_load(saved):
 
 def test_safetensors_writes_shared_tensors_under_each_name(tmp_path):
     weight = torch.rand(2, 2)
-    path = save_checkpoint(tmp_path / "x.safetensors", Checkpoint({}, {"a": weight, "b": weight}))
+    path = save_checkpoint(tmp_path / "x.safetensors", Checkpoint(ModelSpec("tiny", 2), {"a": weight, "b": weight}))
     assert torch.equal(load_checkpoint(path).state_dict["b"], weight)
 
 

@@ -4,7 +4,7 @@ from parity import reference_inputs as reference
 
 import panoptic_detr as pd
 from panoptic_detr.errors import OfficialWeightsError
-from panoptic_detr.weights.names.detr import translate
+from panoptic_detr.weights.names.official import translate
 
 
 def test_every_published_name_of_detr_is_known():
@@ -24,7 +24,7 @@ def test_every_published_name_of_detr_is_known():
     ],
 )
 def test_variants_round_trip(overrides):
-    from panoptic_detr.weights.names.export import to_official
+    from panoptic_detr.weights.names.official import to_official
 
     source, copy = pd.build_model("detr_r50", **overrides), pd.build_model("detr_r50", **overrides)
     pd.load_official(copy, {"model": to_official(source.state_dict())})

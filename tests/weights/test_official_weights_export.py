@@ -8,8 +8,7 @@ import torch
 
 from panoptic_detr import build_model
 from panoptic_detr.errors import OfficialWeightsError
-from panoptic_detr.weights.names.detr import load_official
-from panoptic_detr.weights.names.export import to_official
+from panoptic_detr.weights.names.official import load_official, to_official
 
 KEYS = Path(__file__).parents[1] / "parity" / "data" / "models"
 PUBLISHED = {

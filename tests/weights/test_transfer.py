@@ -9,7 +9,8 @@ from rich.console import Console
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.weights.checkpoints import Checkpoint
-from panoptic_detr.weights.transfer import copy_mask_head, open_source, transfer_weights
+from panoptic_detr.weights.open import open_source
+from panoptic_detr.weights.transfer import copy_mask_head, transfer_weights
 from panoptic_detr.zoo import build_model
 
 SMALL = {"backbone": "small", "backbone_norm": "batch", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16}
@@ -111,5 +112,5 @@ def test_refusals():
         transfer_weights(Checkpoint(model.spec, model.state_dict()), model, categories)
     with pytest.raises(CheckpointError, match="no parameter in common"):
         transfer_weights(Checkpoint(model.spec, {"w": torch.zeros(1)}, categories), model, categories)
-    with pytest.raises(CheckpointError, match=r"'x\.pt' is neither a checkpoint file nor a published model"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at 'x\.pt': there is no such file"):
         open_source("x.pt")

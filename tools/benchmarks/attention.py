@@ -1,28 +1,54 @@
-"""Time deformable sampling: grid_sample, table, Triton (on CUDA) and a naive gather, at a model's sizes.
+"""Time deformable sampling: grid_sample, table, Triton (on CUDA) and a naive gather, at a model's sizes."""
 
-python tools/benchmark_attention.py --queries 300 --image 480 640
-"""
-
-import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from panoptic_detr.models.deformable import Sampler, Shapes, has_triton, sample_with_grid, sample_with_table, sample_with_triton
+from panoptic_detr.weights import choose_device
+from tools.benchmarks.measure import Figures
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one way: `forward` without gradients, `step` forward and backward."""
+def run(
+    *,
+    image: tuple[int, int] = (480, 640),
+    queries: int = 300,
+    batch: int = 1,
+    heads: int = 8,
+    head_width: int = 32,
+    points: int = 4,
+    device: str = "auto",
+) -> Figures:
+    """Time the ways of deformable sampling.
 
-    way: str
-    forward: float
-    step: float
+    Args:
+        image: (height, width) of the image whose levels are sampled.
+        queries: that sample; 0: one per cell, as in the encoder.
+        batch: images.
+        heads: of the attention.
+        head_width: channels per head.
+        points: per level and head.
+        device: "auto" takes the GPU where there is one.
+
+    Returns:
+        `device`, and `timings` in milliseconds: of each `way` the `forward` pass without gradients, and forward and backward
+        (`step`).
+    """
+    chosen = choose_device(device)
+    shapes = pyramid(*image)
+    timings = compare(shapes, batch=batch, queries=queries, heads=heads, width=head_width, points=points, device=chosen)
+    return {"device": str(chosen), "timings": timings}
+
+
+def tables(result: Figures) -> list[Table]:
+    """The figures of `run` for people."""
+    view = Table("way", "forward ms", "forward + backward ms", title=f"deformable sampling on {result['device']}")
+    for timing in result["timings"]:
+        view.add_row(timing["way"], f"{timing['forward']:.2f}", f"{timing['step']:.2f}")
+    return [view]
 
 
 def sample_naively(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -51,7 +77,9 @@ def pyramid(height: int, width: int, strides: Sequence[int] = (8, 16, 32, 64)) -
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
-def compare(shapes: Shapes, *, batch: int, queries: int, heads: int, width: int, points: int, device: str) -> list[Timing]:
+def compare(
+    shapes: Shapes, *, batch: int, queries: int, heads: int, width: int, points: int, device: torch.device
+) -> list[Figures]:
     """Time every way that the device allows on random points; 0 queries mean one per cell, as in the encoder."""
     tokens = sum(h * w for h, w in shapes)
     queries = queries or tokens
@@ -59,18 +87,18 @@ def compare(shapes: Shapes, *, batch: int, queries: int, heads: int, width: int,
     locations = torch.rand(batch, queries, heads, len(shapes), points, 2, device=device, requires_grad=True)
     weights = torch.rand(batch, queries, heads, len(shapes), points, device=device, requires_grad=True)
     ways: dict[str, Sampler] = {"naive gather": sample_naively, "grid_sample": sample_with_grid, "table": sample_with_table}
-    if device == "cuda" and has_triton():
+    if device.type == "cuda" and has_triton():
         ways["triton"] = sample_with_triton
     return [_time_way(name, sample, (value, shapes, locations, weights)) for name, sample in ways.items()]
 
 
-def _time_way(name: str, sample: Sampler, inputs: tuple[Tensor, Shapes, Tensor, Tensor]) -> Timing:
+def _time_way(name: str, sample: Sampler, inputs: tuple[Tensor, Shapes, Tensor, Tensor]) -> Figures:
     def step() -> None:
         sample(*inputs).sum().backward()
 
     with torch.no_grad():
         forward = _milliseconds(lambda: sample(*inputs))
-    return Timing(name, forward, _milliseconds(step))
+    return {"way": name, "forward": forward, "step": _milliseconds(step)}
 
 
 def _milliseconds(run: Callable[[], object], seconds: float = 1.0) -> float:
@@ -84,34 +112,3 @@ def _milliseconds(run: Callable[[], object], seconds: float = 1.0) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return 1000 * sorted(times)[len(times) // 2]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of milliseconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="image size")
-    parser.add_argument("--queries", type=int, default=300, help="queries; 0: one per cell, as in the encoder")
-    parser.add_argument("--batch", type=int, default=1, help="images")
-    parser.add_argument("--heads", type=int, default=8, help="attention heads")
-    parser.add_argument("--head-width", type=int, default=32, help="channels per head")
-    parser.add_argument("--points", type=int, default=4, help="points per level and head")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    options = parser.parse_args(argv)
-    timings = compare(
-        pyramid(*options.image),
-        batch=options.batch,
-        queries=options.queries,
-        heads=options.heads,
-        width=options.head_width,
-        points=options.points,
-        device=options.device,
-    )
-    table = Table("way", "forward ms", "forward + backward ms", title=f"deformable sampling on {options.device}")
-    for timing in timings:
-        table.add_row(timing.way, f"{timing.forward:.2f}", f"{timing.step:.2f}")
-    Console().print(table)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

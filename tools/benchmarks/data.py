@@ -1,60 +1,33 @@
 """Measure how many images a core can read and augment per second, by parts, against a pipeline that stacks masks.
 
-Half a minute on one core:
-
-    python tools/benchmark_data.py --images 40
-
 Both pipelines read the same files, draw the same flips, crops and scales with the same code, and end with the same tensors:
 normalised image, labels, boxes. One carries the segments as one id map, the other as a stack of S masks, the usual way. Without
 `--root`, pictures of COCO's size (640x480, JPEG, about 11 segments) are made from two procedural scenes each.
 """
 
 import json
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from panoptic_detr.boxes import xyxy_to_cxcywh
-from panoptic_detr.commands.cli import run as run_tool
 from panoptic_detr.data.coco import CocoPanoptic, retarget
 from panoptic_detr.data.scenes import make_scene, scene_categories
 from panoptic_detr.data.transforms import Transform, normalize, train_transform
 from panoptic_detr.segment_maps import areas, write_id_png
+from tools.benchmarks.measure import Figures, Stopwatch
 
-Result = TypeVar("Result")
 PARTS = ("decode image", "decode map", "expand masks", "augment", "boxes", "normalise")
 
 
-class Stopwatch:
-    """CPU milliseconds per part, summed over images."""
-
-    def __init__(self) -> None:
-        self.totals = dict.fromkeys(PARTS, 0.0)
-
-    def time(self, part: str, function: Callable[[], Result]) -> Result:
-        """Call a function and add its time to a part."""
-        start = time.process_time()
-        result = function()
-        self.totals[part] += 1000 * (time.process_time() - start)
-        return result
-
-
-def run(
-    *, root: Path | None = None, split: str = "val2017", images: int = 40, repeats: int = 3, seed: int = 0
-) -> dict[str, Any]:
+def run(*, root: Path | None = None, split: str = "val2017", images: int = 40, repeats: int = 3, seed: int = 0) -> Figures:
     """Time both pipelines on one core, image by image in turn, so that whatever else runs here slows both alike.
 
     Args:
@@ -80,18 +53,18 @@ def run(
         torch.set_num_threads(threads)
 
 
-def measure(dataset: CocoPanoptic, images: int, repeats: int, seed: int) -> dict[str, Any]:
+def measure(dataset: CocoPanoptic, images: int, repeats: int, seed: int) -> Figures:
     """The figures of `run` for a data set that is there."""
-    transform, watches = train_transform(), {"map": Stopwatch(), "stack": Stopwatch()}
-    segments = 0
+    transform, watches, segments = train_transform(), {"map": Stopwatch("cpu"), "stack": Stopwatch("cpu")}, 0
     for step in range(-2, images * repeats):  # the first two warm up
-        if step == 0:
-            watches, segments = {"map": Stopwatch(), "stack": Stopwatch()}, 0
         i, draw_seed = step % min(images, len(dataset)), seed + images + step
-        for name, pipeline in (("map", with_map), ("stack", with_stack)):
-            segments += len(pipeline(dataset, i, transform, torch.Generator().manual_seed(draw_seed), watches[name]))
+        for watch, pipeline in zip(watches.values(), (with_map, with_stack), strict=True):
+            boxes = pipeline(dataset, i, transform, torch.Generator().manual_seed(draw_seed), watch)
+            segments += len(boxes) if step >= 0 else 0
+            if step < 0:
+                watch.laps.clear()
     count = images * repeats
-    milliseconds = {name: {part: value / count for part, value in w.totals.items()} for name, w in watches.items()}
+    milliseconds = {name: {part: watch.mean()[part] for part in PARTS} for name, watch in watches.items()}
     rates = {name: 1000 / sum(parts.values()) for name, parts in milliseconds.items()}
     return {
         "images": count,
@@ -104,22 +77,24 @@ def measure(dataset: CocoPanoptic, images: int, repeats: int, seed: int) -> dict
 
 def with_map(dataset: CocoPanoptic, i: int, transform: Transform, draw: torch.Generator, watch: Stopwatch) -> Tensor:
     """The project's pipeline, part by part; boxes (S, 4) of the augmented picture."""
-    image, segment_map, labels = read(dataset, i, watch)
-    moved, moved_map = watch.time("augment", lambda: transform.move(image, tv_tensors.Mask(segment_map)[None], draw))
-    target = watch.time("boxes", lambda: retarget(moved_map.as_subclass(Tensor)[0], labels, i))
-    watch.time("normalise", lambda: normalize(moved))
-    return target.boxes
+    with watch.lap():
+        image, segment_map, labels = read(dataset, i, watch)
+        moved, moved_map = watch.time("augment", lambda: transform.move(image, tv_tensors.Mask(segment_map)[None], draw))
+        target = watch.time("boxes", lambda: retarget(moved_map.as_subclass(Tensor)[0], labels, i))
+        watch.time("normalise", lambda: normalize(moved))
+        return target.boxes
 
 
 def with_stack(dataset: CocoPanoptic, i: int, transform: Transform, draw: torch.Generator, watch: Stopwatch) -> Tensor:
     """The same with one mask per segment; boxes (S, 4) of the augmented picture."""
-    image, segment_map, labels = read(dataset, i, watch)
-    places = torch.arange(1, len(labels) + 1, dtype=segment_map.dtype)[:, None, None]
-    masks = watch.time("expand masks", lambda: (segment_map == places).to(torch.uint8))  # (S, H, W)
-    moved, stack = watch.time("augment", lambda: transform.move(image, tv_tensors.Mask(masks), draw))
-    boxes = watch.time("boxes", lambda: boxes_of_stack(stack.as_subclass(Tensor)))
-    watch.time("normalise", lambda: normalize(moved))
-    return boxes
+    with watch.lap():
+        image, segment_map, labels = read(dataset, i, watch)
+        places = torch.arange(1, len(labels) + 1, dtype=segment_map.dtype)[:, None, None]
+        masks = watch.time("expand masks", lambda: (segment_map == places).to(torch.uint8))  # (S, H, W)
+        moved, stack = watch.time("augment", lambda: transform.move(image, tv_tensors.Mask(masks), draw))
+        boxes = watch.time("boxes", lambda: boxes_of_stack(stack.as_subclass(Tensor)))
+        watch.time("normalise", lambda: normalize(moved))
+        return boxes
 
 
 def boxes_of_stack(masks: Tensor) -> Tensor:
@@ -159,7 +134,7 @@ def write_coco_sized(root: Path, count: int, seed: int) -> None:
     (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people."""
     rates = result["images_per_second"]
     view = Table("CPU ms per image", "one id map", "mask stack", title=f"Loading, {result['segments']:.1f} segments per image")
@@ -168,15 +143,4 @@ def table(result: dict[str, Any]) -> Table:
     view.add_section()
     view.add_row("images per second and core", *(f"{rates[name]:.1f}" for name in ("map", "stack")))
     view.add_row("ratio", f"{result['ratio']:.2f}", "1")
-    return view
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    result = auto_cli(run, args=None if argv is None else list(argv), as_positional=False)
-    Console().print(table(result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main, None, "benchmark_data"))
+    return [view]

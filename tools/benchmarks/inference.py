@@ -1,9 +1,5 @@
 """Measure a panoptic model's inference by parts, in fp32 and bf16, with and without each way to make it faster.
 
-A minute on two cores:
-
-    python tools/benchmark.py inference --masks 12
-
 Weights are random, so the kept queries are decided here: as many queries as asked for get a confident class, the others
 no-object. The mask head computes their masks; the merger then gets round patches instead, because untrained masks are speckle
 in fp32 and all the same in bf16. Every part does the work that it does for a trained model.
@@ -12,7 +8,6 @@ in fp32 and all the same in bf16. Every part does the work that it does for a tr
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +22,19 @@ from panoptic_detr.errors import InputError
 from panoptic_detr.inference import segment_batch
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
-from panoptic_detr.zoo import PANOPTIC, build_model
-from tools.benchmarks.measure import Clock, Stopwatch, TimedModule, autocast, check_variants, in_own_process, peak_memory
+from panoptic_detr.zoo import PANOPTIC, spec_of
+from tools.benchmarks.measure import (
+    Clock,
+    Figures,
+    Stopwatch,
+    TimedModule,
+    autocast,
+    check_variants,
+    in_own_process,
+    peak_memory,
+    random_model,
+    take_turns,
+)
 
 PARTS = ("preprocessing", "backbone", "transformer", "mask head", "merge", "total")
 CONFIDENT = 12.0
@@ -75,12 +81,15 @@ class Job:
 class Runner:
     """A variant of the model, ready to take laps."""
 
-    def __init__(self, job: Job, variant: Variant, model: Any, clock: Clock = "wall") -> None:
+    def __init__(self, job: Job, variant: Variant, model: nn.Module, clock: Clock = "wall") -> None:
         self.job, self.variant, self.watch = job, variant, Stopwatch(clock)
-        self.model = _optimized(model, variant)
-        self.model.detector.backbone = TimedModule(self.model.detector.backbone, self.watch, "backbone")
+        switches = {"fold": variant.fold, "fuse": variant.fuse, "channels_last": variant.channels_last}
+        # Weights are converted to bf16 beforehand where everything is done, elsewhere on every call.
+        self.model = optimize_for_inference(model, **switches, bf16=variant.bf16 and variant.fuse)
+        detector = self.model.get_submodule("detector")
+        detector.backbone = TimedModule(detector.get_submodule("backbone"), self.watch, "backbone")
         self.segmented, self.segments = 0, 0
-        self.categories = coco_categories(model.spec["num_labels"])
+        self.categories = coco_categories(spec_of(model).num_labels)
         self.pixels = np.random.default_rng(0).integers(0, 256, (*job.picture, 3), dtype=np.uint8)
 
     @torch.no_grad()
@@ -104,7 +113,7 @@ class Runner:
         return {name: parts[name] for name in PARTS}
 
     def _segment(self, output: DetectorOutput, queries: Sequence[Tensor]) -> list[Tensor]:
-        masks = self.watch.time("mask head", self.model.mask_head, output, queries)
+        masks = self.watch.time("mask head", self.model.get_submodule("mask_head"), output, queries)
         self.segmented = len(masks[0])
         return [patches(rows.shape).to(rows.dtype) for rows in masks]
 
@@ -150,7 +159,7 @@ def run(
     memory: bool = True,
     threads: int | None = None,
     clock: Clock = "wall",
-) -> dict[str, Any]:
+) -> Figures:
     """Time the variants in one process, taking turns, so that whatever else runs here slows all alike.
 
     Args:
@@ -175,17 +184,13 @@ def run(
     return {"model": model, "picture": list(picture), "short_side": short_side, "clock": clock, "rows": rows}
 
 
-def time_variants(job: Job, variants: Sequence[str], masks: Sequence[int], repeats: int, clock: Clock) -> list[dict[str, Any]]:
+def time_variants(job: Job, variants: Sequence[str], masks: Sequence[int], repeats: int, clock: Clock) -> list[Figures]:
     """Shortest laps of every variant, in turns, after one lap that does not count."""
-    model = _build(job)
+    model = random_model(job.model, job.threads)
     runners = [Runner(job, VARIANTS[name], model, clock) for name in variants]
     rows = []
     for kept in masks:
-        for repeat in range(-1, repeats):
-            for runner in runners:
-                runner.lap(kept)
-                if repeat < 0:
-                    runner.watch.laps.clear()
+        take_turns(runners, repeats, kept)
         rows += [{"variant": r.variant.name, "masks": kept, "segments": r.segments, "seconds": r.seconds()} for r in runners]
     return rows
 
@@ -193,16 +198,16 @@ def time_variants(job: Job, variants: Sequence[str], masks: Sequence[int], repea
 def memory_of(job: Job, variant: str, kept: int) -> dict[str, float]:
     """MiB of one prediction in this process: in all, and above what the imported libraries took."""
     imported = peak_memory()
-    Runner(job, VARIANTS[variant], _build(job)).lap(kept)
+    Runner(job, VARIANTS[variant], random_model(job.model, job.threads)).lap(kept)
     return {"peak_mib": peak_memory(), "above_import_mib": peak_memory() - imported}
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people, a table per number of masks."""
     return [_table(result, kept) for kept in dict.fromkeys(row["masks"] for row in result["rows"])]
 
 
-def _table(result: dict[str, Any], kept: int) -> Table:
+def _table(result: Figures, kept: int) -> Table:
     rows = [row for row in result["rows"] if row["masks"] == kept]
     height, width = result["picture"]
     title = f"{result['model']}, {kept} masks, {height} x {width} resized to {result['short_side']}: {result['clock']} ms"
@@ -213,24 +218,6 @@ def _table(result: dict[str, Any], kept: int) -> Table:
         sizes = [f"{row[name]:.0f}" if name in row else "" for name in ("peak_mib", "above_import_mib")]
         view.add_row(row["variant"], *cells, f"{ratio:.2f}", *sizes)
     return view
-
-
-def _build(job: Job) -> nn.Module:
-    if job.threads:
-        torch.set_num_threads(job.threads)
-    torch.manual_seed(0)
-    return build_model(job.model)
-
-
-def _optimized(model: nn.Module, variant: Variant) -> Any:
-    """The variant's own copy; weights are converted to bf16 beforehand where everything is done, elsewhere on every call."""
-    return optimize_for_inference(
-        model,
-        fold=variant.fold,
-        fuse=variant.fuse,
-        channels_last=variant.channels_last,
-        bf16=variant.bf16 and variant.fuse,
-    )
 
 
 def _check(job: Job, variants: Sequence[str]) -> None:

@@ -11,15 +11,17 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.parallel import usable_cores
+from panoptic_detr.zoo import build_model
 
 Result = TypeVar("Result")
+Figures = dict[str, Any]  # what was measured, as plain values for JSON
 Clock = Literal["wall", "cpu"]
 
 
@@ -48,7 +50,7 @@ class Stopwatch:
         yield
         self.laps[-1][name] += self.now() - start
 
-    def time(self, name: str, work: Callable[..., Result], *arguments: Any) -> Result:
+    def time(self, name: str, work: Callable[..., Result], *arguments: object) -> Result:
         """Call a function and add its time to a part of the current lap."""
         with self.part(name):
             return work(*arguments)
@@ -56,6 +58,24 @@ class Stopwatch:
     def best(self) -> dict[str, float]:
         """Seconds of each part in the shortest lap, so that parts and total belong together."""
         return dict(min(self.laps, key=lambda lap: lap["total"]))
+
+    def mean(self) -> dict[str, float]:
+        """Milliseconds of each part in all laps together, per lap."""
+        sums: dict[str, float] = defaultdict(float)
+        for lap in self.laps:
+            for name, seconds in lap.items():
+                sums[name] += 1000 * seconds / len(self.laps)
+        return sums
+
+
+class Runner(Protocol):
+    """Something that takes laps."""
+
+    watch: Stopwatch
+
+    @property
+    def lap(self) -> Callable[..., None]:
+        """Take one."""
 
 
 class TimedModule(nn.Module):
@@ -68,6 +88,23 @@ class TimedModule(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Call the module."""
         return self.watch.time(self.part_name, self.module, *inputs)
+
+
+def take_turns(runners: Sequence[Runner], repeats: int, *arguments: int) -> None:
+    """Let every runner take its laps in turn, so that whatever else runs here slows all alike; the first do not count."""
+    for repeat in range(-1, repeats):
+        for runner in runners:
+            runner.lap(*arguments)
+            if repeat < 0:
+                runner.watch.laps.clear()
+
+
+def random_model(name: str, threads: int | None) -> nn.Module:
+    """A model with random weights, always the same, and so many threads to run it with."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    return build_model(name)
 
 
 def autocast(bf16: bool) -> AbstractContextManager[None]:
@@ -101,7 +138,7 @@ def peak_memory() -> float:
     return size / 1024**2 if sys.platform == "darwin" else size / 1024
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Figures:
     """The machine and the versions that figures depend on."""
     return {
         "cpu": _cpu_name(),

@@ -1,7 +1,5 @@
 """Measure the panoptic picture: milliseconds of one core for fill, contours and labels, and for the error view."""
 
-from typing import Any
-
 import cv2
 import numpy as np
 from rich.table import Table
@@ -10,13 +8,13 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw import overlay
 from panoptic_detr.visualization.errors import error_view
-from tools.benchmarks.measure import Stopwatch
+from tools.benchmarks.measure import Figures, Stopwatch
 from tools.benchmarks.pq import paint
 
 CATEGORIES = CategoryTable.from_coco([{"id": i, "name": f"category {i}", "isthing": int(i <= 8)} for i in range(1, 14)])
 
 
-def run(*, segments: int = 20, pictures: int = 10, seed: int = 0) -> dict[str, Any]:
+def run(*, segments: int = 20, pictures: int = 10, seed: int = 0) -> Figures:
     """Time the panoptic picture of a 480 x 640 image.
 
     Args:
@@ -62,9 +60,9 @@ def scene(rng: np.random.Generator, count: int) -> PanopticSegmentation:
     return PanopticSegmentation(segment_map, found, CATEGORIES)
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people."""
     view = Table("480 x 640", "CPU ms", title=f"Pictures of {result['segments']} segments", title_justify="left")
     for name, value in result["milliseconds"].items():
         view.add_row(name, f"{value:.1f}")
-    return view
+    return [view]

@@ -1,9 +1,5 @@
 """Measure panoptic quality: milliseconds per pair and core from PNG files and from memory, memory use, threads.
 
-Under a minute on one core:
-
-    python tools/benchmark_pq.py --pairs 50 --flat_over 2000
-
 The baseline is the straightforward way, as panopticapi goes it: one `np.unique` over pairs of ids, then a loop over segments
 in dictionaries. Both see the same 480 x 640 pairs of about 12 segments in turn, so that whatever else runs here slows both
 alike, and must agree on PQ to 1e-12. Where panopticapi can be imported, it is timed on the same files too.
@@ -13,35 +9,30 @@ import importlib
 import importlib.util
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from jsonargparse import auto_cli
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands.cli import run as run_tool
 from panoptic_detr.evaluation import AnnotationSet, evaluate_panoptic, read_annotations, score_image
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.quality import PanopticQuality, Regions
 from panoptic_detr.segment_maps import encode_ids, read_id_png, resize_ids
+from tools.benchmarks.measure import Figures, Stopwatch
 
 SIZE, SEGMENTS = (480, 640), 12
 TABLE = CategoryTable.from_coco([{"id": i, "name": f"category {i}", "isthing": int(i <= 8)} for i in range(1, 14)])
-Rows = list[dict[str, Any]]
-Result = TypeVar("Result")
+Rows = list[Figures]
 
 
-def run(*, pairs: int = 200, flat_over: int = 20_000, seed: int = 0) -> dict[str, Any]:
+def run(*, pairs: int = 200, flat_over: int = 20_000, seed: int = 0) -> Figures:
     """Time both ways on one core, then memory and threads.
 
     Args:
@@ -83,35 +74,23 @@ def time_pairs(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, flo
     Raises:
         RuntimeError: they do not agree.
     """
-    watch, ours, baseline, from_memory = Stopwatch(), PanopticQuality(TABLE), Baseline(), PanopticQuality(TABLE)
+    watch, ours, baseline, from_memory = Stopwatch("cpu"), PanopticQuality(TABLE), Baseline(), PanopticQuality(TABLE)
     for image_id in truth.entries:
-        paths = [side.folder / str(side.entries[image_id]["file_name"]) for side in (truth, prediction)]
-        true_rows, predicted_rows = (side.entries[image_id]["segments_info"] for side in (truth, prediction))
-        watch.time("decoding", lambda files: [read_id_png(file) for file in files], paths)
-        watch.time("PNG", score_image, ours, prediction, truth, image_id)
-        maps = watch.time("baseline, reading", lambda files: [read_plainly(file) for file in files], paths)
-        watch.time("baseline, memory", baseline.add, maps[0], maps[1], true_rows, predicted_rows)
-        regions = prediction.regions(image_id), truth.regions(image_id)
-        watch.time("memory", from_memory.update_regions, *regions)
+        with watch.lap():
+            paths = [side.folder / str(side.entries[image_id]["file_name"]) for side in (truth, prediction)]
+            true_rows, predicted_rows = (side.entries[image_id]["segments_info"] for side in (truth, prediction))
+            watch.time("decoding", lambda files: [read_id_png(file) for file in files], paths)
+            watch.time("PNG", score_image, ours, prediction, truth, image_id)
+            maps = watch.time("baseline, reading", lambda files: [read_plainly(file) for file in files], paths)
+            watch.time("baseline, memory", baseline.add, maps[0], maps[1], true_rows, predicted_rows)
+            regions = prediction.regions(image_id), truth.regions(image_id)
+            watch.time("memory", from_memory.update_regions, *regions)
     results = [ours.compute().all.pq, from_memory.compute().all.pq, baseline.pq()]
     if max(results) - min(results) > 1e-12:
         raise RuntimeError(f"PQ from files, from memory and of the baseline differ: {results}")
-    milliseconds = {name: 1000 * seconds / len(truth.entries) for name, seconds in watch.totals.items()}
+    milliseconds = watch.mean()
+    del milliseconds["total"]
     return milliseconds | {"baseline, PNG": milliseconds["baseline, reading"] + milliseconds["baseline, memory"]}
-
-
-class Stopwatch:
-    """Seconds of CPU time by name, summed over calls."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, float] = defaultdict(float)
-
-    def time(self, name: str, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function and add its time to a name."""
-        started = time.process_time()
-        result = work(*arguments)
-        self.totals[name] += time.process_time() - started
-        return result
 
 
 def wall_clock(places: Sequence[Path], workers: int) -> float:
@@ -160,8 +139,8 @@ class Baseline:
 
     def _count_others(
         self,
-        true_segments: dict[int, dict[str, Any]],
-        predicted: dict[int, dict[str, Any]],
+        true_segments: dict[int, Figures],
+        predicted: dict[int, Figures],
         shared: dict[tuple[int, int], int],
         found: set[tuple[str, int]],
     ) -> None:
@@ -194,15 +173,16 @@ def time_panopticapi(truth: AnnotationSet, prediction: AnnotationSet) -> dict[st
     api = importlib.import_module("panopticapi.evaluation")
     pairs = [(truth.entries[i], prediction.entries[i]) for i in truth.entries]
     categories = {row["id"]: row for row in TABLE.to_coco()}
-    watch = Stopwatch()
-    watch.time("panopticapi, PNG", api.pq_compute_single_core, 0, pairs, str(truth.folder), str(prediction.folder), categories)
-    return {name: 1000 * seconds / len(pairs) for name, seconds in watch.totals.items()}
+    watch = Stopwatch("cpu")
+    with watch.lap():
+        api.pq_compute_single_core(0, pairs, str(truth.folder), str(prediction.folder), categories)
+    return {"panopticapi, PNG": watch.mean()["total"] / len(pairs)}
 
 
 def write_pairs(root: Path, count: int, seed: int) -> tuple[AnnotationSet, AnnotationSet]:
     """Write pairs with 24-bit ids, void, crowds, and predictions that are mostly right; read their JSONs back."""
     generator = np.random.default_rng(seed)
-    annotations: dict[str, list[dict[str, Any]]] = {"gt": [], "pred": []}
+    annotations: dict[str, list[Figures]] = {"gt": [], "pred": []}
     for side in annotations:
         (root / side).mkdir()
     for index in range(count):
@@ -232,7 +212,7 @@ def paint(centers: np.ndarray, wobble: np.ndarray) -> np.ndarray:
     return resize_ids(np.argmin(distances, axis=0), SIZE)
 
 
-def describe(index: int, segment_map: np.ndarray, ids: np.ndarray, categories: np.ndarray, *, crowds: bool) -> dict[str, Any]:
+def describe(index: int, segment_map: np.ndarray, ids: np.ndarray, categories: np.ndarray, *, crowds: bool) -> Figures:
     """The annotation of a map; with `crowds` its first segment is one."""
     present, areas = np.unique(segment_map, return_counts=True)
     area_of = dict(zip(present.tolist(), areas.tolist(), strict=True))
@@ -244,7 +224,7 @@ def describe(index: int, segment_map: np.ndarray, ids: np.ndarray, categories: n
     return {"image_id": index, "file_name": f"{index}.png", "segments_info": rows}
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people."""
     view = Table("per pair of 480 x 640", "CPU ms", title=f"Panoptic quality, {result['pairs']} pairs", title_justify="left")
     for name, value in result["milliseconds"].items():
@@ -257,15 +237,4 @@ def table(result: dict[str, Any]) -> Table:
     view.add_row(f"growth over {result['flat_over']} pairs, MiB", f"{result['growth_mib']:.1f}")
     for workers, seconds in result["seconds"].items():
         view.add_row(f"pairs per second, {workers} thread(s), wall-clock", f"{result['pairs'] / seconds:.0f}")
-    return view
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    result = auto_cli(run, args=None if argv is None else list(argv), as_positional=False)
-    Console().print(table(result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main, None, "benchmark_pq"))
+    return [view]

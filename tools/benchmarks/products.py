@@ -3,8 +3,8 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools.benchmarks.measure import Clock
@@ -27,8 +27,8 @@ class ProductTimer(TorchDispatchMode):
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         """Run an operation; a product is run twice more."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -37,7 +37,7 @@ class ProductTimer(TorchDispatchMode):
             self.seconds[name] += min(self._seconds(func, args, kwargs) for _ in range(2))
         return result
 
-    def _seconds(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    def _seconds(self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> float:
         begin = self.now()
         func(*args, **kwargs)
         return self.now() - begin

@@ -1,9 +1,5 @@
 """Measure training steps by parts: stage 1 on boxes, stage 2 on masks with a frozen detector, and what each lever gains.
 
-A minute on two cores:
-
-    python tools/benchmark.py steps --model detr_r50
-
 Next to each step stands the time of its convolutions and matrix products alone, which nothing around them can go below.
 Stage 2 is also run with the mask head on all queries, the usual way, of which the losses then see the matched ones. Images are
 noise, segments are patches, weights are random: a step's time does not depend on them.
@@ -11,7 +7,6 @@ noise, segments are patches, weights are random: a step's time does not depend o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +22,18 @@ from panoptic_detr.structures import DetectorOutput, Predictions, Target
 from panoptic_detr.training.losses import HungarianMatcher, MaskLossKind, Matches, build_criterion
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups
 from panoptic_detr.training.step import freeze, set_train_mode
-from panoptic_detr.zoo import PANOPTIC, build_model
-from tools.benchmarks.measure import Clock, Stopwatch, autocast, check_variants, in_own_process, peak_memory
+from panoptic_detr.zoo import PANOPTIC
+from tools.benchmarks.measure import (
+    Clock,
+    Figures,
+    Stopwatch,
+    autocast,
+    check_variants,
+    in_own_process,
+    peak_memory,
+    random_model,
+    take_turns,
+)
 from tools.benchmarks.products import product_seconds
 
 PARTS = ("detector", "matching", "mask head", "losses", "backward", "optimiser", "total")
@@ -97,8 +102,8 @@ class Runner:
     def __init__(self, job: Job, variant: Variant, clock: Clock = "wall") -> None:
         self.variant, self.watch = variant, Stopwatch(clock)
         name = job.model if variant.stage == 1 else job.model + PANOPTIC
-        self.model = _build(name, job.threads)
-        frozen = [] if variant.stage == 1 else [self.model.detector]
+        self.model = random_model(name, job.threads)
+        frozen = [] if variant.stage == 1 else [self.model.get_submodule("detector")]
         freeze(frozen)
         set_train_mode(self.model, frozen)
         if variant.channels_last:
@@ -135,7 +140,7 @@ class Runner:
         return {name: parts[name] for name in PARTS}
 
     def _segment(self, output: DetectorOutput, queries: Sequence[Tensor]) -> list[Tensor]:
-        head = self.model.mask_head
+        head = self.model.get_submodule("mask_head")
         if not self.variant.all_queries:
             return self.watch.time("mask head", head, output, queries)
         everything = [torch.arange(output.logits.shape[2])] * len(queries)
@@ -169,7 +174,7 @@ def run(
     memory: bool = True,
     threads: int | None = None,
     clock: Clock = "wall",
-) -> dict[str, Any]:
+) -> Figures:
     """Time training steps in one process, taking turns, so that whatever else runs here slows all alike.
 
     Args:
@@ -190,12 +195,8 @@ def run(
     job = Job(model, picture, objects, batch_size, threads)
     _check(job, variants)
     runners = [Runner(job, VARIANTS[name], clock) for name in variants]
-    for repeat in range(-1, repeats):
-        for runner in runners:
-            runner.lap()
-            if repeat < 0:
-                runner.watch.laps.clear()
-    rows: list[dict[str, Any]] = []
+    take_turns(runners, repeats)
+    rows: list[Figures] = []
     for runner in runners:
         parts, alone = runner.seconds(), product_seconds(runner.lap, clock)
         rows.append({"variant": runner.variant.name, "seconds": parts, "products_seconds": sum(alone.values())})
@@ -235,7 +236,7 @@ def kept_for_backward(runner: Runner) -> float:
     """MiB of activations that the mask head keeps for its backward pass; weights and the detector's output do not count."""
     model, kept = runner.model, dict[int, int]()
     with torch.no_grad():
-        output = model.detector(runner.images, torch.zeros_like(runner.images[:, 0], dtype=torch.bool))
+        output = model.get_submodule("detector")(runner.images, torch.zeros_like(runner.images[:, 0], dtype=torch.bool))
     queries = [torch.arange(output.logits.shape[2] if runner.variant.all_queries else len(t)) for t in runner.targets]
     known = {_place(parameter) for parameter in model.parameters()}
 
@@ -249,24 +250,17 @@ def kept_for_backward(runner: Runner) -> float:
 
     map_tensors(output, know)
     with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(runner.variant.bf16):
-        masks = model.mask_head(output, queries)
+        masks = model.get_submodule("mask_head")(output, queries)
     total = sum(size for place, size in kept.items() if place not in known)
     del masks  # alive until here, so that no place was used twice
     return total / 2**20
-
-
-def _build(name: str, threads: int | None) -> Any:
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    return build_model(name)
 
 
 def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people."""
     rows, (height, width) = result["rows"], result["picture"]
     title = f"{result['model']}, {result['batch_size']} x {height} x {width}, {result['objects']} objects: {result['clock']} ms"

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from torch import nn
-from torchvision.models._utils import IntermediateLayerGetter
+from torch import Tensor, nn
+from torchvision.models import ResNet
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones.resnet import (
     RESNETS,
     Backbone,
+    Basic,
     FrozenBatchNorm2d,
     NormKind,
     SmallBackbone,
-    apply_norms_in_convolutions,
+    Stages,
     missing_weights,
 )
 from panoptic_detr.models.backbones.timm import SWIN, build_timm_backbone
@@ -68,24 +68,24 @@ def _build_resnet(
     name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool, trained_stages: int
 ) -> Backbone:
     """One of torchvision's ResNets; arguments as `build_backbone`."""
-    if dilation and name in ("resnet18", "resnet34"):
+    if dilation and RESNETS[name][0] is Basic:
         raise InputError(
             f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
         )
     layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
-    net = torchvision.models.get_model(name, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
+    block, counts = RESNETS[name]
+    net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
     if pretrained:
         net.load_state_dict(_fetch_weights(name))
     if norm == "frozen":
         _freeze_early_stages(net, trained_stages)
-    body = IntermediateLayerGetter(net, {f"layer{level}": str(index) for index, level in enumerate(levels)})
-    apply_norms_in_convolutions(body)
+    body = Stages(dict(net.named_children()), [f"layer{level}" for level in levels])
     strides = [4, 8, 16, 16 if dilation else 32]
-    base = 64 if name in ("resnet18", "resnet34") else 256
-    return Backbone(body, [strides[level - 1] for level in levels], [base * 2 ** (level - 1) for level in levels])
+    widths = [64 * block.expansion * 2**stage for stage in range(4)]
+    return Backbone(body, [strides[level - 1] for level in levels], [widths[level - 1] for level in levels])
 
 
-def _fetch_weights(name: str) -> Mapping[str, Any]:
+def _fetch_weights(name: str) -> Mapping[str, Tensor]:
     """ImageNet weights of torchvision, through the cache of torch.hub."""
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:

@@ -6,21 +6,18 @@ unnormalised and nothing trains. It uses ordinary BatchNorm, which learned faste
 """
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.errors import WeightsUnavailableError
 from panoptic_detr.structures import FeatureLevel
 
 NormKind = Literal["frozen", "batch"]
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -41,7 +38,6 @@ class FrozenBatchNorm2d(nn.Module):
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((num_features,), value))
         self._register_load_state_dict_pre_hook(_forget_batch_count)
-        self.applied_by: tuple[NormalizedConv2d, ...] = ()  # in a tuple, so that it is not a module of this one
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The layer as `x * scale + shift`: two (C,) tensors."""
@@ -49,61 +45,86 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w) with the stored constants, unless the convolution before has done so."""
-        if any(conv.normalizes() for conv in self.applied_by):
-            return x
+        """Normalise (B, C, h, w) with the stored constants."""
         scale, shift = (value.to(x.dtype)[:, None, None] for value in self.scale_and_shift())
         return torch.addcmul(shift, x, scale)
 
 
-class NormalizedConv2d(nn.Conv2d):
-    """A convolution that in training applies the frozen BatchNorm behind it: its weight is scaled instead of its output.
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution and the normalisation behind it: (B, C, h, w) to (B, C', h', w').
 
-    A step then reads and writes every activation, and every gradient, one time less: 5% of a step of DETR-R50 on a CPU.
-    Names and values of parameters stay those of the two layers; at inference they are two (`optimize_for_inference` makes
-    them one for good).
-
-    Args:
-        conv: whose parameters this one takes over.
-        norm: what its output goes to, and nothing else does.
+    In training a frozen BatchNorm scales the convolution's weight instead of its output. A step then reads and writes every
+    activation, and every gradient, one time less: 5% of a step of DETR-R50 on a CPU. At inference they are two layers, which
+    `optimize_for_inference` makes one for good.
     """
+    if not isinstance(norm, FrozenBatchNorm2d) or not isinstance(conv, nn.Conv2d) or not _trains(conv):
+        return norm(conv(x))
+    scale, shift = norm.scale_and_shift()
+    bias = shift if conv.bias is None else shift + scale * conv.bias
+    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], bias)
 
-    def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(conv.__dict__)
-        self.norm = (norm,)  # in a tuple, so that it is not a module of this one
-        norm.applied_by = (self,)
 
-    def normalizes(self) -> bool:
-        """Whether the norm is applied here, now."""
-        return self.training and torch.is_grad_enabled()
+def _trains(conv: nn.Conv2d) -> bool:
+    return conv.training and torch.is_grad_enabled()
+
+
+class Basic(BasicBlock):
+    """torchvision's block of two convolutions, each called through `conv_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, h, w)."""
-        if not self.normalizes():
-            return super().forward(x)
-        scale, shift = self.norm[0].scale_and_shift()
-        bias = shift if self.bias is None else shift + scale * self.bias
-        return self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
+        """Map (B, C, h, w) to (B, C', h', w')."""
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        return self.relu(conv_norm(self.conv2, self.bn2, y).add_(_shortcut(self, x)))
 
 
-def apply_norms_in_convolutions(model: nn.Module) -> None:
-    """Replace every convolution below a module whose output goes to a frozen BatchNorm only, where that is known."""
-    for parent in model.modules():
-        children = dict(parent.named_children())
-        for conv_name, norm_name in conv_norm_pairs(parent):
-            conv, norm = children.get(conv_name), children.get(norm_name)
-            if type(conv) is nn.Conv2d and isinstance(norm, FrozenBatchNorm2d):
-                parent.register_module(conv_name, NormalizedConv2d(conv, norm))
+class Bottle(Bottleneck):
+    """torchvision's block of three convolutions, each called through `conv_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C', h', w')."""
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        y = self.relu(conv_norm(self.conv2, self.bn2, y))
+        return self.relu(conv_norm(self.conv3, self.bn3, y).add_(_shortcut(self, x)))
 
 
-def conv_norm_pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of which the second takes the first's output, and nobody else does; they may be of any kind."""
-    if isinstance(parent, nn.Sequential):
-        return list(itertools.pairwise(name for name, _ in parent.named_children()))
-    if isinstance(parent, BasicBlock | Bottleneck | IntermediateLayerGetter):
-        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
-    return []
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    return x if block.downsample is None else conv_norm(block.downsample[0], block.downsample[1], x)
+
+
+RESNETS: dict[str, tuple[type[Basic | Bottle], list[int]]] = {  # block, and how many in each stage
+    "resnet18": (Basic, [2, 2, 2, 2]),
+    "resnet34": (Basic, [3, 4, 6, 3]),
+    "resnet50": (Bottle, [3, 4, 6, 3]),
+    "resnet101": (Bottle, [3, 4, 23, 3]),
+}
+
+
+class Stages(nn.ModuleDict):
+    """Modules that follow one another, of which some outputs are kept.
+
+    Args:
+        parts: in order; the first two, if they are called `conv1` and `bn1`, belong together. What follows the last kept one
+            is left out.
+        kept: names of those whose output is wanted.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], kept: Sequence[str]) -> None:
+        names = list(parts)
+        last = max(names.index(name) for name in kept)
+        super().__init__({name: parts[name] for name in names[: last + 1]})
+        self.kept = tuple(kept)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Kept maps (B, C_l, h_l, w_l) of (B, 3, H, W) images, by name, fine to coarse."""
+        x, maps = images, {}
+        for name, part in self.items():
+            if name == "conv1":
+                x = conv_norm(part, self["bn1"], x)
+            elif name != "bn1":
+                x = part(x)
+            if name in self.kept:
+                maps[name] = x
+        return maps
 
 
 class Backbone(nn.Module):
@@ -159,10 +180,8 @@ class SmallBackbone(Backbone):
         }
         for index, (inner, outer) in enumerate(itertools.pairwise(widths), start=1):
             shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride=2, bias=False), nn.BatchNorm2d(outer))
-            stages[f"layer{index}"] = BasicBlock(inner, outer, stride=2, downsample=shortcut)
-        names = list(stages)
-        chosen = {names[level]: str(index) for index, level in enumerate(levels)}
-        body = IntermediateLayerGetter(nn.Sequential(OrderedDict(stages)), chosen)
+            stages[f"layer{index}"] = Basic(inner, outer, stride=2, downsample=shortcut)
+        body = Stages(stages, [list(stages)[level] for level in levels])
         super().__init__(body, [2 ** (level + 1) for level in levels], [widths[level] for level in levels])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

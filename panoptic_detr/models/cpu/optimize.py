@@ -1,13 +1,14 @@
 """The same model, faster at inference: BatchNorm folded, ReLU and sums fused, channels-last convolutions."""
 
 import copy
+from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from panoptic_detr.models.backbones import FrozenBatchNorm2d, NormalizedConv2d, conv_norm_pairs
+from panoptic_detr.models.backbones import FrozenBatchNorm2d, Stages
 from panoptic_detr.models.cpu.fused import FusedBlock, FusedConv, FusedFeedForward, FusedLinear, linear
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 
@@ -52,14 +53,21 @@ def optimize_for_inference(
 def _fold(model: nn.Module) -> None:
     for parent in model.modules():
         children = dict(parent.named_children())
-        for conv_name, norm_name in conv_norm_pairs(parent):
+        for conv_name, norm_name in _pairs(parent):
             conv, norm = children.get(conv_name), children.get(norm_name)
             # Other kinds of convolution may do something with their weight first.
-            if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, NormalizedConv2d):
-                continue
-            if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and _is_constant(norm):
+            if isinstance(conv, nn.Conv2d) and type(conv) is nn.Conv2d and _is_constant(norm):
                 parent.register_module(conv_name, _folded(conv, norm))
                 parent.register_module(norm_name, nn.Identity())
+
+
+def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
+    """Names of children of which the second takes the first's output, and nobody else does; they may be of any kind."""
+    if isinstance(parent, nn.Sequential):
+        return list(pairwise(name for name, _ in parent.named_children()))
+    if isinstance(parent, BasicBlock | Bottleneck | Stages):
+        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
+    return []
 
 
 def _fuse_convolutions(model: nn.Module) -> None:
@@ -68,8 +76,9 @@ def _fuse_convolutions(model: nn.Module) -> None:
         for name, block in list(parent.named_children()):
             if isinstance(block, BasicBlock | Bottleneck) and _is_folded(block):
                 parent.register_module(name, FusedBlock(block))
-        if isinstance(parent, IntermediateLayerGetter) and {"conv1", "bn1", "relu"} <= parent.keys() and _is_folded(parent):
-            parent.update({"conv1": FusedConv(parent["conv1"]), "relu": nn.Identity()})
+        stem = parent["conv1"] if isinstance(parent, Stages) and "conv1" in parent else None
+        if isinstance(parent, Stages) and isinstance(stem, nn.Conv2d) and _is_folded(parent):
+            parent.update({"conv1": FusedConv(stem), "relu": nn.Identity()})
 
 
 def _fuse_linears(model: nn.Module) -> None:
@@ -93,8 +102,8 @@ def _copy_sharing_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def _is_constant(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> bool:
-    """Whether the layer is the same affine map for every input in eval mode, and nothing more: timm's hold the activation."""
+def _is_constant(norm: nn.Module | None) -> TypeGuard[FrozenBatchNorm2d | nn.BatchNorm2d]:
+    """Whether this is the same affine map for every input in eval mode, and nothing more: timm's norms hold the activation."""
     return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_var is not None and norm.affine)
 
 

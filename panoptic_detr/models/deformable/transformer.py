@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.cells import cell_centres, unpadded_extent
 from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.deformable.attention import DeformableAttention
 from panoptic_detr.models.deformable.heads import PredictionHeads, shift_boxes
-from panoptic_detr.models.detr_transformer import EncoderLayer as DenseLayer
-from panoptic_detr.models.detr_transformer import feed_forward
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
+from panoptic_detr.models.position_encoding import cell_centres, unpadded_extent
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
+from panoptic_detr.models.transformer import EncoderLayer as DenseLayer
+from panoptic_detr.models.transformer import feed_forward
 from panoptic_detr.structures import FeatureLevel
 
 EncoderKind = Literal["deformable", "dense"]

@@ -59,7 +59,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: (B, Q, D) decoder states.
-            query_position: (Q, D) object-query term, or None.
+            query_position: (B, Q, D) object-query term, or None.
             keys: (B, N, D) memory with its position term.
             memory: (B, N, D) values.
             mask: (B, 1, 1, N), True where attention is allowed, or None.

@@ -2,7 +2,7 @@
 
 import torch
 
-from panoptic_detr.models.cells import axis_centres, cell_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import axis_centres, cell_centres, unpadded_extent
 
 
 def padding():
