@@ -1,6 +1,8 @@
 """The tool on a small data set of scenes, with predictions made from the truth and with an untrained model."""
 
+import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -173,6 +175,30 @@ def test_report_from_results(root, data, results, tmp_path, capsys):
         "the query of a segment travels through the results JSON"
     )
     assert str(path) in capsys.readouterr().out
+
+
+def test_report_says_what_it_shows(root, results, checkpoint, tmp_path):
+    def facts(source_of_it, *more):
+        path = tmp_path / "r.html"
+        assert main(["report", str(source_of_it), *source(root, *more, "--output", path)]) == 0
+        return dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", path.read_text(encoding="utf-8")))
+
+    said = facts(results, "--limit", 2)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", said["made"])
+    assert (said["data set"], said["split"], said["images"]) == (str(root), "val", "2 of 3")
+    assert said["threshold"] == "of the results"
+    assert facts(checkpoint, "--limit", 1)["threshold"] == "0"
+    assert facts(checkpoint, "--limit", 1, "--threshold", 0.25)["threshold"] == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("detr_r50_panoptic", "0.85"), ("deformable_detr_r50_panoptic", "0.4 for things, 0.3 for stuff")]
+)
+def test_the_models_own_thresholds_are_said(name, expected, data, tmp_path):
+    path = save_model(data.categories, tmp_path / "m.pt", name)
+    predictor = load_model(path)
+    predictor.settings = replace(predictor.settings, threshold=None)
+    assert visualize.thresholds_of(predictor, argparse.Namespace(threshold=None), data) == expected
 
 
 def test_report_of_a_run_shows_its_curves(root, checkpoint, tmp_path):
