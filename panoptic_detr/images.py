@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.segment_maps import decode_picture, write_bytes
+from panoptic_detr.files import write_whole
+from panoptic_detr.segment_maps import decode_picture
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -54,7 +55,7 @@ def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) ->
     path = Path(path)
     ending = picture_ending(path)
     try:
-        write_bytes(path, encode_picture(picture, ending, quality=quality))
+        write_whole(path, encode_picture(picture, ending, quality=quality))
     except OSError as error:
         raise PictureError(f"{path}: cannot be written ({error.strerror}); choose an output folder you may write to") from None
 
@@ -67,9 +68,9 @@ def picture_ending(path: Path) -> str:
     return ending
 
 
-def encode_picture(picture: np.ndarray, ending: str = ".png", *, quality: int = 92) -> bytes:
+def encode_picture(picture: np.ndarray, ending: str = ".png", *, quality: int = 92, compression: int = 3) -> bytes:
     """The bytes of a PNG (".png") or JPEG (".jpg") file of an (H, W, 3) RGB or (H, W) grey uint8 picture."""
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if ending == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options = [cv2.IMWRITE_PNG_COMPRESSION, compression] if ending == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
     done, data = cv2.imencode(ending, picture[..., ::-1] if picture.ndim == 3 else picture, options)
     if not done:
         raise PictureError(f"a picture of shape {picture.shape} and type {picture.dtype} could not be encoded as {ending}")

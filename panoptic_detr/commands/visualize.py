@@ -39,12 +39,11 @@ from panoptic_detr.evaluation import (
     find_things,
     read_annotations,
 )
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
 from panoptic_detr.visualization.draw import enlargement, mask_strip, overlay, svg_overlay, zoom
@@ -152,7 +151,7 @@ def draw_each(options: Namespace, what: str, draw: Callable[[Entry], np.ndarray 
         drawn = draw(entry)
         make_folder(path.parent)
         if isinstance(drawn, str):
-            write_bytes(path, drawn.encode())
+            write_whole(path, drawn.encode())
         else:
             save_picture(path, drawn)
     return f"{what}: {len(data)} in {folder}"

@@ -67,7 +67,7 @@ def plain(config: Any) -> dict[str, Any]:
 def save_config(config: Any, path: Path) -> None:
     """Write a config as YAML that `--config` reads back; whoever is killed here keeps the settings to resume with."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-    write_whole(path, lambda stream: stream.write(text.encode()))
+    write_whole(path, text.encode())
 
 
 def known_keys(stage: type) -> Iterator[str]:

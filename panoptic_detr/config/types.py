@@ -1,6 +1,6 @@
 """The one reader of annotated types: whether a plain value (from YAML, say) is of one, and what a message calls it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -12,7 +12,7 @@ def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fits_type(value: object, wanted: Any) -> bool:
-    """Whether a plain value is of an annotated type: int, float, bool, str, Literal, Sequence, or a union."""
+    """Whether a plain value is of an annotated type: int, float, bool, str, Literal, Sequence, Mapping, or a union."""
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin is Literal:
         return value in parts
@@ -20,6 +20,9 @@ def fits_type(value: object, wanted: Any) -> bool:
         return any(fits_type(value, part) for part in parts)
     if origin is Sequence:
         return isinstance(value, list | tuple) and all(fits_type(item, parts[0]) for item in value)
+    if origin is Mapping:
+        pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(fits_type(key, parts[0]) and fits_type(item, parts[1]) for key, item in pairs)
     if wanted in (int, float):
         return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
     return isinstance(value, wanted)
@@ -34,6 +37,8 @@ def type_name(kind: Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if origin is Sequence:
         return f"a list of {type_name(parts[0])}"
+    if origin is Mapping:
+        return "names with values" if parts[1] is object else f"names with values that are each a {type_name(parts[1])}"
     if origin in (list, dict):
         return str(kind).replace("typing.", "")
     if all(get_origin(part) is Literal for part in parts):

@@ -10,10 +10,9 @@ import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import write_bytes
 from panoptic_detr.visualization.draw import enlargement, overlay
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -91,7 +90,7 @@ class PredictionFolder:
         """Write `predictions.json` of all that was added; it appears complete or not at all."""
         content = {"images": self.images, "annotations": self.annotations, "categories": self.categories.to_coco()}
         path = self.folder / "predictions.json"
-        write_bytes(path, json.dumps(content, ensure_ascii=False).encode())
+        write_whole(path, json.dumps(content, ensure_ascii=False).encode())
         return path
 
 

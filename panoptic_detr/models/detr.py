@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
+from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
@@ -150,6 +150,8 @@ def build_detr(
     check_shares(dropout=dropout)
     check_heads(hidden_dim, num_heads)
     check_width(hidden_dim, PARTS[position_encoding])
+    layers = encoder_layers + decoder_layers
+    check_memory(hidden_dim=hidden_dim, ffn_dim=ffn_dim, layers=layers, rows=num_queries + num_labels)
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )

@@ -12,7 +12,7 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import CheckpointError, ConfigError, InputError
+from panoptic_detr.errors import CheckpointError, InputError
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
@@ -89,10 +89,7 @@ def open_model(source: str | Path) -> OpenedModel:
             f"checkpoint {str(checkpoint.path)!r} does not say what its {checkpoint.model.num_labels} labels mean; convert it "
             "with --categories, or build a Predictor(model, categories) with the table of its data set"
         )
-    try:
-        settings = InferenceSettings.from_dict(checkpoint.inference)
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
+    settings = InferenceSettings.from_dict(checkpoint.inference)
     return OpenedModel(checkpoint.build().eval(), checkpoint.categories, settings)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from panoptic_detr.data.doctor.kinds import printable
-from panoptic_detr.files import staged_path
+from panoptic_detr.errors import InputError
+from panoptic_detr.files import make_folder, write_whole
 
 MOST_BARS = 40  # classes that the figure shows
 AREA_EDGES = 2.0 ** np.arange(0, 25)
@@ -145,8 +146,12 @@ def draw(splits: dict[str, Statistics], queries: int, path: str | Path) -> None:
         _draw_areas(axes[1], statistics)
         _draw_sizes(axes[2], statistics)
         _draw_classes(axes[3], statistics)
-    with staged_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    ending = Path(path).suffix[1:].lower()
+    if ending not in figure.canvas.get_supported_filetypes():
+        known = ", ".join(sorted(figure.canvas.get_supported_filetypes()))
+        raise InputError(f"{path}: a figure cannot be written with the ending {ending!r}; name one of {known}")
+    make_folder(Path(path).parent)
+    write_whole(path, lambda stream: figure.savefig(stream, format=ending, dpi=100))
 
 
 def _overview_column(statistics: Statistics, queries: int) -> dict[str, str]:

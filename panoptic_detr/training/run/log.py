@@ -52,7 +52,7 @@ class CsvLog:
         writer = csv.writer(text)
         writer.writerow(columns)
         writer.writerows([row.get(name, "") for name in columns] for row in rows)
-        write_whole(self.path, lambda stream: stream.write(text.getvalue().encode()))  # a run that is killed here keeps its log
+        write_whole(self.path, text.getvalue().encode())  # a run that is killed here keeps its log
         self.columns = list(columns)
 
     def _read(self) -> list[dict[str, str]]:

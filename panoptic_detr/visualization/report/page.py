@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.segment_maps import write_bytes
+from panoptic_detr.files import write_whole
 from panoptic_detr.visualization.draw import Palette, category_colors
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, Entry, ErrorKind
 from panoptic_detr.visualization.report.images import Confusion, Values, image_data
@@ -75,7 +75,7 @@ def write_report(
         **_image_values(images, confusion),
     )
     try:
-        write_bytes(path, page.encode("utf-8"))
+        write_whole(path, page.encode("utf-8"))
     except OSError as error:
         why = f"{path}: the report cannot be written ({error.strerror}); choose a folder you may write to"
         raise PictureError(why) from None
