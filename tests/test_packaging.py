@@ -48,6 +48,11 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def archive(source, tmp_path_factory) -> Path:
+    return build("sdist", source, tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
     return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
@@ -86,11 +91,16 @@ def test_the_wheel_holds_package_tools_and_configs(wheel):
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
 
 
-def test_the_source_archive_holds_what_the_wheel_needs(source, tmp_path):
-    with tarfile.open(build("sdist", source, tmp_path)) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+def test_the_source_archive_holds_what_the_wheel_needs(archive):
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
     expected = {name for name in files("panoptic_detr", "tools", "configs") if not name.startswith("tools/benchmarks/")}
     assert expected | {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+def test_the_package_index_would_take_both(wheel, archive):
+    said = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", wheel, archive, cwd=wheel.parent)
+    assert said.count("PASSED") == 2
 
 
 def requirements() -> dict[str, str]:

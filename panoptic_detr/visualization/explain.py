@@ -14,8 +14,8 @@ from panoptic_detr.visualization.draw import (
     Curve,
     Palette,
     chart,
+    class_name,
     default_font_size,
-    display_name,
     draw_boxes,
     legend_strip,
     overlay,
@@ -202,10 +202,7 @@ def pq_curve(steps: Sequence[SweepStep], size: tuple[int, int]) -> np.ndarray:
 
 
 def _name(segmentation: PanopticSegmentation, category_id: int | None) -> str:
-    if category_id is None:
-        return ""
-    category = segmentation.categories.by_id.get(category_id)
-    return f"class {category_id}" if category is None else display_name(category.name, category_id)
+    return "" if category_id is None else class_name(segmentation, category_id)
 
 
 def _reason(dropped: Dropped) -> str:

@@ -13,10 +13,8 @@ from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.visualization.draw.layout import side_by_side
 from panoptic_detr.visualization.draw.palette import segment_colors
 from panoptic_detr.visualization.draw.segments import mask_strip, segment_path, svg_overlay, zoom
-from panoptic_detr.visualization.entry import Entry
-from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind, compare, error_view
-from panoptic_detr.visualization.report.images import image_data
-from panoptic_detr.visualization.report.tables import Confusion
+from panoptic_detr.visualization.errors import ERROR_COLORS, Entry, ErrorKind, compare, error_view
+from panoptic_detr.visualization.report.images import Confusion, image_data
 
 TABLE = CategoryTable.from_coco(
     [{"id": i, "name": name, "isthing": int(i < 4)} for i, name in enumerate(("cat", "dog", "<b>", "sky", "grass"), start=1)]

@@ -11,10 +11,9 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.visualization.entry import Entry, draw_entry
-from panoptic_detr.visualization.errors import ErrorKind, compare
-from panoptic_detr.visualization.report.build import write_report
-from panoptic_detr.visualization.report.tables import Confusion, class_rows, plot, read_curves
+from panoptic_detr.visualization.errors import Entry, ErrorKind, compare, draw_entry
+from panoptic_detr.visualization.report.images import Confusion
+from panoptic_detr.visualization.report.page import class_rows, plot, read_curves, write_report
 
 EVIL = "<script>document.title='hacked'</script>"
 TABLE = CategoryTable.from_coco(

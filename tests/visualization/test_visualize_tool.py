@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands import visualize_models
+from panoptic_detr.commands import visualize
 from panoptic_detr.commands.cli import run
-from panoptic_detr.commands.visualize import main
-from panoptic_detr.commands.visualize_models import add_layer
+from panoptic_detr.commands.visualize import add_layer, main
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
@@ -212,7 +211,7 @@ def test_queries_are_scored_by_the_labels_of_the_model(data):
 
 def test_the_labels_of_a_model_reach_the_scorer(root, data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(visualize_models, "add_layer", lambda *arguments: (seen.append(arguments[3]), add_layer(*arguments)))
+    monkeypatch.setattr(visualize, "add_layer", lambda *arguments: (seen.append(arguments[3]), add_layer(*arguments)))
     path = save_model(CategoryTable.from_coco(data.categories.to_coco(), labels="id"), tmp_path / "ids.pt")
     assert main(["queries", *source(root, "--model", path, "--limit", 1, "--grid", 1, "--output", tmp_path / "out")]) == 0
     assert {table.labels for table in seen} == {"id"}
@@ -233,7 +232,7 @@ def test_queries_of_images_with_fewer_tokens_than_queries(data, tmp_path, monkey
             PanopticSegmentation(segment_map, kept, truth.categories),
         )
     shown = []
-    monkeypatch.setattr(visualize_models, "draw_query_boxes", lambda boxes: (shown.extend(boxes), draw_query_boxes(boxes))[1])
+    monkeypatch.setattr(visualize, "draw_query_boxes", lambda boxes: (shown.extend(boxes), draw_query_boxes(boxes))[1])
     path = save_model(data.categories, tmp_path / "two.pt", "deformable_detr_r50_two_stage_panoptic", num_queries=40)
     places = ["--images", tmp_path / "images", "--annotations", folder.finish(), "--panoptic", tmp_path / "set" / "panoptic"]
     out = tmp_path / "out"

@@ -18,7 +18,7 @@ from panoptic_detr.images import fit
 from panoptic_detr.inference import choose_for, predict_batch
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
 from panoptic_detr.visualization.draw import draw_boxes, side_by_side
-from panoptic_detr.visualization.entry import Entry, draw_entry
+from panoptic_detr.visualization.errors import Entry, draw_entry
 
 LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
 

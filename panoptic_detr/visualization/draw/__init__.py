@@ -2,7 +2,7 @@
 
 from panoptic_detr.visualization.draw.labels import draw_boxes, outlines
 from panoptic_detr.visualization.draw.layout import Curve, chart, legend_strip, side_by_side
-from panoptic_detr.visualization.draw.overlay import display_name, enlarged, index_of, label_text, overlay
+from panoptic_detr.visualization.draw.overlay import class_name, enlarged, index_of, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, category_colors, segment_colors
 from panoptic_detr.visualization.draw.segments import mask_strip, svg_overlay, zoom
 from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width
@@ -12,8 +12,8 @@ __all__ = [
     "Palette",
     "category_colors",
     "chart",
+    "class_name",
     "default_font_size",
-    "display_name",
     "draw_boxes",
     "draw_plate",
     "enlarged",

@@ -84,12 +84,17 @@ def index_of(segmentation: PanopticSegmentation) -> np.ndarray:
 
 def label_text(segment: Segment, segmentation: PanopticSegmentation, *, show_scores: bool = True) -> str:
     """What a label says: the class name (COCO's "-merged" and "-other" endings left out), "group" for crowds, the score."""
-    category = segmentation.categories.by_id.get(segment.category_id)
-    name = f"class {segment.category_id}" if category is None else display_name(category.name, category.id)
+    name = class_name(segmentation, segment.category_id)
     if segment.iscrowd:
         return f"{name} (group)"
     predicted = segment.query is not None or segment.score < 1
     return f"{name} {segment.score:.2f}" if show_scores and predicted else name
+
+
+def class_name(segmentation: PanopticSegmentation, category_id: int) -> str:
+    """A class as pictures name it: by its `display_name`, or "class 17" where the table does not know it."""
+    category = segmentation.categories.by_id.get(category_id)
+    return f"class {category_id}" if category is None else display_name(category.name, category_id)
 
 
 def display_name(name: str, category_id: int) -> str:

@@ -1,6 +1,5 @@
 """The HTML report of a data set's predictions."""
 
-from panoptic_detr.visualization.report.build import write_report
-from panoptic_detr.visualization.report.tables import read_curves
+from panoptic_detr.visualization.report.page import read_curves, write_report
 
 __all__ = ["read_curves", "write_report"]

@@ -1,23 +1,69 @@
-"""The images of a report: small pictures, id maps that the page can look up, and what is known of every segment."""
+"""The images of a report: small pictures, id maps that the page can look up, what is known of every segment, confusions."""
 
 import base64
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import encode_picture, fit
-from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import resize_ids
 from panoptic_detr.visualization.draw import Palette, index_of, segment_colors
-from panoptic_detr.visualization.entry import Entry
-from panoptic_detr.visualization.errors import Comparison, compare
-from panoptic_detr.visualization.report.tables import Confusion
+from panoptic_detr.visualization.errors import Comparison, Entry, compare
+
+Values: TypeAlias = dict[str, Any]  # what the page shows or looks up, as JSON knows it
 
 _SIDES = ((640, 82), (560, 78), (480, 74), (400, 68), (320, 60), (240, 55))  # long side in pixels, JPEG quality
 
 
-def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confusion: Confusion) -> dict[str, Any]:
+@dataclass
+class Confusion:
+    """How often a true class was taken for another.
+
+    Attributes:
+        counts: (true class, predicted class) to number of segments; "" as true class counts extra segments, as predicted class
+            missed ones.
+    """
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, truth: str, predicted: str) -> None:
+        """Count one segment."""
+        self.counts[truth, predicted] += 1
+
+    def names(self, limit: int) -> list[str]:
+        """Classes with the most mistakes, then the most segments, at most `limit`, in alphabetical order."""
+        mistakes: Counter[str] = Counter()
+        segments: Counter[str] = Counter()
+        for (truth, predicted), count in self.counts.items():
+            for name in {truth, predicted} - {""}:
+                mistakes[name] += count * (truth != predicted)
+                segments[name] += count
+        return sorted(sorted(segments, key=lambda name: (mistakes[name], segments[name]), reverse=True)[:limit])
+
+    def worst(self, limit: int = 12) -> list[tuple[str, str, int]]:
+        """The most frequent mistakes of one class for another: (true, predicted, count)."""
+        mistakes = [(t, p, n) for (t, p), n in self.counts.items() if t and p and t != p]
+        return sorted(mistakes, key=lambda row: (-row[2], row[:2]))[:limit]
+
+    def matrix(self, limit: int = 30) -> Values:
+        """Rows of cells (count, share of the row's total) for the template; a last row for extra segments."""
+        names = self.names(limit)
+        rows = []
+        for truth in [*names, ""]:
+            total = sum(count for (there, _), count in self.counts.items() if there == truth)
+            counts = {predicted: self.counts[truth, predicted] for predicted in [*names, ""]}
+            cells = [{"count": n, "share": n / max(1, total), "hit": bool(truth) and p == truth} for p, n in counts.items()]
+            rows.append({"name": truth, "cells": cells})
+        return {"names": names, "rows": rows}
+
+
+def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confusion: Confusion) -> Values:
     """Everything the page knows of one image, as plain values.
 
     Args:
@@ -47,8 +93,8 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
         "height": height,
         "jpeg": base64.b64encode(jpeg).decode(),
         "map": base64.b64encode(png).decode(),
-        "truth": _truth_rows(comparison, truth, palette),
-        "prediction": _prediction_rows(comparison, prediction, palette),
+        "truth": _rows(truth, palette, partial(_truth_facts, comparison)),
+        "prediction": _rows(prediction, palette, partial(_prediction_facts, comparison)),
     }
 
 
@@ -78,14 +124,11 @@ def _encode(image: np.ndarray, maps: np.ndarray, budget: int) -> tuple[bytes, by
 
 
 def _byte_index(segmentation: PanopticSegmentation) -> np.ndarray:
-    """The index map in one byte; of more than 255 segments those of the least area become void (in the gallery only)."""
-    index_map = index_of(segmentation)
-    if len(segmentation.segments) <= 255:
-        return index_map.astype(np.uint8)
+    """The index map in one byte, by the order of `_shown`; segments that are not shown become void (in the gallery only)."""
     table = np.zeros(len(segmentation.segments) + 1, np.uint8)
-    for index in _shown(segmentation):
-        table[index + 1] = _shown(segmentation).index(index) + 1
-    return table[index_map]
+    for place, index in enumerate(_shown(segmentation), start=1):
+        table[index + 1] = place
+    return table[index_of(segmentation)]
 
 
 def _shown(segmentation: PanopticSegmentation) -> list[int]:
@@ -94,49 +137,31 @@ def _shown(segmentation: PanopticSegmentation) -> list[int]:
     return sorted(sorted(range(len(segments)), key=lambda i: -segments[i].area)[:255])
 
 
-def _truth_rows(comparison: Comparison, truth: PanopticSegmentation, palette: Palette) -> list[dict[str, Any]]:
-    colors = segment_colors(truth, palette).tolist()
-    ious = dict(zip(comparison.matching.truth.tolist(), comparison.matching.ious.tolist(), strict=True))
-    rows = []
-    for index in _shown(truth):
-        segment = truth.segments[index]
-        rows.append(
-            {
-                "name": _name(truth, segment.category_id),
-                "status": "group, not rated" if segment.iscrowd else "found" if index in ious else "missed",
-                "iou": round(ious[index], 3) if index in ious else None,
-                "pixels": segment.area,
-                "color": colors[index],
-            }
-        )
+def _rows(segmentation: PanopticSegmentation, palette: Palette, more: Callable[[int, Segment], Values]) -> list[Values]:
+    """What the page says of each segment that it shows."""
+    colors, rows = segment_colors(segmentation, palette).tolist(), []
+    for index in _shown(segmentation):
+        segment = segmentation.segments[index]
+        common = {"name": _name(segmentation, segment.category_id), "pixels": segment.area, "color": colors[index]}
+        rows.append(common | more(index, segment))
     return rows
 
 
-def _prediction_rows(comparison: Comparison, prediction: PanopticSegmentation, palette: Palette) -> list[dict[str, Any]]:
-    colors = segment_colors(prediction, palette).tolist()
-    rows = []
-    for index in _shown(prediction):
-        segment = prediction.segments[index]
-        rows.append(
-            {
-                "name": _name(prediction, segment.category_id),
-                "status": _status(comparison, index),
-                "score": round(segment.score, 3),
-                "iou": round(float(comparison.ious[index]), 3),
-                "query": segment.query,
-                "pixels": segment.area,
-                "color": colors[index],
-            }
-        )
-    return rows
+def _truth_facts(comparison: Comparison, index: int, segment: Segment) -> Values:
+    ious = comparison.matching.ious[comparison.matching.truth == index].tolist()
+    status = "group, not rated" if segment.iscrowd else "found" if ious else "missed"
+    return {"status": status, "iou": round(ious[0], 3) if ious else None}
 
 
-def _status(comparison: Comparison, index: int) -> str:
+def _prediction_facts(comparison: Comparison, index: int, segment: Segment) -> Values:
+    iou = float(comparison.ious[index])
     if comparison.matching.ignored[index]:
-        return "not rated"
-    if not comparison.matching.extra[index]:
-        return "correct"
-    return "wrong class" if comparison.ious[index] > 0.5 else "extra"
+        status = "not rated"
+    elif comparison.matching.extra[index]:
+        status = "wrong class" if iou > 0.5 else "extra"
+    else:
+        status = "correct"
+    return {"status": status, "iou": round(iou, 3), "score": round(segment.score, 3), "query": segment.query}
 
 
 def _name(segmentation: PanopticSegmentation, category_id: int) -> str:
