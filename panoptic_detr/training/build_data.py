@@ -67,9 +67,8 @@ def _check_meanings(trained: CategoryTable, validated: CategoryTable, path: Path
     for category in validated.categories:
         known = trained.by_id.get(category.id)
         if known is not None and (known.name, known.isthing) != (category.name, category.isthing):
-            kinds = [f"{c.name!r} ({'thing' if c.isthing else 'stuff'})" for c in (known, category)]
             raise DataError(
-                f"{path}: category {category.id} is {kinds[1]} in this validation set, but {kinds[0]} in the training set; "
+                f"{path}: category {category.id} is {category} in this validation set, but {known} in the training set; "
                 "both JSONs need the same categories (`panoptic-detr data check` compares them)"
             )
 
