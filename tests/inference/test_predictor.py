@@ -241,7 +241,7 @@ def test_published_labels_need_no_table_in_the_checkpoint(tmp_path):
     ("change", "message"),
     [
         ({"categories": None}, "does not say what its 3 labels mean"),
-        ({"inference": {"treshold": 0.5}}, "no inference setting 'treshold'; did you mean 'threshold'"),
+        ({"inference": {"treshold": 0.5}}, "unknown setting 'inference.treshold'; did you mean 'inference.threshold'"),
         ({"inference": {"threshold": 5}}, r"settings: setting 'inference.threshold' must be in \[0, 1\], but got 5"),
     ],
 )
