@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import docstring_parser
 
-from panoptic_detr.config.types import at_least, check_values, fits_type, fraction, type_name
+from panoptic_detr.config.types import at_least, at_most, check_values, fits_type, fraction, type_name
 from panoptic_detr.errors import ConfigError
 
 PREFIX = "inference."
@@ -18,6 +18,7 @@ DuplicateStuff = Literal["union", "keep_first"]
 # the focal loss, score lower (Deformable DETR, H-DETR): these two are rules of thumb, `evaluate --calibrate` finds better ones.
 SOFTMAX_THRESHOLD = 0.85
 SIGMOID_THRESHOLD, SIGMOID_STUFF_THRESHOLD = 0.4, 0.3
+LARGEST_SIDE = 2**15  # pixels; a model that sees more needs hundreds of gigabytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class InferenceSettings:
         at_least("inference.min_area", self.min_area, 0)
         for name in ("max_segments", "short_side", "long_side"):
             at_least(f"inference.{name}", getattr(self, name), 1)
+        for name in ("short_side", "long_side"):
+            at_most(f"inference.{name}", getattr(self, name), LARGEST_SIDE)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InferenceSettings":

@@ -32,7 +32,7 @@ def fits_type(value: object, wanted: Any) -> bool:
         return all(fits_type(key, parts[0]) and fits_type(item, parts[1]) for key, item in pairs)
     if wanted in (int, float):
         return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+    return isinstance(value, origin or wanted)
 
 
 def type_name(kind: Any) -> str:
@@ -74,6 +74,12 @@ def at_least(key: str, value: float | None, low: float) -> None:
     if value is not None and not low <= value < math.inf:
         finite = "" if math.isfinite(value) else " and finite"
         raise ConfigError(f"setting {key!r} must be at least {low}{finite}, but got {value}")
+
+
+def at_most(key: str, value: float | None, high: float) -> None:
+    """Raise `ConfigError` if the value of a setting is given and larger than `high`."""
+    if value is not None and value > high:
+        raise ConfigError(f"setting {key!r} must be at most {high}, but got {value}")
 
 
 def fraction(key: str, value: float | None) -> None:
