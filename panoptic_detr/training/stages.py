@@ -252,7 +252,7 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
     lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
-    if trainer.evaluate is not None and validates_on_training(stage.data, train):
+    if validates_on_training(stage.data, train) and trainer.evaluate is not None:
         lines.append("note: validation and training have the same images, so the scores say nothing about new ones")
     print_groups(console, trainer.model, trainer.groups, lines)
 
