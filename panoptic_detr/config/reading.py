@@ -193,6 +193,8 @@ def _explain(stage: type, message: str) -> str:
     key = re.search(r'Parser key "([\w.]+)"', message)
     got = re.search(r"(?:Got value|Given value): (.*)", message)
     kind = _typed_keys(stage).get(key.group(1)) if key else None
+    if key is not None and (is_dataclass(kind) or get_origin(kind) is dict):
+        return f"section {key.group(1)!r} holds keys and values; give them one by one, as --{key.group(1)}.NAME VALUE"
     if key is None or got is None or kind is None:
         return " ".join(message.split())
     return f"setting {key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
