@@ -10,13 +10,14 @@ from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
 
 if TYPE_CHECKING:
-    from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
+    from panoptic_detr.data.coco.dataset import CocoPanoptic, Others, retarget
 
 __all__ = [
     "IMAGE_ENDINGS",
     "CocoIndex",
     "CocoPanoptic",
     "DataPaths",
+    "Others",
     "defects",
     "entries",
     "find_image",
@@ -28,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("CocoPanoptic", "retarget"):
+    if name not in ("CocoPanoptic", "Others", "retarget"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from panoptic_detr.data.coco import dataset
 

@@ -5,8 +5,9 @@ Masks are never stacked: the id map travels through augmentation as one channel 
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,21 @@ from panoptic_detr.segment_maps import read_id_png, renumber
 from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
+
+
+@dataclass(frozen=True)
+class Others:
+    """The other images of a data set, for augmentation that mixes several.
+
+    Attributes:
+        samples: the i-th, as read from disk.
+        count: how many there are.
+        thing_labels: labels of things.
+    """
+
+    samples: Callable[[int], Sample]
+    count: int
+    thing_labels: tuple[int, ...]
 
 
 class CocoPanoptic(Dataset[Sample]):
@@ -102,6 +118,17 @@ class CocoPanoptic(Dataset[Sample]):
         Raises:
             DataError, SegmentMapError: a defect of the files, with the place and the way out.
         """
+        row, sample = self._row(i), self._sample(i)
+        if self.transforms is None:
+            return sample
+        mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "copy_paste", 0) else {}
+        try:
+            return self.transforms(sample, self._generator(row), **mixing)
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"{self._where(row)}: the transforms failed: {error}") from error
+
+    def _sample(self, i: int) -> Sample:
+        """The i-th sample as it is on disk."""
         row = self._row(i)
         image, places = self._decoded(row)
         labels, image_id = self._labels(row), self._index.image_ids[row]
@@ -110,13 +137,11 @@ class CocoPanoptic(Dataset[Sample]):
         else:
             target = retarget(torch.from_numpy(places), labels, image_id)
         image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
-        sample = Sample(image_tensor, target, places.shape, self._index.image_names[row])
-        if self.transforms is None:
-            return sample
-        try:
-            return self.transforms(sample, self._generator(row))
-        except (ValueError, RuntimeError) as error:
-            raise DataError(f"{self._where(row)}: the transforms failed: {error}") from error
+        return Sample(image_tensor, target, places.shape, self._index.image_names[row])
+
+    def _others(self) -> Others:
+        things = tuple(label for label, category in self.categories.by_label.items() if category.isthing)
+        return Others(self._sample, len(self), things)
 
     @property
     def categories(self) -> CategoryTable:
