@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GROUND = ("errors", "shapes", "boxes", "categories", "coco_classes", "files", "parallel", "segment_maps", "images", "panoptic")
 FLOORS = (
-    (*GROUND, "structures", "config"),
+    (*GROUND, "query_masks", "structures", "config"),
     ("data", "models", "quality"),
     ("visualization",),
     ("zoo",),
