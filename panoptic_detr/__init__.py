@@ -8,24 +8,48 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from panoptic_detr.categories import Category, CategoryTable
+    from panoptic_detr.config.inference import InferenceSettings
+    from panoptic_detr.config.stages import (
+        AugmentationConfig,
+        DataConfig,
+        DetectorStage,
+        LossConfig,
+        MaskStage,
+        ModelConfig,
+        OptimizerConfig,
+        TrainConfig,
+    )
     from panoptic_detr.evaluation import evaluate_panoptic
     from panoptic_detr.inference import Predictor, load_model, merge_panoptic
     from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
     from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
     from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target
     from panoptic_detr.training.losses import Losses, build_criterion
+    from panoptic_detr.training.stages import train_detector, train_masks
     from panoptic_detr.visualization.draw import overlay
     from panoptic_detr.weights import load_official
     from panoptic_detr.zoo import build_model, list_models
 
 _HOMES = {
     "categories": ("Category", "CategoryTable"),
+    "config.inference": ("InferenceSettings",),
+    "config.stages": (
+        "AugmentationConfig",
+        "DataConfig",
+        "DetectorStage",
+        "LossConfig",
+        "MaskStage",
+        "ModelConfig",
+        "OptimizerConfig",
+        "TrainConfig",
+    ),
     "evaluation": ("evaluate_panoptic",),
     "inference": ("Predictor", "load_model", "merge_panoptic"),
     "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
     "quality": ("PanopticQuality", "PanopticQualityResult"),
     "structures": ("Batch", "DetectorOutput", "FeatureLevel", "Predictions", "Sample", "Target"),
     "training.losses": ("Losses", "build_criterion"),
+    "training.stages": ("train_detector", "train_masks"),
     "visualization.draw": ("overlay",),
     "weights": ("load_official",),
     "zoo": ("build_model", "list_models"),
@@ -33,13 +57,21 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AugmentationConfig",
     "Batch",
     "Category",
     "CategoryTable",
+    "DataConfig",
     "DetectorOutput",
+    "DetectorStage",
     "Dropped",
     "FeatureLevel",
+    "InferenceSettings",
+    "LossConfig",
     "Losses",
+    "MaskStage",
+    "ModelConfig",
+    "OptimizerConfig",
     "PanopticQuality",
     "PanopticQualityResult",
     "PanopticSegmentation",
@@ -48,6 +80,7 @@ __all__ = [
     "Sample",
     "Segment",
     "Target",
+    "TrainConfig",
     "build_criterion",
     "build_model",
     "evaluate_panoptic",
@@ -56,6 +89,8 @@ __all__ = [
     "load_official",
     "merge_panoptic",
     "overlay",
+    "train_detector",
+    "train_masks",
 ]
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from panoptic_detr.errors import InputError
 
 JOBS = (
+    "train",
     "train_detector",
     "train_masks",
     "evaluate",

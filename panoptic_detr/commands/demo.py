@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
@@ -19,11 +18,11 @@ from rich.text import Text
 
 from panoptic_detr.commands import data, evaluate, train_detector, train_masks, visualize
 from panoptic_detr.commands.cli import Main, run
+from panoptic_detr.config.reading import packaged_configs
 from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.visualization.draw import side_by_side
 
-CONFIGS = Path(str(files("panoptic_detr.configs"))) / "scenes"  # in a checkout and in an installed package
 SIZE = 96
 MARK = "made_by_the_demo"
 PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png", "report.html")
@@ -89,7 +88,7 @@ def train(stage: Main, name: str, options: argparse.Namespace, steps: int | None
         TrainingError: the stage was stopped, which ends a training without an error.
     """
     out = options.output / name
-    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--train.output", str(out), *more]
+    arguments = ["--config", str(packaged_configs() / "scenes" / f"{name}.yaml"), "--train.output", str(out), *more]
     arguments += ["--data.root", str(options.output / "scenes"), "--train.seed", str(options.seed)]
     stage([*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
     best = out / "best.pt"

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_origin, get_type_hints
 
@@ -69,6 +70,11 @@ def save_config(config: "DataclassInstance", path: Path) -> None:
     """Write a config as YAML that `--config` reads back; whoever is killed here keeps the settings to resume with."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     write_whole(path, text.encode())
+
+
+def packaged_configs() -> Path:
+    """The folder of the settings that come with the package, in a checkout and in an installation alike."""
+    return Path(str(resources.files("panoptic_detr.configs")))
 
 
 def known_keys(stage: type) -> Iterator[str]:

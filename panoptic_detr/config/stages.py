@@ -80,6 +80,12 @@ class DataConfig:
     on_unreadable: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
+        for name in (
+            "root",
+            *(f"{part}_{kind}" for part in ("train", "val") for kind in ("images", "panoptic", "annotations")),
+        ):
+            if getattr(self, name) is not None:
+                setattr(self, name, Path(getattr(self, name)))
         at_least("data.workers", self.workers, 0)
         at_least("data.train_limit", self.train_limit, 1)
         at_least("data.val_limit", self.val_limit, 1)
@@ -239,10 +245,13 @@ class TrainConfig:
     overfit: int = 0
 
     def __post_init__(self) -> None:
+        self.output = Path(self.output)
         for name in ("epochs", "steps", "batch_size", "accumulate", "devices", "threads", "nodes", "keep_last", "log_every"):
             at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
+        for name in ("seed", "evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
             at_least(f"train.{name}", getattr(self, name), 0)
+        if self.seed >= 2**32 - self.devices * self.nodes:  # each process adds its number
+            raise ConfigError(f"setting 'train.seed' must be below 2**32 less one per process, but got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")
         if self.strategy == "fsdp" and self.precision == "16-mixed":

@@ -1,5 +1,6 @@
 """Score a model on a data set in one pass: PQ, box AP, mask AP. Maps go from the model straight to the counts, not to disk."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,16 +42,22 @@ class ModelScores:
     seconds: float
 
     def summary(self) -> dict[str, float]:
-        """The main scores by name, as fractions, the most important one first; for logs."""
+        """The main scores by name, as fractions, the most important one first, NaN where one is undefined; for logs."""
         scores: dict[str, float] = {}
         if self.panoptic is not None:
             every, things, stuff = self.panoptic.all, self.panoptic.things, self.panoptic.stuff
             scores = {"PQ": every.pq, "SQ": every.sq, "RQ": every.rq, "PQ things": things.pq, "PQ stuff": stuff.pq}
+            counted = dict(zip(scores, (every.n, every.n, every.n, things.n, stuff.n), strict=True))
+            scores = {name: value if counted[name] else math.nan for name, value in scores.items()}
         if self.things is not None:
-            scores["box AP"] = self.things.boxes.ap or 0.0
+            scores["box AP"] = _or_nan(self.things.boxes.ap)
             if self.things.masks is not None:
-                scores["mask AP"] = self.things.masks.ap or 0.0
+                scores["mask AP"] = _or_nan(self.things.masks.ap)
         return scores
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 class ModelScorer:

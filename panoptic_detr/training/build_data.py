@@ -62,12 +62,31 @@ def open_val_set(
     if not train.overfit and not any(_explicit(data, "val").values()) and (split is None or data.root is None):
         return None
     transform, explicit = eval_transform(inference.short_side, inference.long_side), _explicit(data, part)
-    dataset = _open(data, split, explicit, transform, None, 0)
+    try:
+        dataset = _open(data, split, explicit, transform, None, 0)
+    except DataError as error:
+        if (
+            train.overfit
+            or any(explicit.values())
+            or (Path(data.root or "") / "annotations" / f"panoptic_{split}.json").exists()
+        ):
+            raise
+        raise DataError(
+            f"no validation split {split!r}: {error}. `panoptic-detr data split {data.root} --val 0.2` takes one from the "
+            "training images, data.val_split names another one, and --data.val_split null goes without evaluation"
+        ) from None
     if dataset.categories.differences(categories):
         _check_meanings(categories, dataset.categories, resolve_paths(data.root, split, **explicit).annotations)
         dataset = _open(data, split, explicit, transform, categories, 0)  # labels are those of the model
     dataset = dataset.subset(range(min(limit, len(dataset)))) if limit else dataset
     return readable_part(dataset, fabric, data.workers) if data.on_unreadable == "skip" else dataset
+
+
+def validates_on_training(data: DataConfig, train: TrainConfig) -> bool:
+    """Whether the validation images are those of training, though nobody asked for an overfitting run."""
+    here, there = (_explicit(data, part)["annotations"] for part in ("train", "val"))
+    same = here == there if here or there else data.root is not None and data.train_split == data.val_split
+    return same and not train.overfit
 
 
 def _check_meanings(trained: CategoryTable, validated: CategoryTable, path: Path) -> None:

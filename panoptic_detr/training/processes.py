@@ -38,6 +38,7 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
             f"{started} processes were started (torchrun or srun), but train.devices x train.nodes is {wanted}; train.devices "
             "must be the processes on one machine, and train.nodes the machines"
         )
+    _check_devices(train)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     strategy: str | Strategy = "auto"
@@ -63,6 +64,18 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
     fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
     torch.use_deterministic_algorithms(train.deterministic)
     return fabric
+
+
+def _check_devices(train: TrainConfig) -> None:
+    """Refuse more processes on this machine than it has devices; on a CPU one process takes a core at least.
+
+    Raises:
+        ConfigError: the message says how many there are.
+    """
+    on_gpu = train.accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available()
+    there, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    if train.devices > there:
+        raise ConfigError(f"train.devices is {train.devices}, but this machine has {there} {what}; give at most so many")
 
 
 def end_with_the_first_process() -> None:

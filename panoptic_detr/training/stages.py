@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,10 +15,10 @@ from panoptic_detr.config.reading import plain
 from panoptic_detr.config.stages import DetectorStage, MaskStage, ModelConfig, OptimizerConfig
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform
-from panoptic_detr.errors import ConfigError, InputError, TrainingError
+from panoptic_detr.errors import CheckpointError, ConfigError, InputError, TrainingError
 from panoptic_detr.models import PanopticDETR
 from panoptic_detr.models.masks import MaskDETR
-from panoptic_detr.training.build_data import open_train_set, open_val_set, train_loader
+from panoptic_detr.training.build_data import open_train_set, open_val_set, train_loader, validates_on_training
 from panoptic_detr.training.losses import Criterion, MaskCriterion, criterion_for
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import gather, start_fabric
@@ -35,25 +36,32 @@ from panoptic_detr.weights import (
     check_source,
     copy_mask_head,
     detector_changes,
+    load_checkpoint,
     open_source,
     transfer_weights,
 )
 from panoptic_detr.zoo import PANOPTIC, build_model, override_types, spec_of
 
 
-def train_detector(stage: DetectorStage) -> None:
-    """Run stage 1 with these settings; the result is `best.pt` in the run's folder.
+def train_detector(stage: DetectorStage) -> Path | None:
+    """Run stage 1 with these settings.
+
+    Returns:
+        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
     """
     if stage.model.weights is not None:
         check_source(stage.model.weights)
-    run_stage(stage, lambda categories, console: new_model(stage.model, categories, console))
+    return run_stage(stage, lambda categories, console: new_model(stage.model, categories, console))
 
 
-def train_masks(stage: MaskStage) -> None:
-    """Run stage 2 with these settings; the result is `best.pt` in the run's folder.
+def train_masks(stage: MaskStage) -> Path | None:
+    """Run stage 2 with these settings.
+
+    Returns:
+        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
@@ -63,7 +71,7 @@ def train_masks(stage: MaskStage) -> None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
     for source in filter(None, (detector, stage.model.weights)):
         check_source(source)
-    run_stage(
+    return run_stage(
         stage,
         lambda categories, console: panoptic_model(open_source(detector), stage, categories, console),
         frozen_detector=not stage.joint,
@@ -72,13 +80,16 @@ def train_masks(stage: MaskStage) -> None:
 
 def run_stage(
     stage: DetectorStage, make_model: Callable[[CategoryTable, Console], nn.Module], *, frozen_detector: bool = False
-) -> None:
+) -> Path | None:
     """Devices, data, model, losses; then train, or go on with the run that is there, and say what came out.
 
     Args:
         stage: settings.
         make_model: the model for the data's classes; what it has to tell it says on the console.
         frozen_detector: train the mask head only.
+
+    Returns:
+        The result; None if the run was stopped.
     """
     fabric = start_fabric(stage.train, unused_parameters=not frozen_detector and stage.loss.switches_terms_off)
     console = rank_zero_console(fabric)
@@ -110,6 +121,7 @@ def run_stage(
     with announced(trainer, stage, dataset, console):
         trainer.fit()
         conclude(trainer, stage, console)
+    return trainer.files.best if trainer.complete else None
 
 
 def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:
@@ -257,6 +269,8 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
     lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
+    if trainer.evaluate is not None and validates_on_training(stage.data, train):
+        lines.append("note: validation and training have the same images, so the scores say nothing about new ones")
     print_groups(console, trainer.model, trainer.groups, lines)
 
 
@@ -264,12 +278,18 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
     """After the run: the picture of its curves, where the result is, and what an overfitting run has shown.
 
     Raises:
-        TrainingError: there is no result, because the disk was full all the time.
+        TrainingError: there is no result, because the disk was full all the time, or it was damaged afterwards.
     """
     if not trainer.fabric.is_global_zero or not trainer.complete:
         return
     if not trainer.files.best.exists():
         raise TrainingError(f"the run is over, but {str(trainer.files.best)!r} could not be written: its weights are lost")
+    try:
+        load_checkpoint(trainer.files.best)
+    except CheckpointError as error:
+        raise TrainingError(
+            f"the run is over, but its result is unusable: {error}. {trainer.files.last} has the last weights"
+        ) from None
     draw_curves(stage.train.output)
     console.print(f"result: {trainer.files.best}", highlight=False, soft_wrap=True)
     if stage.train.overfit and trainer.last_scores:

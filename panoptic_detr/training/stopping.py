@@ -1,6 +1,7 @@
 """What ends a run before its last step: a signal, a loader process that died, numbers that are not finite."""
 
 import math
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +18,23 @@ from panoptic_detr.weights import write_atomically
 
 
 class StopRequest:
-    """Inside this context SIGINT and SIGTERM only raise a flag, so that the step at hand can be finished and saved.
+    """Inside this context SIGINT, SIGTERM and SIGHUP only raise a flag, so that the step at hand can be finished and saved.
 
-    A second signal interrupts at once.
+    A second signal interrupts at once. SIGHUP is what a lost connection or a closed terminal sends; `nohup` ignores it.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            ignored = {number for number in self.SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS if number not in ignored}
+            self._terminals = [number for number in (1, 2) if os.isatty(number)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -44,6 +48,11 @@ class StopRequest:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if self.received == "SIGHUP":  # the terminal is gone, and whoever writes to it gets an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in self._terminals:
+                os.dup2(nowhere, terminal)
+            os.close(nowhere)
 
 
 @contextmanager

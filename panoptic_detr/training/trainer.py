@@ -248,7 +248,8 @@ class Trainer:
             value = next(iter(scores.values()))
             best = -math.inf if self.state.best is None else self.state.best
             improved = value > best
-            self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
+            if not math.isnan(value):  # an undefined score says nothing, so nothing is decided by it
+                self.state.evaluations_since_best = 0 if improved else self.state.evaluations_since_best + 1
             if value >= best and self._export():  # of equal scores (0 for long) the later weights; an undefined one is none
                 self.state.best = value
         self.state.evaluated = self.state.step
@@ -274,9 +275,15 @@ class Trainer:
         if self._agree(bool(stop)) and not self.complete:
             by = stop.received or "another process"
             self.reporter.say(f"stopped by {by} after step {self.state.step}; go on with: {self.resume_command}")
-        elif self.evaluate is None or not gather(self.fabric, self.files.best.exists())[0]:
-            with self._weights_for_use():
-                self._export()
+        else:
+            if self.state.step < self.total_steps:
+                since_best = self.state.evaluations_since_best
+                self.reporter.say(
+                    f"stopped early after step {self.state.step}: {since_best} evaluations without a better score"
+                )
+            if self.evaluate is None or self.state.best is None or not gather(self.fabric, self.files.best.exists())[0]:
+                with self._weights_for_use():
+                    self._export()
         self.reporter.close()
 
     @contextmanager
@@ -334,6 +341,8 @@ class Trainer:
         self.state, self.resumed = part.state, True
         self.reporter.say(f"going on after step {self.state.step} of {self.total_steps}")
         if self.complete:
-            self.reporter.say("the run is complete; it goes on with more steps only (--train.steps or --train.epochs)")
+            early = "it stopped early, and goes on without train.early_stop"
+            more = "it goes on with more steps only (--train.steps or --train.epochs)"
+            self.reporter.say(f"the run is complete; {more if self.state.step >= self.total_steps else early}")
         for change in changed_settings(part.settings, self.settings):
             self.reporter.say(f"changed setting, so the run is not an exact continuation: {change}")

@@ -1,9 +1,10 @@
 import csv
 import errno
+import math
 
 import pytest
 
-from panoptic_detr.training.run.log import Averages, CsvLog, open_board, write_board
+from panoptic_detr.training.run.log import Averages, CsvLog, draw_curves, open_board, write_board
 
 
 def rows(path):
@@ -83,3 +84,10 @@ def test_tensorboard_gets_the_rows(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("scores/PQ_things")] == [(3, 0.5)]
+
+
+def test_losses_that_are_all_zero_are_drawn_without_a_warning(tmp_path):
+    log = CsvLog(tmp_path / "log.csv")
+    for step in (1, 2):
+        log.write({"step": step, "lr": 0.1, "loss": 0.0, "mask_dice": math.nan})
+    assert draw_curves(tmp_path).stat().st_size > 1000

@@ -7,7 +7,9 @@ import torch
 from training.criterion_helpers import LABELS, output, target
 from training.trainer_helpers import TINY
 
+import panoptic_detr as pd
 from panoptic_detr import build_criterion, zoo
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import (
     AugmentationConfig,
     DataConfig,
@@ -17,6 +19,7 @@ from panoptic_detr.config.stages import (
     ModelConfig,
     TrainConfig,
 )
+from panoptic_detr.errors import ConfigError, DataError, TrainingError
 from panoptic_detr.models import build_detr
 from panoptic_detr.models.deformable import build_deformable_detr
 from panoptic_detr.training import stages
@@ -71,3 +74,37 @@ def test_null_leaves_the_detectors_terms_out_where_it_is_frozen():
     given = LossConfig(class_weight=None, l1_weight=3.0)
     weights = [stages.criterion_for(model, LABELS, given, frozen_detector=frozen).weights for frozen in (False, True)]
     assert [(w.class_, w.box_l1, w.box_giou, w.dense) for w in weights] == [(1.0, 3.0, 2.0, 5.0), (0.0, 3.0, 0.0, 0.0)]
+
+
+def stage_on(scenes, output, **data):
+    return DetectorStage(
+        model=ModelConfig(name="detr_r50", overrides=TINY),
+        data=DataConfig(**{"root": scenes, "train_split": "train", "val_split": "train", "workers": 0, **data}),
+        augmentation=AugmentationConfig(preset="none"),
+        train=TrainConfig(output=output, steps=1, batch_size=2, tensorboard=False),
+        inference=InferenceSettings(short_side=None),
+    )
+
+
+def test_a_result_that_was_cut_short_is_not_called_one(scenes, tmp_path, capsys):
+    stage = stage_on(str(scenes), str(tmp_path / "run"))  # text is as good as a path
+    assert pd.train_detector(stage) == tmp_path / "run" / "best.pt"
+    assert "validation and training have the same images" in capsys.readouterr().err
+    stage.train.resume = True
+    assert pd.train_detector(stage) == tmp_path / "run" / "best.pt"
+    whole = (tmp_path / "run" / "best.pt").read_bytes()
+    (tmp_path / "run" / "best.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=r"the run is over, but its result is unusable: .*best\.pt.* has the last weights"):
+        pd.train_detector(stage)
+
+
+def test_where_there_is_no_validation_split_both_ways_out_are_named(scenes, tmp_path):
+    with pytest.raises(DataError, match=r"no validation split 'val': .*`panoptic-detr data split .* --data.val_split null"):
+        stages.train_detector(stage_on(scenes, tmp_path / "run", val_split="val"))
+
+
+def test_more_processes_than_devices_are_refused_by_number(scenes, tmp_path):
+    stage = stage_on(scenes, tmp_path / "run")
+    stage.train.devices, stage.train.accelerator = 1000, "cpu"
+    with pytest.raises(ConfigError, match=r"train\.devices is 1000, but this machine has \d+ CPU cores"):
+        stages.train_detector(stage)

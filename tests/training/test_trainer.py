@@ -27,6 +27,7 @@ from panoptic_detr.training import stages
 from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.run.log import CsvLog
+from panoptic_detr.training.watch.diagnosis import overfit_verdict
 from panoptic_detr.training.watch.progress import TrainingProgress
 from panoptic_detr.weights.checkpoints import load_checkpoint
 
@@ -313,3 +314,33 @@ def test_a_compiled_model_trains_as_it_is(scenes, tmp_path, monkeypatch):
     same = [name for name in rows[0][0] if name not in ("seconds", "wait", "wait_share")]
     for plain, changed in zip(*rows, strict=True):
         assert [float(changed[name]) for name in same] == pytest.approx([float(plain[name]) for name in same], rel=1e-4)
+
+
+def test_an_undefined_score_decides_nothing(scenes, tmp_path, capsys):
+    trainer = make_trainer(scenes, tmp_path, evaluate=lambda model: {"box AP": math.nan}, evaluate_every=1, early_stop=2)
+    assert trainer.fit().step == 6
+    assert (trainer.state.best, trainer.state.evaluations_since_best) == (None, 0)
+    told = capsys.readouterr().err
+    assert "step 6: box AP -\n" in told
+    assert "best" not in told
+    assert_equal(weights_of(tmp_path / "best.pt"), weights_of(tmp_path / "last.pt"))
+    assert "no verdict, because box AP is undefined" in overfit_verdict(trainer.last_scores)
+
+
+def test_the_end_by_early_stopping_is_said(scenes, tmp_path, capsys):
+    settings = {"evaluate": lambda model: {"PQ": 0.5}, "evaluate_every": 1, "early_stop": 2}
+    assert make_trainer(scenes, tmp_path, **settings).fit().step == 3
+    assert "stopped early after step 3: 2 evaluations without a better score" in capsys.readouterr().err
+    make_trainer(scenes, tmp_path, resume=True, **settings).fit()
+    assert "the run is complete; it stopped early, and goes on without train.early_stop" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_lost_connection_stops_a_run_in_good_order_unless_it_was_told_to_ignore_that(scenes, tmp_path, capsys):
+    assert stop_at(make_trainer(scenes, tmp_path / "run"), 2, signal.SIGHUP).fit().step == 3
+    assert "stopped by SIGHUP after step 3" in capsys.readouterr().err
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stop_at(make_trainer(scenes, tmp_path / "nohup"), 2, signal.SIGHUP).fit().step == 6
+    finally:
+        signal.signal(signal.SIGHUP, before)

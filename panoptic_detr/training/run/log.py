@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def write_board(board: Board | None, group: str, row: Mapping[str, float]) -> No
     if board is None:
         return
     for name, value in row.items():
-        if name != "step":
+        if name != "step" and not math.isnan(value):
             board.add_scalar(f"{group}/{name.replace(' ', '_')}", value, int(row["step"]))
 
 
@@ -135,10 +136,11 @@ def draw_curves(folder: Path) -> Path | None:
     scores = _read(folder / "scores.csv")
     figure = Figure(figsize=(15, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for name in log:
-        if name not in HIDDEN and "_layer" not in name:
-            axes[0].plot(log["step"], log[name], label=name, linewidth=2 if name == "loss" else 1)
-    axes[0].set(title="losses", yscale="log", xlabel="step")
+    shown = [name for name in log if name not in HIDDEN and "_layer" not in name]
+    for name in shown:
+        axes[0].plot(log["step"], log[name], label=name, linewidth=2 if name == "loss" else 1)
+    positive = any(np.nanmax(log[name], initial=0) > 0 for name in shown)
+    axes[0].set(title="losses", yscale="log" if positive else "linear", xlabel="step")
     axes[0].legend(fontsize="x-small")
     axes[1].plot(log["step"], log["lr"])
     axes[1].set(title="learning rate", xlabel="step")

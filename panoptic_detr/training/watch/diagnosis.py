@@ -86,6 +86,8 @@ class Diagnosis:
 def overfit_verdict(scores: Mapping[str, float]) -> str:
     """What the final scores on the training images themselves say about data, model and losses."""
     name, value = next(iter(scores.items()))
+    if math.isnan(value):
+        return f"overfit: no verdict, because {name} is undefined on these images: they have nothing that it counts"
     subject = "masks, boxes and classes" if name.startswith("PQ") else "boxes and classes"
     if value >= 0.6:
         return f"overfit: {subject} can be learned ({name} {value:.2f} on the training images)"

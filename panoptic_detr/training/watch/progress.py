@@ -253,7 +253,7 @@ class Reporter:
     def scores(self, state: RunState, scores: Mapping[str, float], improved: bool) -> None:
         """Show and log what an evaluation has found."""
         first = next(iter(scores))
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        shown = "  ".join(f"{name} {'-' if math.isnan(value) else f'{value:.4f}'}" for name, value in scores.items())
         self.say(f"step {state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
         self._write_row(self._scores, "scores", {"step": state.step, **scores})
 

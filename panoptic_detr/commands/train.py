@@ -1,0 +1,131 @@
+"""Train both stages on one's own data, calibrate, score, draw: from annotations to a panoptic model and its report.
+
+A try in a few minutes, and all of it:
+
+    panoptic-detr train --data.root scenes --recipe small --output runs/try --detector-steps 20 --mask-steps 10
+    panoptic-detr train --data.root data/mine --recipe small --output runs/mine
+
+A recipe names two files of configs/finetune: `small` (random weights, a CPU is enough), `nuclei` (many small things),
+`detr_r50` (published weights, for GPUs) and so on. The same command goes on after a stop, wherever that was. Settings that a
+recipe does not have are given to the stages' own commands, train_detector and train_masks.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from panoptic_detr.commands import evaluate, visualize
+from panoptic_detr.commands.arguments import OneLineParser, whole
+from panoptic_detr.commands.cli import run
+from panoptic_detr.commands.demo import Steps, draw_overview
+from panoptic_detr.config.reading import packaged_configs, read_config
+from panoptic_detr.config.stages import DetectorStage, MaskStage
+from panoptic_detr.errors import DataError, EvaluationError, TrainingError
+from panoptic_detr.training.stages import train_detector, train_masks
+
+RECIPES = packaged_configs() / "finetune"
+CALIBRATED_ON = 200  # training images
+
+Stage = TypeVar("Stage", bound=DetectorStage)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train boxes, then masks; calibrate, score, draw."""
+    options = parse(argv)
+    out, console, started = options.output, Console(markup=False), time.monotonic()
+    step = Steps(console)
+
+    step("Stage 1: a detector of boxes around things and stuff")
+    detector = train(DetectorStage, train_detector, "boxes", options, options.detector_steps)
+
+    step("Stage 2: masks on the frozen detector")
+    best = str(train(MaskStage, train_masks, "masks", options, options.mask_steps, "--detector", str(detector)))
+
+    train_split, val_split = options.train_split, options.val_split
+    root = ["--data.root", str(options.root), "--data.split"]
+    step("Thresholds of the best panoptic quality on training images")
+    calibration = ["--data.limit", str(CALIBRATED_ON), "--calibrate", "--store", "--ap", "none"]
+    try:
+        evaluate.main([best, *root, train_split, *calibration])
+    except EvaluationError as error:  # of a model that finds nothing yet
+        console.print(f"thresholds stay as they are: {error}", highlight=False, soft_wrap=True)
+
+    step(f"Panoptic quality on split {val_split}")
+    evaluate.main([best, *root, val_split, "--per-class", "--ap", "boxes", "--output", str(out / "scores")])
+
+    step("Pictures and report")
+    pictures, report, shown = out / "pictures", out / "report.html", ["--root", str(options.root), "--split", val_split]
+    visualize.main(["coco", *shown, "--model", best, "--limit", "24", "--output", str(pictures)])
+    draw_overview(pictures, out / "overview.png")
+    visualize.main(["report", str(out / "masks"), *shown, "--limit", "100", "--output", str(report)])
+
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    console.print(f"\nDone in {minutes} min {seconds} s.", style="bold")
+    for what, where in (("pictures", pictures), ("report", report), ("scores", out / "scores"), ("model", best)):
+        print(f"{what:8} {where}")
+    return 0
+
+
+def train(
+    kind: type[Stage],
+    run_stage: Callable[[Stage], Path | None],
+    name: str,
+    options: argparse.Namespace,
+    steps: int | None,
+    *more: str,
+) -> Path:
+    """Run a stage with its recipe, or go on with what an earlier call has begun; its result.
+
+    Raises:
+        TrainingError: the stage was stopped by a signal.
+    """
+    folder = options.output / name
+    splits = ["--data.train_split", options.train_split, "--data.val_split", options.val_split]
+    arguments = ["--config", str(RECIPES / f"{options.recipe}_{name}.yaml"), "--data.root", str(options.root), *splits]
+    arguments += ["--train.output", str(folder), "--train.seed", str(options.seed), "--train.resume", "true", *more]
+    result = run_stage(read_config(kind, [*arguments, *(() if steps is None else ("--train.steps", str(steps)))]))
+    if result is None:
+        raise TrainingError("stopped; the same command goes on where it was")
+    return result
+
+
+def recipes() -> list[str]:
+    """Names for which there are settings of both stages."""
+    both = [{path.stem.removesuffix(end) for path in RECIPES.glob(f"*{end}.yaml")} for end in ("_boxes", "_masks")]
+    return sorted(both[0] & both[1])
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        DataError: one of the two splits is not there.
+    """
+    parser = OneLineParser("panoptic-detr train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="data in COCO's own layout")
+    parser.add_argument("--recipe", choices=recipes(), default="small", help="settings of both stages (default: small)")
+    parser.add_argument("--output", type=Path, help="folder for everything (default: runs/RECIPE)")
+    parser.add_argument("--data.train_split", dest="train_split", default="train", help="to train on (default: train)")
+    parser.add_argument("--data.val_split", dest="val_split", default="val", help="to score on (default: val)")
+    parser.add_argument("--detector-steps", type=whole, help="steps of stage 1; by default those of the recipe")
+    parser.add_argument("--mask-steps", type=whole, help="steps of stage 2; by default those of the recipe")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order")
+    options = parser.parse_args(argv)
+    options.output = options.output or Path("runs") / options.recipe
+    for split in (options.train_split, options.val_split):
+        path = options.root / "annotations" / f"panoptic_{split}.json"
+        if not path.is_file():
+            raise DataError(
+                f"there is no split {split!r} ({path}); `panoptic-detr data split {options.root} --val 0.2` takes a validation "
+                "split from the training images, --data.train_split and --data.val_split name others"
+            )
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, None, "train"))
