@@ -9,7 +9,7 @@ import numpy as np
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
-from panoptic_detr.evaluation.same_images import check_same_images, check_same_names
+from panoptic_detr.evaluation.same_images import check_same_images, check_same_names, check_some_shared
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
 
@@ -43,6 +43,7 @@ def evaluate_panoptic(
         raise EvaluationError(f"workers must be at least 1, but is {workers}")
     truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     quality = PanopticQuality(truth.categories())
+    check_some_shared(prediction, truth)
     _note_images(quality, prediction, truth)
     chunks = _chunks(list(truth.entries), workers or usable_cores())
     with progress_bar(shown=progress) as bar:

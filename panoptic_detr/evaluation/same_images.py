@@ -77,3 +77,21 @@ def _alike(mine: str, theirs: str) -> bool:
 def _tells(name: str, image_id: ImageId) -> bool:
     """Whether the image's id stands in a name, with or without zeros before it."""
     return re.search(rf"(?<!\d)0*{re.escape(str(image_id).casefold())}(?!\d)", name) is not None
+
+
+def check_some_shared(prediction: AnnotationSet, truth: AnnotationSet) -> None:
+    """Refuse what has nothing to score.
+
+    Raises:
+        EvaluationError: no ground truth, or no image id in common; numbers against texts are told.
+    """
+    if not truth.entries:
+        raise EvaluationError(f"{truth.path}: there is no annotation in it, so there is nothing to score; give another split")
+    if not prediction.entries or prediction.entries.keys() & truth.entries.keys():
+        return
+    mine, theirs = next(iter(prediction.entries)), next(iter(truth.entries))
+    alike = {str(i) for i in prediction.entries} & {str(i) for i in truth.entries}
+    why = "text against number: write them alike" if alike else "predict the images of this ground truth"
+    raise EvaluationError(
+        f"{prediction.path}: no image id is also one of {truth.path}: {mine!r} there, {theirs!r} in the truth; {why}"
+    )

@@ -180,7 +180,8 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
+    crowds = [f"all annotations of {category} are crowds: it is not learnt" for category in dataset.only_crowds]
+    lines = [*crowds, f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
     print_groups(console, trainer.model, trainer.groups, lines)
 
 

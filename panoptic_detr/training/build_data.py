@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import AugmentationConfig, DataConfig, TrainConfig
-from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
+from panoptic_detr.data.coco import CocoPanoptic, list_splits, resolve_paths
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
 from panoptic_detr.errors import ConfigError, DataError
@@ -54,6 +54,11 @@ def open_val_set(
     if not train.overfit and not any(_explicit(data, "val").values()) and (split is None or data.root is None):
         return None
     transform, explicit = eval_transform(inference.short_side, inference.long_side), _explicit(data, part)
+    if data.root is not None and not any(explicit.values()) and (splits := list_splits(data.root)) and split not in splits:
+        raise DataError(
+            f"{data.root} has no split {split!r}, only {', '.join(splits)}; train without one (--data.val_split null), or "
+            f"make one: `panoptic-detr data split {data.root} --val 0.2`"
+        )
     dataset = _open(data, split, explicit, transform, None, 0)
     if dataset.categories.differences(categories):
         _check_meanings(categories, dataset.categories, resolve_paths(data.root, split, **explicit).annotations)
