@@ -21,7 +21,7 @@ from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.images import read_image
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.segment_maps import read_id_png
+from panoptic_detr.segment_maps import read_id_png, renumber
 from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
@@ -129,6 +129,16 @@ class CocoPanoptic(Dataset[Sample]):
         return [self._index.image_ids[row] for row in self._chosen]
 
     @property
+    def names(self) -> dict[int | str, str]:
+        """File names by id of all images of the JSON, those outside a subset too."""
+        return dict(zip(self._index.image_ids, self._index.image_names, strict=True))
+
+    @property
+    def annotations(self) -> Path:
+        """The JSON."""
+        return self._index.path
+
+    @property
     def segment_count(self) -> int:
         """Segments of all samples; crowds are not counted."""
         before = np.concatenate([[0], np.cumsum(~self._index.iscrowd)])[self._index.offsets]
@@ -225,7 +235,7 @@ class CocoPanoptic(Dataset[Sample]):
             segment_map = read_id_png(path)
         except SegmentMapError as error:
             raise SegmentMapError(f"{self._where(row)}: {error}") from None
-        return _renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
+        return renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
 
 
 def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target:
@@ -251,32 +261,3 @@ def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target
     size = torch.tensor([width, height], dtype=torch.float32)
     boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / (2 * size), (xyxy[:, 2:] - xyxy[:, :2]) / size], dim=1)  # (S, 4)
     return Target(labels, boxes, segment_map, image_id)
-
-
-def _renumber(segment_map: np.ndarray, segment_ids: np.ndarray, where: str) -> np.ndarray:
-    """Replace each id by 1 + its position in `segment_ids`; both sides must have the same ids.
-
-    Neighbouring pixels mostly have the same id, so runs of equal pixels are looked up instead of pixels: ten times faster.
-    """
-    flat = segment_map.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    lengths, values = np.diff(starts, append=len(flat)), flat[starts]
-    order = np.argsort(segment_ids)
-    table = np.concatenate([[0], segment_ids[order]]).astype(np.int32)
-    ranks = np.minimum(np.searchsorted(table, values), len(table) - 1)
-    unknown = table[ranks] != values
-    if unknown.any():
-        value = int(values[unknown][0])
-        raise SegmentMapError(
-            f"{where}: {int(lengths[values == value].sum())} pixels have segment id {value}, which the JSON's segments_info "
-            "does not list; add it there, or make the pixels 0 (void): `panoptic-detr data check --fix` can"
-        )
-    absent = np.bincount(ranks, minlength=len(table))[1:] == 0
-    if absent.any():
-        raise SegmentMapError(
-            f"{where}: segment {int(table[1:][absent][0])} of the JSON has no pixel in the PNG; remove it from segments_info "
-            "(`panoptic-detr data check --fix` can) or write the PNG again"
-        )
-    small = np.uint8 if len(table) <= 256 else np.int16 if len(table) <= 32768 else np.int32
-    positions = np.concatenate([[0], order + 1]).astype(small)
-    return np.repeat(positions[ranks], lengths).reshape(segment_map.shape)
