@@ -104,5 +104,9 @@ class PanopticSegmentation:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B)."""
+        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B).
+
+        Raises:
+            SegmentMapError: the ending of another format.
+        """
         write_id_png(path, self.segment_map)

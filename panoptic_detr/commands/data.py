@@ -20,9 +20,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
+from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import find_splits, report_check
 from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.split import split_dataset
 
 
 def scenes(
@@ -55,6 +57,7 @@ def check(
     queries: int = 100,
     fix: Path | None = None,
     copy_images: bool = False,
+    things: list[str] | None = None,
     json: Path | None = None,
     figure: Path | None = None,
     limit: int | None = None,
@@ -72,6 +75,7 @@ def check(
         queries: of the detector to be trained; images with more segments are counted.
         fix: folder for a repaired copy; what cannot be repaired with certainty is left out of it. The original is not touched.
         copy_images: copy images into the repaired copy instead of linking to the originals.
+        things: names of categories that are things, whatever the JSON says; with --fix, the copy says so.
         json: write all defects and statistics to this JSON.
         figure: draw the statistics into this picture.
         limit: lines per kind of defect; all by default.
@@ -86,6 +90,7 @@ def check(
         queries=queries,
         fix=fix,
         copy_images=copy_images,
+        things=things or [],
         json_file=json,
         figure=figure,
         limit=limit,
@@ -94,7 +99,37 @@ def check(
     )
 
 
-JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes}
+def split(
+    root: Path,
+    out: Path | None = None,
+    val: float = 0.2,
+    split: str | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    copy_files: bool = False,
+) -> int:
+    """Divide one split into train and val, with every class in its share.
+
+    Args:
+        root: a folder in COCO's own layout.
+        out: root of the new data set; by default the old one's name with _split.
+        val: share of the images that are for validation.
+        split: the part to divide; by default the only one there is.
+        group: regular expression; images in whose file names it finds the same (its first group, or all of it) stay together,
+            such as frames of one film.
+        seed: of the choice among equals.
+        copy_files: copy images and PNGs instead of linking to them.
+
+    Returns:
+        The exit status.
+    """
+    target = root.with_name(f"{root.absolute().name}_split") if out is None else out
+    lines = split_dataset(resolve_paths(root, split), target, val=val, group=group, seed=seed, copy_files=copy_files)
+    print("\n".join(lines))
+    return 0
+
+
+JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes, "split": split}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -116,7 +116,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_model_options(group: "argparse._ArgumentGroup") -> None:
     """Options of a checkpoint: data set, device, settings that differ from the checkpoint's own."""
     group.add_argument("--data.root", dest="root", type=Path, metavar="DIR", help="data set in COCO's own layout")
-    group.add_argument("--data.split", dest="split", default="val2017", help="its part (default: val2017)")
+    group.add_argument("--data.split", dest="split", help="its part (default: the only one there is, or val2017)")
     group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root")
     group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs")
     group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON")

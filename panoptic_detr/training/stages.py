@@ -268,7 +268,8 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
+    crowds = [f"all annotations of {category} are crowds: it is not learnt" for category in dataset.only_crowds]
+    lines = [*crowds, f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
     if trainer.evaluate is not None and validates_on_training(stage.data, train):
         lines.append("note: validation and training have the same images, so the scores say nothing about new ones")
     print_groups(console, trainer.model, trainer.groups, lines)

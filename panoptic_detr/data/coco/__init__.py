@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
 from panoptic_detr.data.coco.index import CocoIndex, read_index
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
+from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, list_splits, resolve_paths
 
 if TYPE_CHECKING:
     from panoptic_detr.data.coco.dataset import CocoPanoptic, Others, retarget
@@ -21,6 +21,7 @@ __all__ = [
     "defects",
     "entries",
     "find_image",
+    "list_splits",
     "read_index",
     "read_json",
     "resolve_paths",

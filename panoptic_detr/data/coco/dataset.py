@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panoptic_detr.categories import CategoryTable
+from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import find_image, resolve_paths
 from panoptic_detr.errors import DataError, SegmentMapError
@@ -90,7 +90,7 @@ class CocoPanoptic(Dataset[Sample]):
     def from_root(
         cls,
         root: str | Path,
-        split: str,
+        split: str | None = None,
         *,
         categories: CategoryTable | None = None,
         transforms: Transform | None = None,
@@ -168,6 +168,13 @@ class CocoPanoptic(Dataset[Sample]):
         """Segments of all samples; crowds are not counted."""
         before = np.concatenate([[0], np.cumsum(~self._index.iscrowd)])[self._index.offsets]
         return int(np.diff(before)[self._chosen].sum())
+
+    @property
+    def only_crowds(self) -> list[Category]:
+        """Categories all of whose segments are crowds, so that they are neither learnt nor scored."""
+        crowd = self._index.iscrowd
+        ids = np.setdiff1d(self._index.category_ids[crowd], self._index.category_ids[~crowd])
+        return [self.categories.by_id[i] for i in ids.tolist()]
 
     def image(self, i: int) -> np.ndarray:
         """The i-th image as it is stored: (H, W, 3) uint8 RGB."""
@@ -247,7 +254,7 @@ class CocoPanoptic(Dataset[Sample]):
         return np.concatenate([[0], np.where(crowd, 0, np.cumsum(~crowd))]).astype(ranks.dtype)[ranks]
 
     def _read_map(self, row: int) -> np.ndarray:
-        """The annotation PNG with ids replaced by 1 + position in the JSON's segments_info: (H, W) uint8, or int16 for many."""
+        """The annotation PNG with ids replaced by 1 + position in the JSON's segments_info: (H, W) uint8, int16 or int32."""
         path = safe_path(self.panoptic, self._index.png_names[row], self._where(row))
         try:
             segment_map = read_id_png(path)
@@ -260,7 +267,7 @@ def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target
     """Make a target from an id map; segments without a pixel are left out and the others renumbered.
 
     Args:
-        segment_map: (H, W) uint8 or int16 on the CPU: 0 void, i + 1 the segment of labels[i].
+        segment_map: (H, W) uint8, int16 or int32 on the CPU: 0 void, i + 1 the segment of labels[i].
         labels: (S,) int64.
         image_id: of the image.
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_detr.errors import DataError
+from panoptic_detr.files import read_file
 from panoptic_detr.images import PILLOW_ERRORS
 from panoptic_detr.segment_maps import decode_ids, decode_picture, png_kind
 
@@ -27,7 +28,7 @@ def read_values(path: str | Path) -> np.ndarray:
         DataError: missing, or no picture.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise DataError(f"{path}: the mask cannot be read: {error.strerror}") from None
     values = raw_values(data)

@@ -10,7 +10,7 @@ import numpy as np
 from panoptic_detr.categories import Category
 from panoptic_detr.data.coco import DataPaths, find_image
 from panoptic_detr.data.coco.defects import Defect, ImageId, show
-from panoptic_detr.data.coco.entries import Entry
+from panoptic_detr.data.coco.entries import Entry, slashed
 from panoptic_detr.data.doctor.files import readings
 from panoptic_detr.data.doctor.segments import examine_segments, listed_ids
 from panoptic_detr.errors import DataError, SegmentMapError
@@ -104,8 +104,7 @@ class _Examination:
     def __init__(self, task: ImageTask, check: Check) -> None:
         self.task, self.check = task, check
         self.findings = Findings(task.image_id)
-        self.entry: Entry = dict(task.entry)
-        self.annotation: Entry = dict(task.annotation or {})
+        self.entry, self.annotation = _slashed(task.entry), _slashed(task.annotation or {})
         self.image_path: Path | None = None
         self.png_path: Path | None = None
         self.ids: np.ndarray | None = None  # (H, W) int32, repaired step by step
@@ -229,6 +228,12 @@ class _Examination:
         share = report.void / max(1, self.ids.size)
         if share > self.check.void_share:
             self.add("void_share", f"{share:.0%} of the pixels are void", self.png_path or "")
+
+
+def _slashed(entry: Entry) -> Entry:
+    """A copy that may be repaired, its file name with slashes only."""
+    name = entry.get("file_name")
+    return {**entry, "file_name": slashed(name)} if isinstance(name, str) else dict(entry)
 
 
 def _reason(error: Exception, path: Path) -> str:
