@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
 from panoptic_detr.data.coco.index import CocoIndex, read_index, renumber
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
+from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths, with_ending
 
 if TYPE_CHECKING:
     from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
@@ -25,6 +25,7 @@ __all__ = [
     "renumber",
     "resolve_paths",
     "retarget",
+    "with_ending",
 ]
 
 
