@@ -56,7 +56,7 @@ class AnnotationSet:
 
     def where(self, image_id: ImageId) -> str:
         """The place to name in messages about an image."""
-        return f"{self.path}, image {image_id}"
+        return f"{self.path}, image {self.entries.get(image_id, {}).get('image_id', image_id)}"
 
     def regions(self, image_id: ImageId) -> Regions:
         """Read the id map of an image and the rows of its segments.

@@ -13,11 +13,9 @@ from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.visualization.draw import overlay
+from panoptic_detr.visualization.draw import enlargement, overlay
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# Overlays of small pictures are enlarged to about this many pixels, so that labels fit.
-_OVERLAY_SIDE = 480
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def find_pictures(places: Sequence[str | Path]) -> list[PictureFile]:
     numbered = len(numbers) == len(paths)
     taken: set[str] = set()
     return [
-        PictureFile(path, int(path.stem) if numbered else index, _unique_name(path.stem, taken))
+        PictureFile(path, int(path.stem) if numbered else index, unique_name(path.stem, taken))
         for index, path in enumerate(paths, start=1)
     ]
 
@@ -83,8 +81,8 @@ class PredictionFolder:
         segmentation.save(self.folder / "panoptic" / f"{file.name}.png")
         height, width = picture.shape[:2]
         if self.overlays:
-            scale = max(1, round(_OVERLAY_SIDE / max(height, width)))
-            save_picture(self.folder / "overlays" / f"{file.name}.jpg", overlay(picture, segmentation, scale=scale))
+            drawn = overlay(picture, segmentation, scale=enlargement(picture.shape))
+            save_picture(self.folder / "overlays" / f"{file.name}.jpg", drawn)
         self.images.append({"id": file.image_id, "file_name": file.path.name, "height": height, "width": width})
         self.annotations.append(segmentation.to_coco(file.image_id, f"{file.name}.png"))
 
@@ -116,7 +114,7 @@ def _pictures_in(place: Path) -> list[Path]:
     return found
 
 
-def _unique_name(stem: str, taken: set[str]) -> str:
+def unique_name(stem: str, taken: set[str]) -> str:
     """A file name that no other picture has, not even on file systems that ignore case."""
     name, count = stem, 1
     while name.lower() in taken:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -99,6 +99,10 @@ class Predictor:
         for start in range(0, len(images), window):
             results += self._predict([self._sample(image) for image in images[start : start + window]], settings)
         return results
+
+    def prepare(self, picture: Picture) -> Tensor:
+        """A picture as the model sees it: (1, 3, H, W), resized and normalised, on the model's device."""
+        return self._sample(picture).image[None].to(self.device)
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""

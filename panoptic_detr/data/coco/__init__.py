@@ -6,7 +6,7 @@ The data set needs PyTorch, which takes seconds to import; it comes when it is a
 from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
-from panoptic_detr.data.coco.index import CocoIndex, read_index, renumber
+from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths, with_ending
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ __all__ = [
     "find_image",
     "read_index",
     "read_json",
-    "renumber",
     "resolve_paths",
     "retarget",
     "with_ending",

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco.index import CocoIndex, read_index, renumber
+from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import find_image, resolve_paths
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.images import read_image
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.segment_maps import read_id_png
+from panoptic_detr.segment_maps import read_id_png, renumber
 from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
@@ -127,6 +127,16 @@ class CocoPanoptic(Dataset[Sample]):
     def image_ids(self) -> list[int | str]:
         """Ids of the images, in the order of the samples."""
         return [self._index.image_ids[row] for row in self._chosen]
+
+    @property
+    def names(self) -> dict[int | str, str]:
+        """File names by id of all images of the JSON, those outside a subset too."""
+        return dict(zip(self._index.image_ids, self._index.image_names, strict=True))
+
+    @property
+    def annotations(self) -> Path:
+        """The JSON."""
+        return self._index.path
 
     @property
     def segment_count(self) -> int:
