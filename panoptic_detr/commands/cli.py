@@ -25,6 +25,7 @@ JOBS = (
     "predict",
     "visualize",
     "data",
+    "configs",
     "convert_checkpoint",
     "benchmark",
     "demo",
