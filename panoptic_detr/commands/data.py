@@ -16,10 +16,14 @@ Own images with COCO instances, then the check:
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
+from panoptic_detr.config.lists import gather_lists
+from panoptic_detr.config.reading import explain
+from panoptic_detr.config.types import keyword_types
 from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import find_splits, report_check
@@ -138,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     converter = ArgumentParser(description="Convert other annotations to COCO-panoptic, and back.")
     _add_jobs(parser, "job", {**{name: _parser(function) for name, function in JOBS.items()}, "convert": converter})
     _add_jobs(converter, "format", {name: _parser(function) for name, function in FORMATS.items()})
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_gathered(sys.argv[1:] if argv is None else argv))
     chosen = arguments[arguments.job]
     if arguments.job != "convert":
         return JOBS[arguments.job](**chosen.as_dict())
@@ -153,8 +157,25 @@ def _add_jobs(parser: ArgumentParser, dest: str, jobs: Mapping[str, ArgumentPars
         job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
 
 
+def _gathered(words: Sequence[str]) -> list[str]:
+    """The command line of the job or format that it names, each list as one word."""
+    named = [function for word in words[:2] if (function := JOBS.get(word) or FORMATS.get(word)) is not None]
+    return gather_lists(words, keyword_types(named[0]) if named else {})
+
+
+class _Parser(ArgumentParser):
+    """A parser of a function's arguments that says in a sentence what is wrong with one."""
+
+    kinds: Mapping[str, object] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"{self.prog}: {explain(self.kinds, message)}; --help explains every argument", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+
 def _parser(function: Callable[..., object]) -> ArgumentParser:
-    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0])
+    parser = _Parser(description=(function.__doc__ or "").splitlines()[0])
+    parser.kinds = keyword_types(function)
     parser.add_function_arguments(function, as_positional=True)
     return parser
 

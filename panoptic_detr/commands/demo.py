@@ -88,7 +88,7 @@ def train(stage: Main, name: str, options: argparse.Namespace, steps: int | None
         TrainingError: the stage was stopped, which ends a training without an error.
     """
     out = options.output / name
-    arguments = ["--config", str(packaged_configs() / "scenes" / f"{name}.yaml"), "--train.output", str(out), *more]
+    arguments = ["--config", str(packaged_configs()[f"scenes/{name}"]), "--train.output", str(out), *more]
     arguments += ["--data.root", str(options.output / "scenes"), "--train.seed", str(options.seed)]
     stage([*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
     best = out / "best.pt"

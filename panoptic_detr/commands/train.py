@@ -23,12 +23,12 @@ from panoptic_detr.commands import evaluate, visualize
 from panoptic_detr.commands.arguments import OneLineParser, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.commands.demo import Steps, draw_overview
-from panoptic_detr.config.reading import packaged_configs, read_config
+from panoptic_detr.config.reading import PACKAGED, read_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.errors import DataError, EvaluationError, TrainingError
 from panoptic_detr.training.stages import train_detector, train_masks
 
-RECIPES = packaged_configs() / "finetune"
+RECIPES = PACKAGED / "finetune"
 CALIBRATED_ON = 200  # training images
 
 Stage = TypeVar("Stage", bound=DetectorStage)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
 from panoptic_detr.data.coco.index import CocoIndex, read_index
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, list_splits, resolve_paths
+from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, list_splits, resolve_paths, with_ending
 
 if TYPE_CHECKING:
     from panoptic_detr.data.coco.dataset import CocoPanoptic, Others, retarget
@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "resolve_paths",
     "retarget",
+    "with_ending",
 ]
 
 

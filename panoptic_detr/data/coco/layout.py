@@ -9,6 +9,7 @@ from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+_ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of pictures elsewhere
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,27 @@ def resolve_paths(
     return DataPaths(*(value for value in found.values() if isinstance(value, Path)))
 
 
-def find_image(folder: str | Path, name: str, where: str) -> Path:
-    """The image file of an entry: as written; if that is missing, the same name ending in .jpg, .jpeg or .png.
+def with_ending(name: str, ending: str) -> str:
+    """A picture's name with another ending; after a dot that begins no picture's ending the name goes on (`scan.1`)."""
+    stem, dot, last = name.rpartition(".")
+    return f"{stem if stem and dot + last.lower() in _ENDINGS else name}{ending}"
+
+
+def find_image(folder: str | Path, name: str, where: str, key: str = "file_name") -> Path:
+    """The image file of an entry: as written; if that is missing, with .jpg, .jpeg or .png after the name or as its ending.
+
+    Args:
+        folder: of the images.
+        name: in the JSON.
+        where: for messages: in whose entry it stands.
+        key: for messages: of the JSON.
 
     Raises:
         DataError: neither exists.
     """
-    path = safe_path(folder, name, where)
-    for candidate in (path, *(path.with_suffix(ending) for ending in IMAGE_ENDINGS)):
+    path = safe_path(folder, name, where, key)
+    longer = [path.with_name(path.name + ending) for ending in IMAGE_ENDINGS]
+    for candidate in (path, *longer, *(path.with_name(with_ending(path.name, ending)) for ending in IMAGE_ENDINGS)):
         if os.path.isfile(candidate):  # unlike Path.is_file, False also for names that the file system refuses
             return candidate
     if os.path.islink(path):

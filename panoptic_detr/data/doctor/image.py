@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.categories import Category
-from panoptic_detr.data.coco import DataPaths, find_image
+from panoptic_detr.data.coco import DataPaths, find_image, with_ending
 from panoptic_detr.data.coco.defects import Defect, ImageId, show
 from panoptic_detr.data.coco.entries import Entry, slashed
 from panoptic_detr.data.doctor.files import readings
@@ -135,7 +135,7 @@ class _Examination:
         """Write the repaired PNG, place the image, and keep the entries for the JSON."""
         if self.image_path is None or self.png_path is None or self.ids is None:
             return
-        self.annotation["file_name"] = str(Path(self.annotation["file_name"]).with_suffix(".png"))
+        self.annotation["file_name"] = with_ending(self.annotation["file_name"], ".png")
         place_image(self.image_path, fixed.images, self.entry["file_name"], copy=self.check.copy_images)
         place_image(self.png_path, fixed.panoptic, self.annotation["file_name"], copy=True)
         if self.redraw:
@@ -168,7 +168,7 @@ class _Examination:
         self.findings.digest, self.findings.size = hashlib.blake2b(data, digest_size=16).digest(), size
         if path.name != Path(name).name:
             self.add("image_ending", f"the JSON says {show(name)}, but the file is {path.name}", path, repairable=True)
-            self.entry["file_name"] = str(Path(name).with_suffix(path.suffix))
+            self.entry["file_name"] = path.relative_to(self.check.paths.images).as_posix()
         if (turned := exif_orientation(data)) != 1:
             self.add("exif_rotation", f"EXIF orientation {turned}; the stored picture is {size[1]}x{size[0]}", path)
         stated = (self.entry.get("height"), self.entry.get("width"))
