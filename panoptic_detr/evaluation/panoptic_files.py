@@ -131,7 +131,7 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
         if image_id in entries:
             raise EvaluationError(f"{path}: image {image_id} has more than one annotation; keep one per image")
         entries[image_id] = row
-    return AnnotationSet(path, folder, entries, content.get("categories"), _image_names(content.get("images")))
+    return AnnotationSet(path, folder, entries, content.get("categories"), image_names(content.get("images")))
 
 
 def shown(value: object) -> str:
@@ -139,7 +139,7 @@ def shown(value: object) -> str:
     return repr(value)[:60]
 
 
-def _image_names(rows: object) -> dict[ImageId, str]:
+def image_names(rows: object) -> dict[ImageId, str]:
     """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
     entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     pairs = ((row.get("id"), row.get("file_name")) for row in entries)

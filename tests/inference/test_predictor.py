@@ -275,9 +275,10 @@ def test_neither_checkpoint_nor_model(name, message):
 
 def test_published_name_loads_published_weights(model, monkeypatch):
     big = build_model("detr_r50_panoptic", backbone="small", hidden_dim=32, encoder_layers=0, decoder_layers=1, num_queries=2)
-    monkeypatch.setattr("panoptic_detr.weights.open.load_published", {"detr_r50_panoptic": big}.__getitem__)
+    published = Checkpoint(big.spec, big.state_dict())
+    monkeypatch.setattr("panoptic_detr.weights.open.load_published", {"detr_r50_panoptic": published}.__getitem__)
     loaded = load_model("detr_r50_panoptic")
-    assert loaded.model is big
+    assert all(torch.equal(value, big.state_dict()[name]) for name, value in loaded.model.state_dict().items())
     assert (len(loaded.categories.things), len(loaded.categories.stuff)) == (80, 53)
 
 
@@ -296,7 +297,7 @@ def test_unusable_arguments(model, table):
     with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16', but got 'fp16'"):
         Predictor(model, table, precision="fp16")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device 'cuda' is not available on this machine; use 'cpu' or 'auto'"):
+        with pytest.raises(ValueError, match="device 'cuda' is not available on this machine; use cpu or auto"):
             Predictor(model, table, device="cuda")
     unspecified = Predictor(model, table)
     del model.spec
@@ -307,3 +308,31 @@ def test_unusable_arguments(model, table):
 def test_categories_of_the_predictor_are_those_of_the_table(predictor):
     assert isinstance(predictor.categories, CategoryTable)
     assert not predictor.model.training
+
+
+def test_what_is_no_picture_gets_a_sentence_of_its_own(predictor):
+    for thing, told in [
+        (None, "NoneType is no picture: give a path"),
+        (b"png", "bytes is no picture: decode the bytes first"),
+        ({"a": 1}, "dict is no picture: give a path"),
+        ((photo() for _ in range(2)), "generator is no picture: predictor.stream"),
+        ([[photo()]], "list is no picture"),
+        (np.full((8, 8, 3), np.nan), "this one has NaN or infinity"),
+    ]:
+        with pytest.raises(PictureError, match=told):
+            predictor(thing)
+
+
+def test_a_stream_takes_pictures_as_they_come(predictor):
+    taken = []
+
+    def pictures():
+        for seed in range(3):
+            taken.append(seed)
+            yield photo(seed=seed)
+
+    results = predictor.stream(pictures())
+    same(next(results), predictor(photo(seed=0)))
+    assert taken == [0]
+    for result, seed in zip(results, (1, 2), strict=True):
+        same(result, predictor(photo(seed=seed)))
