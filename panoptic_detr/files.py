@@ -1,6 +1,8 @@
-"""Files and folders that belong to one process at a time; the system drops its locks with the process, however it ends."""
+"""Files and folders whole or not at all, and for one process at a time: locks end with their process, however it ends."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import re
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from panoptic_detr.errors import DataError
 
 try:
@@ -19,98 +23,82 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCKS = fcntl is not None
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
+STAGED, LOCK = ".staged", ".lock"
 
 
-def lock(file: BinaryIO | int, *, wait: bool) -> bool:
-    """Lock a file for this process until it is closed.
-
-    Args:
-        file: open file, or descriptor of a file or folder.
-        wait: until another process gives it up.
-
-    Returns:
-        False where the system or the file system has no locks.
-
-    Raises:
-        BlockingIOError: another process has it, and `wait` is off.
-    """
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock inside the context; where there are no locks, nothing.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock(descriptor, wait=False)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def temporary_beside(path: Path) -> Iterator[BinaryIO]:
-    """A new file, locked by this process, with a name that no other process has; it is removed if the block fails."""
-    while True:
-        temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                lock(stream, wait=True)
-                if temporary.exists():  # nobody cleaned up between the two lines above
-                    yield stream
-                    return
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, to_disk: bool = False) -> None:
-    """Write a file through a temporary neighbour and a rename, so that no reader ever sees half of it.
-
-    A process that is killed meanwhile leaves the temporary file (training removes those of its folder,
-    `remove_stale_temporaries`); an older file at `path` is untouched until the rename.
+def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], object], *, to_disk: bool = False) -> None:
+    """Write a file so that no reader ever sees half of it (`whole_file`).
 
     Args:
         path: the file.
-        write: fills the stream that it is given.
+        content: the bytes, or what fills the stream that it is given.
         to_disk: also flush file and rename to the disk, so that they survive a power failure; slow for many small files.
 
     Raises:
         OSError: it could not be written; nothing is left behind. The error names the file.
     """
+    with whole_file(path, to_disk=to_disk) as stream:
+        if isinstance(content, bytes):
+            stream.write(content)
+        else:
+            content(stream)
+
+
+@contextmanager
+def whole_file(path: str | Path, *, to_disk: bool = False) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that takes its place when the block ends well; an older file is untouched until then.
+
+    A process that is killed meanwhile leaves the temporary file (training removes those of its folder,
+    `remove_stale_temporaries`).
+
+    Raises:
+        OSError: it could not be written; nothing is left behind. The error names the file.
+    """
+    path = Path(path)
+    stream = _temporary_beside(path)
     try:
-        with temporary_beside(path) as stream:
-            write(stream)
+        with stream:
+            yield stream
             stream.flush()
             if to_disk:
                 os.fsync(stream.fileno())
-            if not LOCKS:
+            if fcntl is None:
                 stream.close()  # Windows renames closed files only; elsewhere the lock lasts until the rename is done
             os.replace(stream.name, path)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk says only that it is full
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(stream.name)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:  # a full disk says only that
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if to_disk:
         sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the renames in a folder to the disk; not every platform can open a folder."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staged_file(target: str | Path) -> Iterator[IO[str]]:
+    """A text file that gets its name when the block ends well (`whole_file`); its folder is made.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    make_folder(Path(target).parent)
+    with whole_file(target) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace")
+        yield text
+        text.detach()  # flushed, and not closed: it is renamed first
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
@@ -127,21 +115,54 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
         if not TEMPORARY_NAME.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError), open(path, "rb") as stream:
-            if lock(stream, wait=False):
+            if _lock(stream, wait=False):
                 path.unlink()
                 removed.append(path)
     return removed
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the rename itself; not every platform can open a folder."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, a file beside it, inside the context; where there are no locks, nothing.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    with _locked(folder.with_name(f".{folder.name}{LOCK}")):
+        yield
+
+
+@contextmanager
+def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
+    """A temporary folder beside `target` whose parts are moved into `target` when the block ends well.
+
+    Those that killed processes have left there are removed first.
+
+    Args:
+        target: the output folder; it may exist already (with another split of the data set, say).
+        parts: what will be written, relative to the folder; moved in this order, so name last what makes the rest count.
+
+    Yields:
+        The temporary folder. After an error it is removed and `target` is as it was.
+
+    Raises:
+        DataError: one of the parts is there already, or the folder cannot be written.
+    """
+    target, rows = Path(target), list(parts)
+    for part in rows:
+        if os.path.lexists(target / part):
+            raise DataError(f"{target / part} is there already; choose another output folder or split, or remove it first")
+    make_folder(target.parent)
+    prefix = f".{target.name[:40]}."
+    _remove_stale_folders(target.parent, prefix)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix, suffix=STAGED))
     try:
-        os.fsync(descriptor)
+        with _locked(temporary / LOCK):
+            yield temporary
+            make_folder(target)
+            _move(temporary, target, [part for part in rows if os.path.lexists(temporary / part)])
     finally:
-        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 LONGEST_NAME = 240  # letters; file systems allow 255 bytes
@@ -176,66 +197,6 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise DataError(f"{path}: the folder is not writable; choose another output folder")
     return path
-
-
-@contextmanager
-def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
-    """A temporary folder beside `target` whose parts are moved into `target` when the block ends well.
-
-    Args:
-        target: the output folder; it may exist already (with another split of the data set, say).
-        parts: what will be written, relative to the folder; moved in this order, so name last what makes the rest count.
-
-    Yields:
-        The temporary folder. After an error it is removed and `target` is as it was.
-
-    Raises:
-        DataError: one of the parts is there already, or the folder cannot be written.
-    """
-    target, rows = Path(target), list(parts)
-    for part in rows:
-        if os.path.lexists(target / part):
-            raise DataError(f"{target / part} is there already; choose another output folder or split, or remove it first")
-    make_folder(target.parent)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
-    try:
-        yield temporary
-        make_folder(target)
-        _move(temporary, target, [part for part in rows if os.path.lexists(temporary / part)])
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def staged_path(target: str | Path) -> Iterator[Path]:
-    """Name of a temporary file beside `target`, with its ending, that takes its place when the block ends well.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    target = Path(target)
-    folder = make_folder(target.parent)
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror}; choose another place") from None
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-@contextmanager
-def staged_file(target: str | Path) -> Iterator[IO[str]]:
-    """A text file that gets its name when the block ends well; after an error nothing is left of it.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    with staged_path(target) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        yield file
 
 
 def write_json(file: IO[str], head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
@@ -296,3 +257,56 @@ def _move(source: Path, target: Path, parts: list[str]) -> None:
         for part in moved:
             os.rename(target / part, source / part)
         raise DataError(f"{target}: the finished output cannot be moved into place: {error.strerror}") from None
+
+
+def _temporary_beside(path: Path) -> BinaryIO:
+    """A new file, locked by this process, with a name that no other process has."""
+    while True:
+        stream = open(path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp"), "wb")
+        _lock(stream, wait=True)
+        if os.path.exists(stream.name):  # nobody cleaned up between the two lines above
+            return stream
+        stream.close()
+
+
+def _lock(stream: BinaryIO, *, wait: bool) -> bool:
+    """Lock a file until it is closed; False where the system or the file system has no locks, or another has it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock that a file stands for; False where the system or the file system has no locks, or the file cannot be made.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, "another process is at work there", str(path)) from None
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield lock.is_locked
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: who comes next makes a file of its own
+        lock.release()
+
+
+def _remove_stale_folders(parent: Path, prefix: str) -> None:
+    """Remove staged folders whose process is dead."""
+    for folder in parent.iterdir():
+        if folder.name.startswith(prefix) and folder.name.endswith(STAGED) and (folder / LOCK).exists():
+            with contextlib.suppress(BlockingIOError), _locked(folder / LOCK) as dead:
+                if dead:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -158,7 +158,10 @@ def test_doors_lead_somewhere():
         if path.name != "__init__.py" or name == "panoptic_detr":
             continue
         handed_on = {
-            alias.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom) for alias in node.names
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
         }
         assert {door for door in doors(path) if door not in handed_on and f"{name}.{door}" not in files} == set(), name
 

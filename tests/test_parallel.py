@@ -1,25 +1,36 @@
-"""Work in threads: order, errors, and a bar only where somebody looks."""
+"""Work in threads and processes: order, errors, no locks of other threads, no orphans, and a bar only where somebody looks."""
 
+import math
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from panoptic_detr.parallel import map_in_threads, progress_bar
+from panoptic_detr.parallel import FEW, parallel_map, progress_bar
+
+map_in_threads = partial(parallel_map, threads=True)
 
 
 @pytest.mark.parametrize("workers", [None, 1, 2, 7])
 def test_results_come_in_the_order_of_the_items(workers):
-    assert list(map_in_threads(lambda value: value * value, range(30), workers)) == [value * value for value in range(30)]
-    assert list(map_in_threads(lambda value: value, [], workers)) == []
+    squares = map_in_threads(lambda value: value * value, range(30), workers=workers)
+    assert list(squares) == [value * value for value in range(30)]
+    assert list(map_in_threads(lambda value: value, [], workers=workers)) == []
 
 
 def test_threads_really_run_together():
     meeting = threading.Barrier(3, timeout=30)
-    assert len(set(map_in_threads(lambda _: (meeting.wait(), threading.get_ident())[1], range(3), 3))) == 3
+    assert len(set(map_in_threads(lambda _: (meeting.wait(), threading.get_ident())[1], range(3), workers=3))) == 3
 
 
 def test_one_worker_is_the_caller():
-    assert set(map_in_threads(lambda _: threading.get_ident(), range(3), 1)) == {threading.get_ident()}
+    assert set(map_in_threads(lambda _: threading.get_ident(), range(3), workers=1)) == {threading.get_ident()}
 
 
 def test_the_first_failure_is_raised_and_the_rest_is_dropped():
@@ -31,7 +42,7 @@ def test_the_first_failure_is_raised_and_the_rest_is_dropped():
             raise ValueError(f"item {value}")
         return value
 
-    results = map_in_threads(work, range(10_000), 2)
+    results = map_in_threads(work, range(10_000), workers=2)
     assert next(results) == 0
     with pytest.raises(ValueError, match="item 1"):
         list(results)
@@ -54,3 +65,83 @@ def test_the_bar_shows_on_a_terminal(capsys, monkeypatch):
     with progress_bar(shown=False) as bar:
         bar.add_task("scoring", total=2)
     assert capsys.readouterr().err == ""
+
+
+# --- processes ---
+
+LIMIT = 120.0
+
+
+@pytest.fixture
+def held_lock():
+    """A lock that another thread holds, which a fork of this process would find held for ever and wait for."""
+    lock, held, over = threading.Lock(), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            over.wait(LIMIT)
+
+    threading.Thread(target=hold).start()
+    assert held.wait(LIMIT)
+    os.register_at_fork(after_in_child=lambda: over.is_set() or lock.acquire())
+    yield lock
+    over.set()
+
+
+@pytest.mark.usefixtures("held_lock")
+def test_a_lock_that_another_thread_holds_does_not_reach_the_processes():
+    assert list(parallel_map(abs, [-3, -2, 5], workers=2)) == [3, 2, 5]
+
+
+def test_processes_keep_order_and_errors():
+    assert list(parallel_map(math.sqrt, range(20), workers=2, chunk=3)) == [math.sqrt(value) for value in range(20)]
+    with pytest.raises(ValueError, match=r"math domain error|expected a nonnegative input"):
+        list(parallel_map(math.sqrt, [1, -1, 1], workers=2))
+
+
+def test_few_items_are_done_here_unless_processes_are_asked_for():
+    assert set(parallel_map(process_id, range(FEW))) == {os.getpid()}
+    assert os.getpid() not in set(parallel_map(process_id, range(FEW), workers=2))
+
+
+def process_id(_):
+    return os.getpid()
+
+
+def tell_and_stay(path):
+    """Work that never ends, and says whose it is."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who is alive")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_die_with_their_parent_however_it_ends(tmp_path, number):
+    files = [str(tmp_path / name) for name in "ab"]
+    code = (
+        "import sys; sys.path[:0] = sys.argv[3:]\n"
+        "from panoptic_detr.parallel import parallel_map\nfrom test_parallel import tell_and_stay\n"
+        "list(parallel_map(tell_and_stay, sys.argv[1:3], workers=2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, *files, str(Path(__file__).parent)])
+    eventually(lambda: all(os.path.exists(file) and Path(file).read_text() for file in files))
+    workers = [int(Path(file).read_text()) for file in files]
+    assert all(map(is_alive, workers))
+    parent.send_signal(number)
+    parent.wait(LIMIT)
+    eventually(lambda: not any(map(is_alive, workers)))
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def eventually(condition):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from panoptic_detr.errors import SegmentMapError
+from panoptic_detr.files import write_whole
 from panoptic_detr.segment_maps import (
     MAX_ID,
     areas,
@@ -16,7 +17,6 @@ from panoptic_detr.segment_maps import (
     encode_ids,
     read_id_png,
     resize_ids,
-    write_bytes,
     write_id_png,
 )
 
@@ -120,5 +120,5 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("panoptic_detr.files.os.replace", lambda *_: full(0))
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
-        write_bytes(tmp_path / "a.json", b"{}")
+        write_whole(tmp_path / "a.json", b"{}")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ What is written is for use: what a run needs to go on (optimizer, random states)
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +19,20 @@ import torch
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands.cli import run
-from panoptic_detr.errors import CheckpointError, InputError
+from panoptic_detr.errors import CheckpointError, InputError, OfficialWeightsError
 from panoptic_detr.weights import (
     PUBLISHED,
     Checkpoint,
     load_checkpoint,
     published_categories,
-    read_torch,
+    read_weights,
     save_checkpoint,
     write_atomically,
 )
 from panoptic_detr.weights.names import load_official, to_official
 from panoptic_detr.zoo import build_model, list_models, spec_of
+
+ENDINGS = (".pt", ".pth", ".safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +72,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.model and options.model not in list_models():
         parser.error(f"there is no model {options.model!r}; the models are {', '.join(list_models())}")
+    if options.output.suffix not in ENDINGS:
+        parser.error(f"checkpoints are written as {', '.join(ENDINGS)}, but the output is {options.output.name!r}")
     if options.to == "published" and options.output.suffix == ".safetensors":
         parser.error("the authors' code reads .pth files: give the output that ending, or leave out --to published")
     return options
@@ -88,10 +92,10 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
         InputError: the file cannot be opened safely, or its weights do not belong to the model.
     """
     model = build_model(name, num_labels=options.num_labels, **read_overrides(options.overrides))
-    content = read_torch(options.source)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{str(options.source)!r} holds a {type(content).__name__}, not a state dict")
-    load_official(model, content)
+    try:
+        load_official(model, read_weights(options.source))
+    except OfficialWeightsError as error:
+        raise OfficialWeightsError(f"{str(options.source)!r}: {error}") from error
     spec = spec_of(model)
     return Checkpoint(spec, model.state_dict(), read_categories(options.categories, spec.num_labels))
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.options import add_inference_options, changed_settings
+from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names

@@ -15,22 +15,21 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.commands.arguments import OneLineParser, point, share, shares, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
-from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.errors import DataError, InputError
+from panoptic_detr.errors import DataError, InputError, PictureError
 from panoptic_detr.evaluation import (
     AnnotationSet,
     AveragePrecision,
@@ -40,15 +39,14 @@ from panoptic_detr.evaluation import (
     find_things,
     read_annotations,
 )
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
-from panoptic_detr.inference import Predictor, load_model
+from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import write_bytes
-from panoptic_detr.structures import Batch, DetectorOutput, Sample, Target
+from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
-from panoptic_detr.visualization.draw import mask_strip, overlay, svg_overlay, zoom
+from panoptic_detr.visualization.draw import enlargement, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
@@ -57,7 +55,8 @@ from panoptic_detr.zoo import list_models
 
 Predict = Callable[[int], PanopticSegmentation]
 
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85)
+POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,25 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def point(text: str) -> tuple[float, float]:
-    """Read "x,y"."""
-    x, y = (float(part) for part in text.split(","))
-    if not (0 <= x < 1 and 0 <= y < 1):
-        raise InputError(text)
-    return x, y
-
-
 def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("panoptic-detr visualize", description=__doc__, formatter_class=form)
+    parser = OneLineParser("panoptic-detr visualize", description=__doc__, formatter_class=form)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     added = {name: jobs.add_parser(name, help=job.__doc__, description=job.__doc__) for name, job in JOBS.items()}
-    for job in added.values():
-        job.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
-        job.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
-        job.add_argument("--threshold", type=float, help="of the model, instead of its own setting")
-        job.add_argument("--scale", type=int, default=1, help="enlarge small images so many times")
+    for name, job in added.items():
+        _add_drawing(job, enlarges=name in ("explain", "attention", "sweep"))
     for name in ("coco", "segments", "zoom", "sweep", "queries", "report"):
         _add_data(added[name])
     for name in ("coco", "segments", "zoom"):
@@ -96,21 +84,30 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         added[name].add_argument("--model", required=needed, help="checkpoint or published model that predicts")
     added["coco"].add_argument("--show", choices=("all", "truth", "prediction", "errors"), default="all")
     added["coco"].add_argument("--kind", choices=("png", "jpg", "svg"), default="png", help="svg: outlines of one map")
-    added["coco"].add_argument("--alpha", type=float, default=0.5, help="opacity of the fill")
+    added["coco"].add_argument("--alpha", type=share, default=0.5, help="opacity of the fill")
     added["zoom"].add_argument("--segment", type=int, default=1, help="its id in the segment map; the numbers of `explain`")
-    added["zoom"].add_argument("--side", type=int, default=480, help="pixels of the longer side of the picture")
+    added["zoom"].add_argument("--side", type=whole, default=480, help="pixels of the longer side of the picture")
     for name in ("explain", "attention"):
-        added[name].add_argument("pictures", type=Path, nargs="+")
+        added[name].add_argument("pictures", type=Path, nargs="+", help="pictures, or folders of pictures")
         added[name].add_argument("--kind", choices=("png", "jpg"), default="png")
-    places = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
-    added["attention"].add_argument("--points", type=point, nargs="+", default=places, help="x,y as fractions of the image")
+    added["attention"].add_argument("--points", type=point, nargs="+", default=POINTS, help="x,y as fractions of the image")
     added["attention"].add_argument("--layer", type=int, default=-1, help="of encoder and decoder; the last by default")
-    added["queries"].add_argument("--grid", type=int, default=10, help="places per side for counting")
-    added["sweep"].add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
+    added["queries"].add_argument("--grid", type=whole, default=10, help="places per side for counting")
+    added["sweep"].add_argument("--thresholds", type=shares, nargs="+", default=[THRESHOLDS], help="with spaces or commas")
     added["report"].add_argument("source", type=Path, help="run folder, checkpoint, or results JSON")
     added["report"].add_argument("--title", default="Panoptic segmentation report")
     added["report"].set_defaults(pred_panoptic=None)
+    for name in ("segments", "zoom"):
+        added[name].set_defaults(kind="png")
     return parser.parse_args(argv)
+
+
+def _add_drawing(parser: argparse.ArgumentParser, *, enlarges: bool) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
+    parser.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
+    parser.add_argument("--threshold", type=share, help="of the model, instead of its own setting")
+    usual = "by default small ones, until labels fit" if enlarges else "1 by default"
+    parser.add_argument("--scale", type=whole, default=None if enlarges else 1, help=f"enlarge images so many times; {usual}")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -119,89 +116,101 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="image folder, instead of the layout's")
     parser.add_argument("--panoptic", type=Path, help="folder of the annotation PNGs, instead of the layout's")
     parser.add_argument("--annotations", type=Path, help="COCO-panoptic JSON, instead of the layout's")
-    parser.add_argument("--image-ids", nargs="+", help="only these images")
-    parser.add_argument("--limit", type=int, help="at most so many images")
+    parser.add_argument("--image-ids", nargs="+", help="only these images, with spaces or commas")
+    parser.add_argument("--limit", type=whole, help="at most so many images")
 
 
 def coco(options: Namespace) -> str:
     """Draw the images of a data set: truth, prediction and errors, side by side or one of them."""
-    data = open_data(options)
-    predict, folder = predictions(options, data), make_folder(options.output)
-    for entry in track(entries(data, predict), "drawing", len(data)):
-        path = folder / f"{Path(entry.name).stem}.{options.kind}"
-        if options.kind != "svg":
-            picture = draw_entry(entry, show=options.show, palette=options.palette, alpha=options.alpha, scale=options.scale)
-            save_picture(path, picture)
-            continue
-        drawn = entry.truth if options.show == "truth" or entry.prediction is None else entry.prediction
-        if drawn is not None:
-            write_bytes(path, svg_overlay(drawn, entry.image, palette=options.palette, alpha=options.alpha).encode())
-    return f"pictures: {len(data)} in {folder}"
+    look_of = {"palette": options.palette, "alpha": options.alpha}
+    if options.kind != "svg":
+        return draw_each(options, "pictures", partial(draw_entry, show=options.show, scale=options.scale, **look_of))
+    if options.show == "errors":
+        raise InputError("--kind svg has the outlines of one map, not of errors; give --show truth or --show prediction")
+    truth = options.show == "truth"
+    return draw_each(options, "pictures", lambda entry: svg_overlay(shown_map(entry, truth=truth), entry.image, **look_of))
 
 
 def segments(options: Namespace) -> str:
     """Cut out every segment by itself, one strip per image; of the prediction, where there is one."""
-    return draw_each(options, "strips", partial(mask_strip, palette=options.palette))
+    return draw_each(options, "strips", lambda entry: mask_strip(entry.image, shown_map(entry), palette=options.palette))
 
 
 def enlarge(options: Namespace) -> str:
     """Enlarge one segment of each image, its surroundings dimmed; of the prediction, where there is one."""
     draw = partial(zoom, segment_id=options.segment, long_side=options.side, palette=options.palette)
-    return draw_each(options, "enlarged", draw)
+    return draw_each(options, "enlarged", lambda entry: draw(entry.image, shown_map(entry)))
 
 
-def draw_each(options: Namespace, what: str, draw: Callable[[np.ndarray, PanopticSegmentation], np.ndarray]) -> str:
-    """Save a picture of each image's prediction, or of its truth where there is none; say how many and where."""
-    data = open_data(options)
-    predict, folder = predictions(options, data), make_folder(options.output)
+def draw_each(options: Namespace, what: str, draw: Callable[[Entry], np.ndarray | str]) -> str:
+    """Save what is drawn of each image, a picture or an SVG document, under a name of its own; say how many and where."""
+    data, predict = open_both(options)
+    folder, taken = make_folder(options.output), set[str]()
     for entry in track(entries(data, predict), "drawing", len(data)):
-        drawn = entry.prediction or entry.truth
-        if drawn is not None:
-            save_picture(folder / f"{Path(entry.name).stem}.png", draw(entry.image, drawn))
+        path = folder / f"{unique_name(PurePosixPath(entry.name).with_suffix('').as_posix(), taken)}.{options.kind}"
+        drawn = draw(entry)
+        make_folder(path.parent)
+        if isinstance(drawn, str):
+            write_whole(path, drawn.encode())
+        else:
+            save_picture(path, drawn)
     return f"{what}: {len(data)} in {folder}"
+
+
+def shown_map(entry: Entry, *, truth: bool = False) -> PanopticSegmentation:
+    """The one map that an image is drawn with: the prediction, if there is one and the truth is not wanted."""
+    drawn = entry.truth if truth or entry.prediction is None else entry.prediction
+    if drawn is None:
+        raise PictureError(f"{entry.name}: there is neither truth nor prediction to draw")
+    return drawn
 
 
 def explain(options: Namespace) -> str:
     """Say and draw which queries of a model were kept, which dropped, and why."""
+    files = find_pictures(options.pictures)
     predictor, folder, console = load_model(options.model), make_folder(options.output), Console(markup=False)
-    for path in options.pictures:
-        picture = upright_rgb(path)
+    for file in files:
+        picture = upright_rgb(file.path)
         prediction = predictor(picture, options.threshold)
-        console.print(explain_table(prediction, title=path.name))
-        boxes = boxes_of_queries(detect(predictor, picture))
-        drawn = draw_explanation(picture, prediction, boxes, palette=options.palette, scale=options.scale)
-        save_picture(folder / f"{path.stem}.{options.kind}", drawn)
-    return f"pictures: {len(options.pictures)} in {folder}"
+        console.print(explain_table(prediction, title=file.path.name))
+        boxes, scale = boxes_of_queries(detect(predictor, picture)), options.scale or enlargement(picture.shape)
+        drawn = draw_explanation(picture, prediction, boxes, palette=options.palette, scale=scale)
+        save_picture(folder / f"{file.name}.{options.kind}", drawn)
+    return f"pictures: {len(files)} in {folder}"
 
 
 def attention(options: Namespace) -> str:
     """Draw where a model looks: from points of the image, for its objects, and in its mask head."""
+    files, written = find_pictures(options.pictures), 0
     predictor, folder = load_model(options.model), make_folder(options.output)
-    for path in options.pictures:
-        picture = upright_rgb(path)
-        prediction = predictor(picture, options.threshold)
-        seen = look(predictor.model, prepared(predictor, picture))
-        drawn = draw_look(picture, prediction, seen, points=options.points, layer=options.layer, scale=options.scale)
+    for file in files:
+        picture = upright_rgb(file.path)
+        prediction, scale = predictor(picture, options.threshold), options.scale or enlargement(picture.shape)
+        seen = look(predictor.model, predictor.prepare(picture))
+        drawn = draw_look(picture, prediction, seen, points=options.points, layer=options.layer, scale=scale)
         for name, one in drawn.items():
-            save_picture(folder / f"{path.stem}_{name}.{options.kind}", one)
-    return f"pictures: {len(options.pictures)} in {folder}"
+            save_picture(folder / f"{file.name}_{name}.{options.kind}", one)
+        written += len(drawn)
+        if not prediction.segments:
+            warn(f"{file.path}: nothing was found, so there is no attention of objects; try a lower --threshold")
+    return f"pictures: {written} of {len(files)} image(s) in {folder}"
 
 
 def sweep(options: Namespace) -> str:
     """Draw the first image at several thresholds, with the PQ of all chosen images."""
     picture_ending(options.output)
     data = open_data(options)
-    if not len(data):
-        raise DataError("a threshold sweep needs at least one image, but none was chosen")
     predictor, steps = open_model(options, data), []
     make_folder(options.output.parent)
-    for threshold in track(options.thresholds, "thresholds"):
+    first = data.image(0)
+    scale = options.scale or enlargement(first.shape)
+    for threshold in track([one for part in options.thresholds for one in part], "thresholds"):
         quality = PanopticQuality(data.categories)
         results = [predictor(data.image(i), threshold) for i in range(len(data))]
         for i, result in enumerate(results):
             quality.update(result, data.truth(i))
         scores = quality.compute()
-        picture = overlay(data.image(0), results[0], palette=options.palette, scale=options.scale)
+        picture = overlay(first, results[0], palette=options.palette, scale=scale)
         steps.append(SweepStep(threshold, picture, len(results[0].segments), scores.all.pq, scores.things.pq, scores.stuff.pq))
     save_picture(options.output, sweep_figure(steps))
     return f"threshold sweep: {options.output}"
@@ -218,28 +227,35 @@ def queries(options: Namespace) -> str:
         boxes.append(boxes_of_queries(output))
         for layer in range(len(output.logits)):
             add_layer(scorers, layer, output, predictor.categories, data, i)
-    if not boxes:
-        raise DataError("the pictures of queries need at least one image, but none was chosen")
     save_picture(folder / "query_boxes.png", draw_query_boxes(boxes))
     scores = [[scorers[layer, nms].compute().boxes.ap or 0.0 for nms in (False, True)] for layer in range(len(output.logits))]
     rows = [LayerScore(layer, *pair) for layer, pair in enumerate(scores, start=1)]
     save_picture(folder / "layers.png", draw_layer_scores(rows))
     scenes = ((data.image(i), data.truth(i)) for i in range(len(data)))
-    present, found = count_instances(predictor, scenes, grid=options.grid)
+    present, found = count_instances(lambda picture: predictor(picture, options.threshold), scenes, grid=options.grid)
     save_picture(folder / "counts.png", draw_counts(present, found))
+    if not found.any():
+        warn(f"{folder / 'counts.png'}: not one copy was found; try a lower --threshold, or a smaller --grid for larger copies")
     return f"pictures: query_boxes, layers and counts in {folder}"
+
+
+def warn(message: str) -> None:
+    """Say what the pictures alone would leave unexplained."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def report(options: Namespace) -> str:
     """Write one HTML page with scores, curves, confusions and a gallery of what a run or a results JSON predicts."""
     source: Path = options.source
     check_report(source, options.output)
-    run_folder = source if source.is_dir() else source.parent
-    results = source.suffix == ".json"
+    run_folder, results = source if source.is_dir() else source.parent, source.suffix == ".json"
     options.pred_json = source if results else None
     options.model = None if results else str(source / "best.pt" if source.is_dir() else source)
-    data = open_data(options)
-    predict, quality = predictions(options, data), PanopticQuality(data.categories)
+    every = open_all(options)
+    data = chosen(options, every)
+    predictor = None if results else open_model(options, data)
+    predict = from_model(predictor, options, data) if predictor else from_results(options, data)
+    quality = PanopticQuality(data.categories)
     make_folder(options.output.parent)
 
     def counted() -> Iterator[Entry]:
@@ -248,21 +264,21 @@ def report(options: Namespace) -> str:
                 quality.update(entry.prediction, entry.truth)
             yield entry
 
-    def scores() -> dict[str, Any]:
+    def scores() -> dict[str, object]:
         result = quality.compute()
         return {**result.as_dict(), "per_class": result.per_class}
 
-    write_report(
-        options.output,
-        counted(),
-        scores,
-        categories=data.categories,
-        curves=read_curves(run_folder / "log.csv", run_folder / "scores.csv"),
-        title=options.title,
-        facts={"predictions": str(source), "images": str(len(data))},
-        palette=options.palette,
-        count=len(data),
-    )
+    facts = {
+        "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "predictions": str(source),
+        "data set": str(options.annotations or options.root),
+        "split": options.split or "-",
+        "threshold": thresholds_of(predictor, options, data),
+        "images": f"{len(data)} of {len(every)}",
+    }
+    curves = read_curves(run_folder / "log.csv", run_folder / "scores.csv")
+    more = {"title": options.title, "palette": options.palette, "count": len(data)}
+    write_report(options.output, counted(), scores, categories=data.categories, curves=curves, facts=facts, **more)
     return f"report: {options.output}"
 
 
@@ -276,18 +292,62 @@ def check_report(source: Path, output: Path) -> None:
         raise DataError(f"{output} is a folder; name the file to write the report to, such as {output / 'report.html'}")
 
 
-def open_data(options: Namespace) -> CocoPanoptic:
-    """The chosen images of the data set."""
+def thresholds_of(predictor: Predictor | None, options: Namespace, data: CocoPanoptic) -> str:
+    """The thresholds behind a report's predictions, in words."""
+    if predictor is None:
+        return "of the results"
+    settings = predictor.settings.with_thresholds(options.threshold)
+    no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
+    things, stuff = settings.thresholds(no_object)
+    return f"{things:g}" if things == stuff else f"{things:g} for things, {stuff:g} for stuff"
+
+
+def open_all(options: Namespace) -> CocoPanoptic:
+    """The whole data set."""
     explicit = {name: getattr(options, name) for name in ("images", "panoptic", "annotations")}
     paths = resolve_paths(options.root, options.split, **explicit)
-    data = CocoPanoptic(paths.images, paths.panoptic, paths.annotations)
+    return CocoPanoptic(paths.images, paths.panoptic, paths.annotations)
+
+
+def chosen(options: Namespace, data: CocoPanoptic) -> CocoPanoptic:
+    """The images that the options choose: each once, at least one.
+
+    Raises:
+        DataError: an id that is not there, or nothing to choose from.
+    """
+    if not len(data):
+        raise DataError(f"{data.panoptic}: there is no image in this data set, so nothing can be drawn")
     if options.image_ids:
         place = {str(image_id): index for index, image_id in enumerate(data.image_ids)}
-        missing = [image_id for image_id in options.image_ids if image_id not in place]
+        named = [part for text in options.image_ids for part in ([text] if text in place else text.split(",")) if part]
+        missing = [image_id for image_id in named if image_id not in place]
         if missing:
-            raise DataError(f"{paths.annotations}: there is no image {missing[0]} among its {len(data)}; check --image-ids")
-        data = data.subset([place[image_id] for image_id in options.image_ids])
+            raise DataError(f"{data.panoptic}: there is no image {missing[0]} among its {len(data)}; check --image-ids")
+        data = data.subset([place[image_id] for image_id in dict.fromkeys(named)])
     return data if options.limit is None else data.subset(range(min(options.limit, len(data))))
+
+
+def open_data(options: Namespace) -> CocoPanoptic:
+    """The chosen images of the data set."""
+    return chosen(options, open_all(options))
+
+
+def open_both(options: Namespace) -> tuple[CocoPanoptic, Predict | None]:
+    """The chosen images, and what predicts the i-th of them: the results JSON, the model, or nothing.
+
+    Raises:
+        InputError: both a JSON and a model, or PNGs without a JSON.
+    """
+    if options.pred_json is not None and options.model is not None:
+        raise InputError("--pred-json and --model both say what is predicted; give one of them")
+    if options.pred_panoptic is not None and options.pred_json is None:
+        raise InputError(
+            f"--pred-panoptic {options.pred_panoptic} has no meaning without the results JSON; give --pred-json too"
+        )
+    data = open_data(options)
+    if options.pred_json is not None:
+        return data, from_results(options, data)
+    return data, None if options.model is None else from_model(open_model(options, data), options, data)
 
 
 def open_model(options: Namespace, data: CocoPanoptic) -> Predictor:
@@ -302,31 +362,31 @@ def open_model(options: Namespace, data: CocoPanoptic) -> Predictor:
 
 
 def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
-    """Images with truth and prediction, one at a time."""
+    """Images with truth and prediction, one at a time, by their names inside the image folder."""
     for i in range(len(data)):
-        yield Entry(data.image_path(i).name, data.image(i), data.truth(i), predict(i) if predict else None)
+        name = data.image_path(i).relative_to(data.images).as_posix()
+        yield Entry(name, data.image(i), data.truth(i), predict(i) if predict else None)
 
 
-def predictions(options: Namespace, data: CocoPanoptic) -> Predict | None:
-    """What predicts the i-th image: the results JSON, the model, or nothing."""
-    if options.pred_json is not None:
-        beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
-        folder = options.pred_panoptic or (beside if beside.is_dir() else named)
-        results = read_annotations(options.pred_json, folder)
-        truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
-        results, _ = as_images_of(results, truth)
-        check_same_names(results, data.categories)
-        return lambda i: results.segmentation(data.image_ids[i], data.categories)
-    if options.model is not None:
-        predictor = open_model(options, data)
-        return lambda i: predictor(data.image(i), options.threshold)
-    return None
+def from_model(predictor: Predictor, options: Namespace, data: CocoPanoptic) -> Predict:
+    """Predict with a model."""
+    return lambda i: predictor(data.image(i), options.threshold)
+
+
+def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
+    """Read predictions from a results JSON and the PNGs beside it."""
+    beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
+    results = read_annotations(options.pred_json, options.pred_panoptic or (beside if beside.is_dir() else named))
+    truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
+    results, _ = as_images_of(results, truth)
+    check_same_names(results, data.categories)
+    return lambda i: results.segmentation(data.image_ids[i], data.categories)
 
 
 @torch.no_grad()
 def detect(predictor: Predictor, picture: np.ndarray) -> DetectorOutput:
     """The output of the predictor's model for one picture."""
-    images = prepared(predictor, picture)
+    images = predictor.prepare(picture)
     return predictor.model(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
 
 
@@ -358,14 +418,6 @@ def add_layer(
         scorer = scorers.setdefault((layer, nms), AveragePrecision(data.categories))
         boxes, scores, category_ids = (values[rows].numpy() for values in (found.boxes, found.scores, found.category_ids))
         scorer.update(data.image_ids[i], boxes, scores, category_ids, None, truth)
-
-
-def prepared(predictor: Predictor, picture: np.ndarray) -> Tensor:
-    """The picture as the predictor's model sees it: (1, 3, H, W)."""
-    nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-    sample = Sample(image_tensor(picture), nothing, (picture.shape[0], picture.shape[1]))
-    transform = eval_transform(predictor.settings.short_side, predictor.settings.long_side)
-    return transform(sample).image[None].to(predictor.device)
 
 
 JOBS: dict[str, Callable[[Namespace], str]] = {

@@ -7,14 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.errors import DataError, InputError, SegmentMapError
-from panoptic_detr.parallel import loader_context
+from panoptic_detr.parallel import process_context, start_worker
 from panoptic_detr.structures import Batch, Sample, pad_images
 
 
@@ -153,6 +152,8 @@ class PanopticLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the position on; `len` is that of a whole epoch."""
+        if self.num_workers and self._iterator is None:
+            self.multiprocessing_context = process_context()  # by the threads that there are when processes start
         for batch in super().__iter__():
             if isinstance(batch, _Failure):
                 # Made here and kept in no variable: a cycle of error, traceback and frame would keep the workers waiting.
@@ -188,7 +189,7 @@ def make_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
-        multiprocessing_context=loader_context() if workers > 0 else None,
+        multiprocessing_context=process_context() if workers > 0 else None,  # whose server begins while a model is built
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers > 0 else None,
         generator=torch.Generator(),  # PyTorch would draw the workers' seeds, which nothing here uses, from the global one
@@ -196,18 +197,12 @@ def make_loader(
 
 
 def _start_worker(_: int) -> None:
-    """One thread per worker: several workers with a thread per core each slow each other down."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    _leave_stopping_to_the_parent()
+    """One thread per worker, which only the parent process ends.
 
-
-def _leave_stopping_to_the_parent() -> None:
-    """Let only the parent process end this one.
-
-    Ctrl-C and cluster schedulers signal whole process groups; a worker that dies of it takes the step at hand with it.
+    Cluster schedulers signal whole process groups; a worker that dies of it takes the step at hand with it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    start_worker()
     if hasattr(signal, "sigwaitinfo"):  # it tells who sent the signal; not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()

@@ -10,7 +10,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
-from panoptic_detr.parallel import map_in_threads, progress_bar, usable_cores
+from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
 
 
@@ -55,7 +55,7 @@ def evaluate_panoptic(
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
         score = partial(_score_images, quality.categories, prediction, truth)
-        for chunk, part in zip(chunks, map_in_threads(score, chunks, workers), strict=True):
+        for chunk, part in zip(chunks, parallel_map(score, chunks, workers=workers, threads=True), strict=True):
             quality.merge(part)
             bar.advance(task, len(chunk))
     return quality.compute()

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
+from panoptic_detr.files import write_whole
 from panoptic_detr.quality import NO_ERRORS, ErrorCounts, PanopticQualityResult
-from panoptic_detr.segment_maps import write_bytes
 
 CAUSES = ErrorCounts._fields
 AP_COLUMNS = dict(zip(("AP", "AP50", "AP75", "small", "medium", "large", "recall"), ApScores._fields, strict=False))
@@ -42,7 +42,7 @@ def write_scores(folder: Path, result: PanopticQualityResult | None, things: Thi
     if things is not None:
         files["ap.csv"] = as_csv(ap_rows(things))
     for name, text in files.items():
-        write_bytes(folder / name, text.encode())
+        write_whole(folder / name, text.encode())
 
 
 def group_table(result: PanopticQualityResult) -> Table:
@@ -60,8 +60,7 @@ def class_table(result: PanopticQualityResult) -> Table:
         quality = result.per_class[category.id]
         counts = (quality.tp, quality.fp, quality.fn)
         if any(counts):
-            kind = "thing" if category.isthing else "stuff"
-            table.add_row(str(category.id), Text(category.name), kind, *map(_percent, quality[:3]), *map(str, counts))
+            table.add_row(str(category.id), Text(category.name), category.kind, *map(_percent, quality[:3]), *map(str, counts))
     return table
 
 

@@ -10,7 +10,7 @@ from panoptic_detr.inference.batch import (
     unpadded_parts,
 )
 from panoptic_detr.inference.choose import Choice
-from panoptic_detr.inference.files import PictureFile, find_pictures
+from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.stream import PredictionFolder, list_digest, prepare_folder
@@ -31,5 +31,6 @@ __all__ = [
     "predict_batch",
     "prepare_folder",
     "segment_batch",
+    "unique_name",
     "unpadded_parts",
 ]

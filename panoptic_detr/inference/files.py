@@ -43,7 +43,9 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> l
     numbered = len(numbers) == len(found)
     taken: set[str] = set()
     return [
-        PictureFile(path, int(path.stem) if numbered else index, _unique_name(name, taken), name.as_posix() + path.suffix)
+        PictureFile(
+            path, int(path.stem) if numbered else index, unique_name(name.as_posix(), taken), name.as_posix() + path.suffix
+        )
         for index, (path, name) in enumerate(found, start=1)
     ]
 
@@ -60,11 +62,11 @@ def _pictures_in(place: Path, recursive: bool) -> list[tuple[Path, Path]]:
     return [(path, path.relative_to(place).with_suffix("")) for path in found]
 
 
-def _unique_name(stem: Path, taken: set[str]) -> str:
+def unique_name(stem: str, taken: set[str]) -> str:
     """A file name that no other picture has, not even on file systems that ignore case."""
-    name, count = stem.as_posix(), 1
+    name, count = stem, 1
     while name.lower() in taken:
         count += 1
-        name = f"{stem.as_posix()}_{count}"
+        name = f"{stem}_{count}"
     taken.add(name.lower())
     return name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -111,6 +111,10 @@ class Predictor:
         window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
         while samples := [self._sample(image) for image in islice(coming, window)]:
             yield from self._predict(samples, settings)
+
+    def prepare(self, picture: Picture) -> Tensor:
+        """A picture as the model sees it: (1, 3, H, W), resized and normalised, on the model's device."""
+        return self._sample(picture).image[None].to(self.device)
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""

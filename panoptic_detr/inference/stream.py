@@ -21,11 +21,9 @@ from panoptic_detr.files import locked_folder, make_folder, remove_stale_tempora
 from panoptic_detr.images import save_picture
 from panoptic_detr.inference.files import PictureFile
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.visualization.draw import overlay
+from panoptic_detr.visualization.draw import enlargement, overlay
 
 Json: TypeAlias = dict[str, object]
-# Overlays of small pictures are enlarged to about this many pixels, so that labels fit.
-_OVERLAY_SIDE = 480
 
 
 class PredictionFolder:
@@ -93,8 +91,7 @@ class PredictionFolder:
         height, width = picture.shape[:2]
         segmentation.save(_place(self.folder / "panoptic" / f"{file.name}.png"))
         if self.overlays:
-            scale = max(1, round(_OVERLAY_SIDE / max(height, width)))
-            drawn = overlay(picture, segmentation, scale=scale)
+            drawn = overlay(picture, segmentation, scale=enlargement(picture.shape))
             save_picture(_place(self.folder / "overlays" / f"{file.name}.jpg"), drawn)
         image = {"id": file.image_id, "file_name": file.file_name or file.path.name, "height": height, "width": width}
         annotation = segmentation.to_coco(file.image_id, f"{file.name}.png")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
+from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
@@ -34,7 +34,10 @@ class DETR(nn.Module):
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
+        no_object: the last class slot means "no object"; losses and keep rule follow it.
     """
+
+    no_object = True
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class DETR(nn.Module):
             memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
             projected=projected,
             features=tuple(finer),
+            no_object=self.no_object,
         )
 
     def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -150,6 +154,8 @@ def build_detr(
     check_shares(dropout=dropout)
     check_heads(hidden_dim, num_heads)
     check_width(hidden_dim, PARTS[position_encoding])
+    layers = encoder_layers + decoder_layers
+    check_memory(hidden_dim=hidden_dim, ffn_dim=ffn_dim, layers=layers, rows=num_queries + num_labels)
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )

@@ -1,13 +1,17 @@
 """Rules for the sizes that models are built from: a wrong one is one error that names it, its value and the way out."""
 
+import os
 from collections.abc import Sequence
 from numbers import Integral
 
 from panoptic_detr.errors import InputError
 
+LARGEST = {"hidden_dim": 2**14, "ffn_dim": 2**18, "num_levels": 32, "encoder_layers": 1000, "decoder_layers": 1000}
+LARGEST_COUNT = 10**5  # of anything else: queries, labels, rows of a table
+
 
 def check_counts(least: int, **counts: object) -> None:
-    """Raise `InputError` unless every count is a whole number and large enough.
+    """Raise `InputError` unless every count is a whole number, large enough, and no larger than anybody could mean.
 
     Args:
         least: the smallest that makes sense.
@@ -18,6 +22,26 @@ def check_counts(least: int, **counts: object) -> None:
             raise InputError(f"{name} must be a whole number, but got {value!r}")
         if int(value) < least:
             raise InputError(f"{name} must be at least {least}, but got {value}; leave it out for the published models' number")
+        if int(value) > (most := LARGEST.get(name, LARGEST_COUNT)):
+            raise InputError(f"{name} must be at most {most}, but got {value}; no machine could hold such a model")
+
+
+def check_memory(*, hidden_dim: int, ffn_dim: int, layers: int, rows: int) -> None:
+    """Raise `InputError` if a transformer does not even fit into this machine's memory, before anything is built.
+
+    Args:
+        hidden_dim: width D.
+        ffn_dim: inner width of the feed-forward blocks.
+        layers: of encoder and decoder together.
+        rows: vectors of width D besides: queries, and labels of each head.
+    """
+    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}) else 2**28
+    memory, parameters = pages * 4096, layers * (8 * hidden_dim**2 + 2 * hidden_dim * ffn_dim) + 2 * rows * hidden_dim
+    if 4 * parameters > memory:
+        raise InputError(
+            f"a model of {layers} layers with hidden_dim {hidden_dim} and ffn_dim {ffn_dim} has about {parameters / 1e9:.1f} "
+            f"billion parameters and does not fit into the {memory / 2**30:.0f} GiB of this machine: make one of them smaller"
+        )
 
 
 def check_shares(**shares: float) -> None:

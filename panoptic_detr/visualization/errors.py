@@ -123,8 +123,8 @@ def error_view(
         raise PictureError(
             f"image {truth.image_id}: the image is {picture.shape[:2]}, its segment maps {comparison.kinds.shape}"
         )
-    kinds, true_index = (m.repeat(scale, axis=0).repeat(scale, axis=1) for m in (comparison.kinds, index_of(truth)))
     grey = cv2.cvtColor(cv2.cvtColor(enlarged(picture, scale), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    kinds, true_index = (m.repeat(scale, axis=0).repeat(scale, axis=1) for m in (comparison.kinds, index_of(truth)))
     table = np.array([ERROR_COLORS[kind] for kind in ErrorKind], np.uint8)
     weight = np.array([_STRENGTH.get(kind, 0.8) for kind in ErrorKind], np.float32)[kinds][..., None]
     drawn = np.round(0.8 * grey * (1 - weight) + table[kinds] * weight).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Weights in and out: checkpoints, published weights, opening a model, moving weights to other classes."""
 
-from panoptic_detr.weights.archives import check_is_file, read_torch, write_atomically
+from panoptic_detr.weights.archives import check_is_file, read_weights, write_atomically
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from panoptic_detr.weights.names import load_official
 from panoptic_detr.weights.open import (
@@ -30,7 +30,7 @@ __all__ = [
     "open_model",
     "open_source",
     "published_categories",
-    "read_torch",
+    "read_weights",
     "save_checkpoint",
     "transfer_weights",
     "write_atomically",

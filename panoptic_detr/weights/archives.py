@@ -1,21 +1,26 @@
 """Files of weights as such: opened without running any code in them, written whole or not at all."""
 
 import argparse
+import json
 import re
 import shutil
+import warnings
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import safetensors
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.files import write_whole
 
 SAFETENSORS = ".safetensors"
+CHECKSUM = "crc32"
 CUT_SHORT = "is cut short or damaged; copy it again or use an older one"
 
 
@@ -37,27 +42,64 @@ def read_torch(path: Path) -> object:
     """
     check_is_file(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        _verify_archive(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about sparse tensors, which are refused afterwards
             return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # an arbitrary file can make the unpickler raise anything
         reason = _unreadable(path, error)
         plain = isinstance(error, PermissionError) or reason == CUT_SHORT
-        what = f"checkpoint {str(path)!r}" if plain else f"{str(path)!r} is not a checkpoint of this project or of another: it"
+        what = f"checkpoint {str(path)!r}"
+        what += "" if plain else " cannot be opened as a file of weights, so it is not a checkpoint of this project: it"
         raise CheckpointError(f"{what} {reason}") from error
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Notes and tensors of a safetensors file.
+def read_weights(path: Path) -> Mapping[str, object]:
+    """What a file of weights from anywhere holds: PyTorch's or safetensors.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be opened safely, or holds something else.
+    """
+    content = read_safetensors(path)[1] if path.suffix == SAFETENSORS else read_torch(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Notes and tensors of a safetensors file; the format has no checksum, so `write_safetensors` adds one to the notes.
+
+    Raises:
+        CheckpointError: it cannot be read, or the checksum is wrong.
     """
     check_is_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} is not a readable safetensors file: {_reason(error)}") from error
+    saved = notes.pop(CHECKSUM, None)  # files of the first release have none
+    if saved is not None and saved != _checksum(notes, tensors):
+        raise CheckpointError(f"checkpoint {str(path)!r} {CUT_SHORT} (its checksum is wrong)")
+    return notes, tensors
+
+
+def write_safetensors(path: Path, notes: dict[str, str], tensors: Mapping[str, Tensor]) -> Path:
+    """Write notes and tensors atomically; names of one shared tensor, which the format does not know, get a copy each."""
+    apart = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    data = safetensors.torch.save(apart, metadata=notes | {CHECKSUM: _checksum(notes, apart)})
+    return write_atomically(path, lambda stream: stream.write(data))
+
+
+def _checksum(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of notes, names, kinds and values."""
+    total = zlib.crc32(json.dumps(sorted(notes.items())).encode())
+    for name, value in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), total)
+        total = zlib.crc32(value.contiguous().view(-1).view(torch.uint8).numpy().data, total) if value.numel() else total
+    return f"{total:08x}"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -73,6 +115,40 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         kept = "; the previous file is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{_room(error, path.parent)}{kept}") from error
     return path
+
+
+def fault_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Why the first tensor that cannot be a weight cannot: its name, and what it is instead."""
+    return next((f"{name} {fault}" for name, value in tensors.items() if (fault := _fault(value))), None)
+
+
+def _fault(value: Tensor) -> str | None:
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.is_quantized:
+        return "is sparse, quantized or of another special kind"
+    if value.device.type == "meta":
+        return "is a meta tensor, which has a shape and no values"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has {value.numel()} entries, more than the values that are stored for it"
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        return f"has {int((~value.isfinite()).sum())} of {value.numel()} values that are NaN or infinite"
+    return None
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare the checksums of an archive, which `torch.load` does not do, and bound what it unpacks to."""
+    if not zipfile.is_zipfile(path):  # a pickle of old, which has no checksums
+        return
+    with zipfile.ZipFile(path) as archive:
+        size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+        if unpacked > size:  # PyTorch stores without compression
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} would unpack to {unpacked / 2**20:.0f} MiB, but the file has {size / 2**20:.1f}; "
+                "PyTorch does not write such files, so it is not opened"
+            )
+        if (damaged := archive.testzip()) is not None:
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} {CUT_SHORT} (the checksum of {damaged.rpartition('/')[2]!r} in it is wrong)"
+            )
 
 
 def _unreadable(path: Path, error: Exception) -> str:

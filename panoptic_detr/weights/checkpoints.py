@@ -7,22 +7,45 @@ the previous file or the new one, never half of one.
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.errors import CheckpointError
-from panoptic_detr.weights.archives import SAFETENSORS, read_safetensors, read_torch, write_atomically
-from panoptic_detr.zoo import ModelSpec
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.types import fits_type, type_name
+from panoptic_detr.errors import CheckpointError, ConfigError, InputError
+from panoptic_detr.weights.archives import (
+    SAFETENSORS,
+    fault_of,
+    read_safetensors,
+    read_torch,
+    write_atomically,
+    write_safetensors,
+)
+from panoptic_detr.zoo import ModelSpec, build_model
 
 FORMAT = "panoptic_detr checkpoint"
 VERSION = 1
+SCHEMA: dict[str, object] = {  # of a file's fields; what may be None may also be missing
+    "version": int,
+    "model": Mapping[str, object],
+    "model.name": str,
+    "model.num_labels": int,
+    "model.overrides": Mapping[str, object],
+    "state_dict": Mapping[str, Tensor],
+    "categories": Mapping[str, object] | None,
+    "categories.labels": Literal["contiguous", "id"],
+    "categories.num_labels": int,
+    "categories.categories": Sequence[Mapping[str, object]],
+    "inference": Mapping[str, object],
+    "training": Mapping[str, object] | None,
+    "versions": Mapping[str, object],
+}
 NOTES = "panoptic_detr"  # in a safetensors file: everything but the weights, as JSON
 
 
@@ -51,8 +74,17 @@ class Checkpoint:
     path: Path | None = None
 
     def build(self) -> nn.Module:
-        """Build the model with these weights."""
-        model = self.model.build()
+        """Build the model with these weights.
+
+        Raises:
+            CheckpointError: there is no such model, or it has other parameters.
+        """
+        overrides = {**self.model.overrides, "pretrained_backbone": False}  # the checkpoint brings all weights
+        try:
+            model = build_model(self.model.name, num_labels=self.model.num_labels, **overrides)
+        except InputError as error:
+            raise CheckpointError(f"the model of checkpoint {self._where} cannot be built: {error}") from None
+        model.spec = self.model  # type: ignore[assignment]
         self.load_into(model)
         return model
 
@@ -108,10 +140,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     if path.suffix != SAFETENSORS:
         content = about | {"state_dict": tensors, "training": checkpoint.training}
         return write_atomically(path, lambda stream: torch.save(content, stream))
-    # The format knows no shared storage; heads that decoder layers share are written once per name.
-    tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    data = safetensors.torch.save(tensors, metadata={NOTES: json.dumps(about)})
-    return write_atomically(path, lambda stream: stream.write(data))
+    return write_safetensors(path, {NOTES: json.dumps(about)}, tensors)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -127,21 +156,51 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{str(path)!r} holds {_kind(content)}, not a checkpoint of this project; "
             "published weights are converted with `panoptic-detr convert_checkpoint`"
         )
-    if content["version"] > VERSION:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} has format version {content['version']}; "
-            f"this installation reads up to {VERSION}; update it"
-        )
-    table = content["categories"]
-    return Checkpoint(
-        model=ModelSpec(**content["model"]),
-        state_dict=content["state_dict"],
-        categories=None if table is None else CategoryTable.from_dict(table),
-        inference=content["inference"],
-        training=content.get("training"),
-        versions=content["versions"],
-        path=path,
-    )
+    where = f"checkpoint {str(path)!r}"
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(f"{where} has format version {version}; this installation reads up to {VERSION}; update it")
+    try:
+        return _checked(content, path)
+    except InputError as error:
+        raise CheckpointError(f"{where} cannot be used: {error}") from None
+
+
+def _checked(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """What a file holds, every field as `SCHEMA` has it.
+
+    Raises:
+        InputError: a field is missing or of another type, breaks a rule, or holds unusable weights.
+    """
+    for key, kind in SCHEMA.items():
+        *outer, name = key.split(".")
+        section = content.get(outer[0]) if outer else content
+        if section is not None and (name in section or not fits_type(None, kind)):
+            _check_field(section, name, kind, key)
+    if fault := fault_of(content["state_dict"]):
+        raise CheckpointError(f"{fault}; take an older file, or copy it again")
+    try:
+        InferenceSettings.from_dict(content["inference"])
+    except ConfigError as error:
+        raise CheckpointError(f"it has unusable inference settings: {error}") from None
+    spec = ModelSpec(**{name: content["model"][name] for name in ("name", "num_labels", "overrides")})
+    classes, training = content.get("categories"), content.get("training")
+    table = None if classes is None else CategoryTable.from_dict(classes)
+    if table is not None and table.num_labels != spec.num_labels:
+        raise CheckpointError(f"its class table has {table.num_labels} label slots, its model {spec.num_labels}")
+    return Checkpoint(spec, content["state_dict"], table, content["inference"], training, content["versions"], path)
+
+
+def _check_field(section: Mapping[str, Any], name: str, kind: object, key: str) -> None:
+    if name not in section:
+        raise CheckpointError(f"its field {key!r} is missing")
+    if not fits_type(section[name], kind):
+        raise CheckpointError(f"its field {key!r} must be {type_name(kind)}, but is {_short(section[name])}")
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) < 60 else f"{text[:50]}..."
 
 
 def _read_safetensors(path: Path) -> object:
@@ -161,6 +220,11 @@ def _differences(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> lis
         f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(there[name].shape)} in the model"
         for name, value in here.items()
         if name in there and there[name].shape != value.shape
+    ]
+    lines += [
+        f"{name} is of type {value.dtype} in the checkpoint, {there[name].dtype} in the model"
+        for name, value in here.items()
+        if name in there and there[name].is_floating_point() != value.is_floating_point()
     ]
     return lines
 

@@ -12,7 +12,7 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import CheckpointError, ConfigError, InputError
+from panoptic_detr.errors import CheckpointError, InputError
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
@@ -89,10 +89,7 @@ def open_model(source: str | Path) -> OpenedModel:
             f"checkpoint {str(checkpoint.path)!r} does not say what its {checkpoint.model.num_labels} labels mean; convert it "
             "with --categories, or build a Predictor(model, categories) with the table of its data set"
         )
-    try:
-        settings = InferenceSettings.from_dict(checkpoint.inference)
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {str(checkpoint.path)!r} has unusable inference settings: {error}") from None
+    settings = InferenceSettings.from_dict(checkpoint.inference)
     return OpenedModel(checkpoint.build().eval(), checkpoint.categories, settings)
 
 
@@ -118,8 +115,8 @@ def choose_device(wanted: str | torch.device, local_rank: int = 0) -> torch.devi
         raise InputError(f"there is no device {str(wanted)!r}; give auto, cpu, cuda, cuda:1 and so on, or mps") from None
     count = torch.cuda.device_count() if device.type == "cuda" and available["cuda"] else 1
     if not available.get(device.type, True) or (device.index or 0) >= count:
-        there = ", ".join(kind for kind, found in available.items() if found)
-        raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or auto")
+        there = ", ".join(repr(kind) for kind, found in available.items() if found)
+        raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or 'auto'")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", local_rank % count)
     return device

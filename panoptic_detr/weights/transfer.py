@@ -101,9 +101,9 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
     state, theirs = model.state_dict(), _fitting_names(source.state_dict, model)
     for name, value in state.items():
         given = theirs.get(name)
-        if given is None:
+        if given is None or given.is_floating_point() != value.is_floating_point():
             result.fresh.append(f"{name}: not in the source")
-        elif _is_class_head(name) and _same_width(name, state, theirs):
+        elif _is_class_head(name) and _same_width(name, state, theirs) and len(given) >= source.categories.num_labels:
             _copy_rows(value, given, {0: 0} if _is_proposal_head(name, state) else rows, source.categories, categories)
             result.copied.append(name)
         elif value.shape == given.shape and not _is_class_head(name):

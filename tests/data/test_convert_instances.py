@@ -10,8 +10,8 @@ from data.conversions import meanings, picture, truths, write
 from pycocotools import mask as coco_mask
 
 from panoptic_detr.commands.data import main
+from panoptic_detr.data.convert.drawing import packed_runs, segmentation_mask
 from panoptic_detr.data.convert.formats import FORMATS
-from panoptic_detr.data.convert.masks import packed_runs, segmentation_mask
 from panoptic_detr.data.doctor.examine import find_splits
 from panoptic_detr.errors import CategoryError, DataError
 from panoptic_detr.panoptic import PanopticSegmentation

@@ -1,22 +1,15 @@
-import multiprocessing
-import os
 import re
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from panoptic_detr import parallel as forking
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, collate, make_loader
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import scenes_transform
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.structures import Sample, Target
-
-fork_is_meant = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -118,41 +111,6 @@ def test_loader_batches_everything(scenes):
     assert [len(batch) for batch in make_loader(open_scenes(scenes), batch_size=3, drop_last=True)] == [3, 3]
 
 
-@pytest.fixture
-def stuck(tmp_path):
-    """A file: while it is there, every forked process hangs before its first line, and as many times as it has letters."""
-    path = tmp_path / "stuck"
-
-    def hang():
-        if path.is_file() and (left := path.read_text()):
-            path.write_text(left[1:])
-            time.sleep(1000)
-
-    os.register_at_fork(after_in_child=hang)
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@fork_is_meant
-@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only")
-def test_a_worker_that_hangs_as_it_is_forked_is_replaced(scenes, stuck, monkeypatch):
-    monkeypatch.setattr(forking, "PATIENCE", 1.0)
-    stuck.write_text("xx")
-    assert [len(batch) for batch in make_loader(open_scenes(scenes), batch_size=3, workers=2)] == [3, 3, 1]
-    assert stuck.read_text() == ""
-    assert [child for child in multiprocessing.active_children() if not child.is_alive()] == []
-
-
-@fork_is_meant
-@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only")
-def test_workers_that_never_come_up_are_an_error(scenes, stuck, monkeypatch):
-    monkeypatch.setattr(forking, "PATIENCE", 0.1)
-    stuck.write_text("x" * 100)
-    with pytest.raises(OSError, match=r"5 loader processes in a row did not come up; data\.workers 0 reads without them"):
-        next(iter(make_loader(open_scenes(scenes), batch_size=3, workers=1)))
-
-
-@fork_is_meant
 def test_batches_do_not_depend_on_workers_and_epochs_reach_living_workers(scenes):
     alone, helped = (
         make_loader(open_scenes(scenes), batch_size=3, sampler=EpochSampler(7), workers=workers) for workers in (0, 2)
@@ -199,7 +157,6 @@ def error_of(loader, kind) -> str:
     pytest.fail(f"no {kind.__name__}")
 
 
-@fork_is_meant
 @pytest.mark.parametrize("workers", [0, 1])
 def test_defects_name_the_image_without_a_workers_traceback(layout, workers):
     layout.save_image(np.zeros((5, 6, 3), np.uint8))

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import cv2
 import numpy as np
@@ -9,9 +11,7 @@ from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import SMALLEST_VISIBLE, make_scene, scene_categories, write_scenes
 from panoptic_detr.data.scenes.painting import SHAPES, TEXTURES, curved_front, pixel_grid, shape_area, shape_distance, texture
 from panoptic_detr.errors import DataError
-from panoptic_detr.segment_maps import areas, boxes_of, read_id_png
-
-fork_is_meant = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_id_png
 
 
 def test_categories_are_four_things_and_four_stuff():
@@ -77,7 +77,6 @@ def test_scene_depends_on_seed_split_and_index_only():
         assert not np.array_equal(first.image, other.image)
 
 
-@fork_is_meant
 def test_written_set_is_the_same_for_any_number_of_workers(tmp_path):
     for workers in (1, 2):
         write_scenes(tmp_path / str(workers), 5, size=48, seed=3, split="val", workers=workers)
@@ -114,11 +113,16 @@ def test_out_of_range_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failing_writes_leave_no_json(tmp_path):
-    (tmp_path / "train" / "000002.png").mkdir(parents=True)
+def test_failing_writes_leave_nothing(tmp_path, monkeypatch):
+    def write(path, segment_map):
+        if path.name == "000002.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_id_png(path, segment_map)
+
+    monkeypatch.setattr("panoptic_detr.data.scenes.dataset.write_id_png", write)
     with pytest.raises(OSError, match="000002"):
-        write_scenes(tmp_path, 4, size=48, workers=1)
-    assert list((tmp_path / "annotations").iterdir()) == []
+        write_scenes(tmp_path / "scenes", 4, size=48, workers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -173,6 +173,8 @@ def test_zoom_shows_the_segment_and_dims_the_rest():
     assert (body == color).all(-1).any(), "its outline has its colour"
     with pytest.raises(PictureError, match=r"there is no segment 99; it has \[1, 2, 3, 4, 5\]"):
         zoom(image, TRUTH, 99)
+    with pytest.raises(PictureError, match=r"the longer side must have 1 to 16384 pixels, but got 20000"):
+        zoom(image, TRUTH, 2, long_side=20000)
 
 
 def test_mask_strip_has_one_cut_out_per_segment():

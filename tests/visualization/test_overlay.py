@@ -245,6 +245,7 @@ def test_scale_enlarges_before_drawing():
         (np.zeros((120, 160), np.int64), {}, r"but got int64"),
         (np.zeros((120, 160), np.uint8), {"alpha": 1.5}, r"alpha must be in 0..1, but got 1.5"),
         (np.zeros((120, 160), np.uint8), {"scale": 0}, r"scale must be a whole number from 1, but got 0"),
+        (np.zeros((120, 160), np.uint8), {"scale": 103}, r"from 1 that leaves no side longer than 16384 pixels, but got 103"),
     ],
 )
 def test_bad_input_is_named(image, options, message):

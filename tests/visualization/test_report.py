@@ -174,6 +174,26 @@ def test_curves_come_from_the_log(tmp_path):
         read_curves(tmp_path / "other.csv")
 
 
+def test_curves_that_people_know_come_first_and_scores_are_in_per_cent(tmp_path):
+    names = ["wait", "lr", "mask_dice", "class_layer0", "loss", "gradient_norm", "class"]
+    curves = {name: [(1, 3.0), (2, 0.5)] for name in names} | {"box AP": [(1, 0.1), (2, 0.7131)], "PQ": [(1, 0.2), (2, 0.8377)]}
+    page = write_report(tmp_path / "r.html", [], SCORES, categories=TABLE, curves=curves).read_text(encoding="utf-8")
+    shown = re.findall(r"<figcaption><b>([^<]+)</b> <span class=\"soft\">[^<]*last ([^<]+)</span>", page)
+    known, more = shown[:6], shown[6:]
+    assert [name for name, _ in known] == ["loss", "class", "mask_dice", "PQ (%)", "box AP (%)", "learning rate"]
+    assert dict(known)["PQ (%)"] == "83.8"
+    assert dict(known)["box AP (%)"] == "71.3"
+    assert "0.8377" not in page
+    assert page.index("3 more curves") > page.index("<b>learning rate</b>")
+    assert {name for name, _ in more} == {"wait", "class_layer0", "gradient_norm"}
+
+
+def test_the_page_explains_what_it_shows(report):
+    page = report.read_text(encoding="utf-8")
+    assert "Grey hatching is void" in page
+    assert "in per cent" in page
+
+
 def test_a_plot_spans_its_box():
     drawn = plot("loss", [(0, 2.0), (5, 1.0), (10, 4.0)])
     assert drawn["path"] == f"0.0,{120 * 2 / 3:.1f} 130.0,120.0 260.0,0.0"

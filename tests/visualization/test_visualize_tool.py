@@ -1,6 +1,8 @@
 """The tool on a small data set of scenes, with predictions made from the truth and with an untrained model."""
 
+import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,7 +23,7 @@ from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import areas, boxes_of
+from panoptic_detr.segment_maps import areas, boxes_of, write_id_png
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
 from panoptic_detr.visualization.queries import draw_query_boxes
@@ -92,6 +94,35 @@ def test_truth_alone_is_drawn_once_per_image(root, data, tmp_path, capsys):
     assert "3" in capsys.readouterr().out
 
 
+@pytest.fixture
+def twins(tmp_path):
+    """A data set whose images have one name in two folders, and one that differs in its ending only."""
+    names = ["cam1/0.png", "cam2/0.png", "cam2/0.jpg", "CAM2/0.bmp"]
+    entries, images = [], []
+    for number, name in enumerate(names):
+        segment_map = np.full((16, 16), number + 1, np.int32)
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "val" / name), np.full((16, 16, 3), 50 * number, np.uint8))
+        (tmp_path / "panoptic_val").mkdir(exist_ok=True)
+        write_id_png(tmp_path / "panoptic_val" / f"{number}.png", segment_map)
+        images.append({"id": number, "file_name": name, "height": 16, "width": 16})
+        info = {"id": number + 1, "category_id": 1, "area": 256, "bbox": [0, 0, 16, 16], "iscrowd": 0}
+        entries.append({"image_id": number, "file_name": f"{number}.png", "segments_info": [info]})
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat", "isthing": 1}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("job", "kind"), [("coco", "png"), ("coco", "svg"), ("segments", None), ("zoom", None)])
+def test_images_of_one_name_get_files_of_their_own(job, kind, twins, capsys):
+    kinds = [] if kind is None else ["--kind", kind]
+    assert main([job, *source(twins, "--output", twins / "out", *kinds)]) == 0
+    written = {path.relative_to(twins / "out").as_posix() for path in (twins / "out").rglob("*.*")}
+    assert written == {f"{stem}.{kind or 'png'}" for stem in ("cam1/0", "cam2/0", "cam2/0_2", "CAM2/0_3")}
+    assert ": 4 in" in capsys.readouterr().out
+
+
 def test_a_missed_thing_shows_in_the_error_view(root, data, results, tmp_path):
     chosen = data.image_ids[0]
     options = ["--pred-json", results, "--image-ids", chosen, "--show", "errors", "--output", tmp_path]
@@ -146,6 +177,30 @@ def test_report_from_results(root, data, results, tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+def test_report_says_what_it_shows(root, results, checkpoint, tmp_path):
+    def facts(source_of_it, *more):
+        path = tmp_path / "r.html"
+        assert main(["report", str(source_of_it), *source(root, *more, "--output", path)]) == 0
+        return dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", path.read_text(encoding="utf-8")))
+
+    said = facts(results, "--limit", 2)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", said["made"])
+    assert (said["data set"], said["split"], said["images"]) == (str(root), "val", "2 of 3")
+    assert said["threshold"] == "of the results"
+    assert facts(checkpoint, "--limit", 1)["threshold"] == "0"
+    assert facts(checkpoint, "--limit", 1, "--threshold", 0.25)["threshold"] == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("detr_r50_panoptic", "0.85"), ("deformable_detr_r50_panoptic", "0.4 for things, 0.3 for stuff")]
+)
+def test_the_models_own_thresholds_are_said(name, expected, data, tmp_path):
+    path = save_model(data.categories, tmp_path / "m.pt", name)
+    predictor = load_model(path)
+    predictor.settings = replace(predictor.settings, threshold=None)
+    assert visualize.thresholds_of(predictor, argparse.Namespace(threshold=None), data) == expected
+
+
 def test_report_of_a_run_shows_its_curves(root, checkpoint, tmp_path):
     (checkpoint.parent / "log.csv").write_text("step,epoch,total\n1,0,3.5\n2,0,2.5\n")
     assert main(["report", str(checkpoint.parent), *source(root, "--limit", 1, "--output", tmp_path / "r.html")]) == 0
@@ -186,6 +241,39 @@ def test_sweep_draws_a_picture_per_threshold(root, checkpoint, tmp_path):
     options = ["--model", checkpoint, "--thresholds", 0.1, 0.5, "--limit", 1, "--output", path]
     assert main(["sweep", *source(root, *options)]) == 0
     assert read(path).shape[1] > 3 * SIDE
+    assert min(visualize.THRESHOLDS) < 0.3
+
+
+def test_small_images_are_enlarged_as_predict_does(root, data, checkpoint, tmp_path):
+    options = ["--model", str(checkpoint), "--threshold", "0.0", "--output", str(tmp_path)]
+    assert main(["explain", str(data.image_path(0)), *options]) == 0
+    assert read(tmp_path / f"{data.image_path(0).stem}.png").shape[1] == round(480 / SIDE) * SIDE
+    assert main(["attention", str(data.image_path(1)), *options]) == 0
+    assert read(tmp_path / f"{data.image_path(1).stem}_decoder.png").shape[1] == round(480 / SIDE) * SIDE
+    path = tmp_path / "sweep.png"
+    assert main(["sweep", *source(root, *options[:2], "--thresholds", "0.1,0.2", "--limit", 1, "--output", path)]) == 0
+    assert read(path).shape[1] > 3 * 480
+
+
+def test_pictures_of_one_name_are_explained_in_files_of_their_own(data, checkpoint, tmp_path, capsys):
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        cv2.imwrite(str(tmp_path / part / "same.png"), data.image(0))
+    pictures = [str(tmp_path / part) for part in ("a", "b")]
+    options = ["--model", str(checkpoint), "--threshold", "1", "--output", str(tmp_path / "out"), "--scale", "1"]
+    assert main(["explain", *pictures, *options]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["same.png", "same_2.png"]
+    capsys.readouterr()
+    assert main(["attention", *pictures, *options]) == 0
+    out, error = capsys.readouterr()
+    assert "pictures: 2 of 2 image(s)" in out
+    assert "nothing was found, so there is no attention of objects" in error
+
+
+def test_counts_of_nothing_are_explained(root, checkpoint, tmp_path, capsys):
+    options = ["--model", checkpoint, "--limit", 1, "--grid", 2, "--threshold", 1, "--output", tmp_path]
+    assert main(["queries", *source(root, *options)]) == 0
+    assert "not one copy was found; try a lower --threshold" in capsys.readouterr().err
 
 
 def test_pictures_of_queries(root, checkpoint, tmp_path):
@@ -274,6 +362,52 @@ def told(capsys, *arguments):
     error = capsys.readouterr().err
     assert error.count("\n") == 1, "one line"
     return error
+
+
+BAD_OPTIONS = {
+    "coco --limit 0": "'0' must be a whole number from 1",
+    "coco --alpha nan": "'nan' must be a number from 0 to 1",
+    "coco --threshold 2": "'2' must be a number from 0 to 1",
+    "coco --scale 1.5": "'1.5' must be a whole number from 1",
+    "coco --kind gif": "invalid choice: 'gif'",
+    "zoom --side -3": "'-3' must be a whole number from 1",
+    "sweep --model m --thresholds 0.1,zwei": "'zwei' must be a number from 0 to 1",
+    "attention a.png --model m --points 1": "'1' must be x,y as fractions of the image below 1",
+    "queries --model m --grid 0": "'0' must be a whole number from 1",
+    "report": "the following arguments are required",
+}
+
+
+@pytest.mark.parametrize("line", BAD_OPTIONS)
+def test_a_bad_option_is_one_clear_line(line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*line.split(), "--output", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert BAD_OPTIONS[line] in error
+    assert error.count("\n") == 1, "one line"
+    assert f"panoptic-detr visualize {line.split()[0]}: " in error
+
+
+def test_options_that_contradict_each_other_are_refused(root, results, checkpoint, tmp_path, capsys):
+    place = source(root, "--output", tmp_path)
+    assert "give one of them" in told(capsys, "coco", *place, "--pred-json", results, "--model", checkpoint)
+    assert "give --pred-json too" in told(capsys, "segments", *place, "--pred-panoptic", tmp_path)
+    assert "not of errors" in told(capsys, "coco", *place, "--pred-json", results, "--kind", "svg", "--show", "errors")
+    assert "no side longer than" in told(capsys, "coco", *place, "--scale", 10**6)
+
+
+def test_lists_take_commas_and_spaces_and_name_an_image_once(root, data, tmp_path, capsys):
+    first, second, _ = data.image_ids
+    for number, ids in enumerate(([f"{first},{second}"], [first, second], [f"{first},", second, first])):
+        assert main(["coco", *source(root, "--output", tmp_path / str(number), "--image-ids", *ids)]) == 0
+        assert len(list((tmp_path / str(number)).iterdir())) == 2
+
+
+def test_a_data_set_without_images_is_said(twins, capsys):
+    path = twins / "annotations" / "panoptic_val.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": [], "annotations": []}))
+    assert "no image in this data set" in told(capsys, "coco", *source(twins, "--output", twins / "out"))
 
 
 def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):

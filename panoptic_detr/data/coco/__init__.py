@@ -1,17 +1,35 @@
-"""COCO-panoptic data: where it lies, what its JSON says, the data set that training reads."""
+"""COCO-panoptic data: where it lies, what its JSON says, the data set that training reads.
 
-from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
-from panoptic_detr.data.coco.index import CocoIndex, read_index, read_json
+The data set needs PyTorch, which takes seconds to import; it comes when it is asked for: checks and conversions do without.
+"""
+
+from typing import TYPE_CHECKING
+
+from panoptic_detr.data.coco.entries import read_json
+from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
+
+if TYPE_CHECKING:
+    from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
 
 __all__ = [
     "IMAGE_ENDINGS",
     "CocoIndex",
     "CocoPanoptic",
     "DataPaths",
+    "defects",
+    "entries",
     "find_image",
     "read_index",
     "read_json",
     "resolve_paths",
     "retarget",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("CocoPanoptic", "retarget"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from panoptic_detr.data.coco import dataset
+
+    return getattr(dataset, name)

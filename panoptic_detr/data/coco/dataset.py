@@ -21,7 +21,7 @@ from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.images import read_image
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.segment_maps import read_id_png
+from panoptic_detr.segment_maps import read_id_png, renumber
 from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
@@ -52,7 +52,8 @@ class CocoPanoptic(Dataset[Sample]):
             panoptic: folder of the annotation PNGs.
             annotations: the JSON.
             categories: the table to use instead of the JSON's own.
-            transforms: what happens to each sample; it draws from the generator it is given and from nothing else.
+            transforms: what happens to each sample; it draws from the generator it is given and from nothing else. One with a
+                true `measures_boxes` (`Transform`) gets targets without boxes and measures them on its map.
             seed: of the augmentation.
             cache: "memory" keeps decoded pictures (4 bytes per pixel), for small sets.
 
@@ -103,12 +104,13 @@ class CocoPanoptic(Dataset[Sample]):
         """
         row = self._row(i)
         image, places = self._decoded(row)
-        sample = Sample(
-            torch.from_numpy(image).permute(2, 0, 1),
-            retarget(torch.from_numpy(places), self._labels(row), self._index.image_ids[row]),
-            places.shape,
-            self._index.image_names[row],
-        )
+        labels, image_id = self._labels(row), self._index.image_ids[row]
+        if getattr(self.transforms, "measures_boxes", False):  # off the map that they have moved
+            target = Target(labels, torch.zeros(len(labels), 4), torch.from_numpy(places), image_id)
+        else:
+            target = retarget(torch.from_numpy(places), labels, image_id)
+        image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        sample = Sample(image_tensor, target, places.shape, self._index.image_names[row])
         if self.transforms is None:
             return sample
         try:
@@ -226,7 +228,7 @@ class CocoPanoptic(Dataset[Sample]):
             segment_map = read_id_png(path)
         except SegmentMapError as error:
             raise SegmentMapError(f"{self._where(row)}: {error}") from None
-        return _renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
+        return renumber(segment_map, self._index.segment_ids[self._index.segments_of(row)], f"{self._where(row)}: {path}")
 
 
 def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target:
@@ -252,31 +254,3 @@ def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target
     size = torch.tensor([width, height], dtype=torch.float32)
     boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / (2 * size), (xyxy[:, 2:] - xyxy[:, :2]) / size], dim=1)  # (S, 4)
     return Target(labels, boxes, segment_map, image_id)
-
-
-def _renumber(segment_map: np.ndarray, segment_ids: np.ndarray, where: str) -> np.ndarray:
-    """Replace each id by 1 + its position in `segment_ids`; both sides must have the same ids.
-
-    Neighbouring pixels mostly have the same id, so runs of equal pixels are looked up instead of pixels: ten times faster.
-    """
-    flat = segment_map.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    lengths, values = np.diff(starts, append=len(flat)), flat[starts]
-    order = np.argsort(segment_ids)
-    table = np.concatenate([[0], segment_ids[order]]).astype(np.int32)
-    ranks = np.minimum(np.searchsorted(table, values), len(table) - 1)
-    unknown = table[ranks] != values
-    if unknown.any():
-        value = int(values[unknown][0])
-        raise SegmentMapError(
-            f"{where}: {int(lengths[values == value].sum())} pixels have segment id {value}, which the JSON's segments_info "
-            "does not list; add it there, or make the pixels 0 (void): `panoptic-detr data check --fix` can"
-        )
-    absent = np.bincount(ranks, minlength=len(table))[1:] == 0
-    if absent.any():
-        raise SegmentMapError(
-            f"{where}: segment {int(table[1:][absent][0])} of the JSON has no pixel in the PNG; remove it from segments_info "
-            "(`panoptic-detr data check --fix` can) or write the PNG again"
-        )
-    positions = np.concatenate([[0], order + 1]).astype(np.uint8 if len(table) <= 256 else np.int16)
-    return np.repeat(positions[ranks], lengths).reshape(segment_map.shape)

@@ -1,7 +1,6 @@
 """COCO instances (polygons, run lengths, crowds), with or without COCO-stuff maps, to COCO-panoptic."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,38 +8,20 @@ from typing import Any
 import numpy as np
 
 from panoptic_detr.data.coco import find_image, read_json
-from panoptic_detr.data.convert.masks import segmentation_mask
-from panoptic_detr.data.convert.output import (
-    Conversion,
-    Labelled,
-    Region,
+from panoptic_detr.data.convert.drawing import Region, paint, region_of, segmentation_mask
+from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
+from panoptic_detr.data.convert.sources import (
+    Classes,
+    Entry,
     check_size,
-    fill_rest,
-    paint,
+    number_classes,
     read_categories,
-    region_of,
-    with_rest,
-    write_dataset,
+    rows_of,
+    stored_size,
 )
 from panoptic_detr.data.doctor import read_values, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
-from panoptic_detr.images import read_image
-
-Entry = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What is the same for all images."""
-
-    images: Path
-    where: str
-    things: frozenset[int]
-    rest_id: int
-    stuff_maps: Path | None
-    stuff_offset: int
-    stuff: frozenset[int]
 
 
 def coco_instances(
@@ -70,37 +51,26 @@ def coco_instances(
         stuff_offset: category id minus value in the maps: 1 for stuffthingmaps, 0 for stuff pixelmaps.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
-
-    Returns:
-        What was written.
     """
-    content = read_json(annotations)
-    instance_rows = _rows(content, "categories", annotations)
     if (stuff_maps is None) != (stuff_categories is None):
         raise DataError(
             "stuff maps need their categories and the other way round: give both --stuff_maps and --stuff_categories"
         )
-    table, rest_id = with_rest(_category_rows(instance_rows, stuff_categories), rest, str(annotations))
-    ids = [frozenset(category.id for category in group) for group in (table.things, table.stuff)]
-    settings = _Settings(Path(images), str(annotations), ids[0], rest_id, stuff_maps, stuff_offset, ids[1])
+    content = read_json(annotations)
+    things = [{**row, "isthing": 1} for row in _rows(content, "categories", annotations)]
+    thing_ids = {show(row.get("id")) for row in things}
+    stuff = [] if stuff_categories is None else read_categories(stuff_categories)
+    rows = [*things, *({**row, "isthing": 0} for row in stuff if show(row.get("id")) not in thing_ids)]
+    classes = number_classes(rows, str(annotations), rest)
     items = _by_image(content, annotations)
-    read = partial(_read, settings=settings)
-    return write_dataset(read, items, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
+    read = partial(
+        _read, where=str(annotations), images=images, classes=classes, stuff_maps=stuff_maps, stuff_offset=stuff_offset
+    )
+    return write_dataset(read, items, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
 def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[Entry]:
-    rows = content.get(key)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: '{key}' is no list of objects; a COCO instances JSON has images, annotations, categories")
-    return rows
-
-
-def _category_rows(instance_rows: Sequence[Entry], stuff_categories: Path | None) -> list[Entry]:
-    """Every category of the instances as a thing, then those of the stuff maps that are not among them as stuff."""
-    things = [{**row, "isthing": 1} for row in instance_rows]
-    thing_ids = {show(row.get("id")) for row in things}
-    stuff = [] if stuff_categories is None else read_categories(stuff_categories)
-    return [*things, *({**row, "isthing": 0} for row in stuff if show(row.get("id")) not in thing_ids)]
+    return rows_of(content, key, path, "a COCO instances JSON has images, annotations, categories")
 
 
 def _by_image(content: Mapping[str, Any], path: Path) -> list[tuple[Entry, list[Entry]]]:
@@ -119,48 +89,49 @@ def _by_image(content: Mapping[str, Any], path: Path) -> list[tuple[Entry, list[
     return list(groups.values())
 
 
-def _read(item: tuple[Entry, list[Entry]], *, settings: _Settings) -> Labelled:
+def _read(
+    item: tuple[Entry, list[Entry]],
+    *,
+    where: str,
+    images: Path,
+    classes: Classes,
+    stuff_maps: Path | None,
+    stuff_offset: int,
+) -> Labelled:
     entry, annotations = item
-    where = f"{settings.where}: image {entry['id']!r}"
+    where = f"{where}: image {entry['id']!r}"
     name = entry.get("file_name")
     if not isinstance(name, str):
         raise DataError(f"{where}: file_name is {show(name)}, but must be a text")
-    image = find_image(settings.images, name, where)
-    size = read_image(image).shape[:2]
-    notes: list[str] = []
-    regions = [region for row in annotations if (region := _region(row, size, settings, where, notes)) is not None]
-    places = paint(size, regions)
+    image = find_image(images, name, where)
+    size = stored_size(image)
+    drawn = [_region(row, size, classes, f"{where}, annotation {show(row.get('id'))}") for row in annotations]
+    regions = [region for region in drawn if region is not None]
+    notes = ["instance without a pixel (degenerate or empty segmentation)"] * (len(drawn) - len(regions))
+    places, segments = paint(size, regions)
     visible = np.bincount(places.ravel(), minlength=len(regions) + 1)[1:]
     notes += ["instance wholly covered by smaller ones"] * int((visible == 0).sum())
-    segments = [(region.category_id, region.iscrowd) for region in regions]
-    if settings.stuff_maps is not None:
-        _add_stuff(places, segments, settings, name, where)
-    fill_rest(places, segments, settings.rest_id)
-    name = str(Path(name).with_suffix(image.suffix).as_posix())
-    return Labelled(image, name, entry["id"], places, segments, notes)
+    if stuff_maps is not None:
+        path = safe_path(stuff_maps, str(Path(name).with_suffix(".png")), where)
+        values = read_values(path) + stuff_offset
+        check_size(values.shape, size, f"{where}, stuff map {path}")
+        _add_stuff(places, segments, values, classes)
+    return Labelled(image, Path(name).with_suffix(image.suffix).as_posix(), entry["id"], places, segments, notes)
 
 
-def _region(row: Entry, size: tuple[int, int], settings: _Settings, where: str, notes: list[str]) -> Region | None:
-    where = f"{where}, annotation {show(row.get('id'))}"
+def _region(row: Entry, size: tuple[int, int], classes: Classes, where: str) -> Region | None:
     category_id, crowd = row.get("category_id"), row.get("iscrowd", 0)
-    if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id not in settings.things:
+    if not isinstance(category_id, int) or isinstance(category_id, bool) or not classes.isthing.get(category_id):
         raise DataError(f"{where}: category_id {show(category_id)} is not among the categories; add or correct it")
     if crowd not in (0, 1):
         raise DataError(f"{where}: iscrowd is {show(crowd)}, but must be 0 or 1")
-    mask = segmentation_mask(row.get("segmentation"), size, where)
-    region = region_of(mask, category_id, iscrowd=bool(crowd))
-    if region is None:
-        notes.append("instance without a pixel (degenerate or empty segmentation)")
-    return region
+    return region_of(segmentation_mask(row.get("segmentation"), size, where), category_id, iscrowd=bool(crowd))
 
 
-def _add_stuff(places: np.ndarray, segments: list[tuple[int, bool]], settings: _Settings, name: str, where: str) -> None:
+def _add_stuff(places: np.ndarray, segments: list[tuple[int, bool]], values: np.ndarray, classes: Classes) -> None:
     """Put the stuff map below the instances; values of no stuff category are void. In place."""
-    path = safe_path(settings.stuff_maps or Path(), str(Path(name).with_suffix(".png")), where)
-    values = read_values(path) + settings.stuff_offset
-    check_size(values.shape, places.shape, f"{where}, stuff map {path}")
     free = places == 0
     for category_id in np.unique(values[free]).tolist():
-        if category_id in settings.stuff:
+        if classes.isthing.get(category_id) is False:
             segments.append((category_id, False))
             places[free & (values == category_id)] = len(segments)

@@ -2,10 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -13,33 +10,22 @@ import cv2
 import numpy as np
 
 from panoptic_detr.data.coco import find_image, read_json
-from panoptic_detr.data.convert.output import (
-    LARGEST_COORDINATE,
-    Conversion,
-    Labelled,
-    fill_rest,
-    paint,
+from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, are_coordinates, paint, region_of
+from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
+from panoptic_detr.data.convert.sources import (
+    Classes,
+    Entry,
+    find_by_key,
+    number_classes,
+    number_labels,
     read_categories,
-    region_of,
-    with_rest,
-    write_dataset,
+    rows_of,
+    stored_size,
 )
-from panoptic_detr.data.convert.pairs import find_by_key
 from panoptic_detr.data.doctor import raw_values, show
 from panoptic_detr.errors import DataError
-from panoptic_detr.images import read_image
 
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points that a shape needs; other shapes have no area
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What is the same for all files; `isthing` and `ids` by label."""
-
-    images: Path | None
-    ids: dict[str, int]
-    isthing: dict[int, bool]
-    rest_id: int
 
 
 def labelme(
@@ -69,71 +55,57 @@ def labelme(
         rest: name of a stuff class for all pixels of no segment; void by default.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
-
-    Returns:
-        What was written.
     """
-    files = find_by_key(Path(folder), "", (".json",))
-    rows = read_categories(categories) if categories is not None else _found_categories(list(files.values()), stuff or [])
-    table, rest_id = with_rest(rows, rest, str(categories or folder))
-    ids = {category.name: category.id for category in table.categories}
-    isthing = {category.id: category.isthing for category in table.categories}
-    settings = _Settings(None if images is None else Path(images), ids, isthing, rest_id)
+    files = find_by_key(folder, "", (".json",))
+    if categories is not None:
+        rows = read_categories(categories)
+    else:
+        labels = (_label(shape, path) for path in files.values() for shape in _shapes(read_json(path), path))
+        rows = number_labels(labels, stuff or [])
+    classes = number_classes(rows, str(categories or folder), rest)
     items = [(number, key, path) for number, (key, path) in enumerate(files.items(), start=1)]
-    read = partial(_read, settings=settings)
-    return write_dataset(read, items, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
+    read = partial(_read, images=images, classes=classes)
+    return write_dataset(read, items, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
-def _found_categories(files: Sequence[Path], stuff: Sequence[str]) -> list[dict[str, Any]]:
-    labels = {_label(shape, path) for path in files for shape in _shapes(read_json(path), path)}
-    absent = [label for label in stuff if label not in labels]
-    if absent:
-        raise DataError(f"no shape has the stuff label {absent[0]!r}; the labels are {', '.join(sorted(labels)[:20])}")
-    return [{"id": i, "name": name, "isthing": int(name not in stuff)} for i, name in enumerate(sorted(labels), start=1)]
+def _shapes(content: Entry, path: Path) -> list[Entry]:
+    return rows_of(content, "shapes", path, "so this is no LabelMe file; move it out of the folder")
 
 
-def _shapes(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    shapes = content.get("shapes")
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise DataError(f"{path}: no list 'shapes', so this is no LabelMe file; move it out of the folder")
-    return shapes
-
-
-def _label(shape: dict[str, Any], path: Path) -> str:
+def _label(shape: Entry, path: Path) -> str:
     if not isinstance(shape.get("label"), str):
         raise DataError(f"{path}: a shape's label is {show(shape.get('label'))}, but must be a text")
     return shape["label"]
 
 
-def _read(item: tuple[int, str, Path], *, settings: _Settings) -> Labelled:
+def _read(item: tuple[int, str, Path], *, images: Path | None, classes: Classes) -> Labelled:
     number, key, path = item
     content = read_json(path)
     name = content.get("imagePath")
     if not isinstance(name, str):
         raise DataError(f"{path}: imagePath is {show(name)}, but must be a text")
-    beside = path.parent if settings.images is None else settings.images
-    bare = name if settings.images is None else PureWindowsPath(name).name
-    image = find_image(beside, bare, str(path))
-    size = read_image(image).shape[:2]
+    image = find_image(path.parent, name, str(path)) if images is None else _named(images, name, path)
+    size = stored_size(image)
     _check_drawn_size(content, size, f"{path}: {image.name}")
     masks: dict[tuple[int, Any], np.ndarray] = {}
     notes: list[str] = []
     for place, shape in enumerate(_shapes(content, path)):
-        where = f"{path}: shape {place}"
-        segment = _segment_key(shape, place, settings, path)
-        mask = _shape_mask(shape, size, where)
+        segment = _segment_key(shape, place, classes, path)
+        mask = _shape_mask(shape, size, f"{path}: shape {place}")
         if mask is None:
             notes.append(f"shape without area: {show(shape.get('shape_type'))}")
         else:
             masks[segment] = masks[segment] | mask if segment in masks else mask
     regions = [region for (c, _), mask in masks.items() if (region := region_of(mask, c)) is not None]
-    places = paint(size, regions)
-    segments = [(region.category_id, False) for region in regions]
-    fill_rest(places, segments, settings.rest_id)
-    return Labelled(image, f"{key}{image.suffix}", number, places, segments, notes)
+    return Labelled(image, f"{key}{image.suffix}", number, *paint(size, regions), notes)
 
 
-def _check_drawn_size(content: dict[str, Any], size: tuple[int, int], where: str) -> None:
+def _named(images: Path, name: str, path: Path) -> Path:
+    """The image of this name in a folder, wherever its JSON says it was."""
+    return find_image(images, PureWindowsPath(name).name, str(path))
+
+
+def _check_drawn_size(content: Entry, size: tuple[int, int], where: str) -> None:
     """LabelMe turns a picture upright by its EXIF orientation before it is drawn on; the data set has the stored pixels."""
     drawn = (content.get("imageHeight"), content.get("imageWidth"))
     if None not in drawn and drawn != size:
@@ -143,18 +115,18 @@ def _check_drawn_size(content: dict[str, Any], size: tuple[int, int], where: str
         )
 
 
-def _segment_key(shape: dict[str, Any], place: int, settings: _Settings, path: Path) -> tuple[int, Any]:
+def _segment_key(shape: Entry, place: int, classes: Classes, path: Path) -> tuple[int, Any]:
     """Shapes with the same key are one segment."""
     label = _label(shape, path)
-    if label not in settings.ids:
-        raise DataError(f"{path}: label {label!r} is not among the categories {', '.join(settings.ids)}; add or correct it")
-    category_id, group = settings.ids[label], shape.get("group_id")
-    if not settings.isthing[category_id]:
+    if label not in classes.id_of:
+        raise DataError(f"{path}: label {label!r} is not among the categories {', '.join(classes.id_of)}; add or correct it")
+    category_id, group = classes.id_of[label], shape.get("group_id")
+    if not classes.isthing[category_id]:
         return category_id, "stuff"
     return category_id, ("shape", place) if group is None else ("group", str(group))
 
 
-def _shape_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray | None:
+def _shape_mask(shape: Entry, size: tuple[int, int], where: str) -> np.ndarray | None:
     """(H, W) bool; None for a shape without area."""
     kind = shape.get("shape_type", "polygon")
     if not isinstance(kind, str) or kind not in CORNERS:
@@ -178,10 +150,9 @@ def _points(rows: Any, where: str) -> np.ndarray:
     """(N, 2) float64 x, y."""
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
         raise DataError(f"{where}: its points are {show(rows)}, but must be pairs of numbers")
-    values = [value for row in rows for value in row]
-    if not all(isinstance(value, int | float) and abs(value) <= LARGEST_COORDINATE and isfinite(value) for value in values):
+    if not are_coordinates([value for row in rows for value in row]):
         raise DataError(f"{where}: its points {show(rows)} are not all numbers up to {LARGEST_COORDINATE}")
-    return np.array(values, np.float64).reshape(-1, 2)
+    return np.array(rows, np.float64).reshape(-1, 2)
 
 
 def _packed_mask(text: Any, points: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:

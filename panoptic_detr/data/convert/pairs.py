@@ -1,6 +1,6 @@
 """Semantic PNG + instance PNG pairs (Cityscapes among them), and single instance masks (Penn-Fudan style), to COCO-panoptic."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.data.coco import IMAGE_ENDINGS
-from panoptic_detr.data.convert.output import (
-    Conversion,
-    Labelled,
-    check_size,
-    fill_rest,
-    read_categories,
-    with_rest,
-    write_dataset,
-)
+from panoptic_detr.data.convert.output import VOID, Conversion, Labelled, write_dataset
+from panoptic_detr.data.convert.sources import Classes, check_size, find_by_key, number_classes, read_categories, stored_size
 from panoptic_detr.data.doctor import read_values
 from panoptic_detr.errors import DataError
 
@@ -47,30 +40,13 @@ CITYSCAPES = (
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """How pairs of values become segments.
-
-    Attributes:
-        isthing: of each category id.
-        void: semantic values that mean nothing; None: every value of no category.
-        first_instance: instance values below it are no instances; things there are a crowd.
-    """
-
-    isthing: Mapping[int, bool]
-    void: frozenset[int] | None
-    first_instance: int
-
-
-@dataclass(frozen=True)
 class _Files:
-    """The files of one image; `instance` is the only mask where there is no `semantic` one."""
+    """One image and its masks, in the order in which their folders were named."""
 
-    key: str
     image_id: int
     image: Path
     file_name: str
-    instance: Path
-    semantic: Path | None = None
+    masks: tuple[Path, ...]
 
 
 def semantic_instance(
@@ -107,17 +83,12 @@ def semantic_instance(
         first_instance: smallest instance number.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
-
-    Returns:
-        What was written.
     """
-    rows = read_categories(categories)
-    table, _ = with_rest(rows, None, str(categories))
-    isthing = {category.id: category.isthing for category in table.categories}
-    rules = _Rules(isthing, frozenset([0, 255] if void is None else void) - isthing.keys(), first_instance)
-    files = _matched((images, image_suffix), (instance, instance_suffix), (semantic, semantic_suffix))
-    read = partial(_read_pair, rules=rules)
-    return write_dataset(read, files, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
+    classes = number_classes(read_categories(categories), str(categories))
+    files = _matched((images, image_suffix), (semantic, semantic_suffix), (instance, instance_suffix))
+    nothing = frozenset([0, 255] if void is None else void)
+    read = partial(_read_pair, classes=classes, void=nothing, first_instance=first_instance)
+    return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
 def cityscapes(
@@ -135,15 +106,11 @@ def cityscapes(
         split: name of the new split.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
-
-    Returns:
-        What was written.
     """
-    table, _ = with_rest([{"id": i, "name": name, "isthing": thing} for i, name, thing in CITYSCAPES], None, "Cityscapes")
-    rules = _Rules({category.id: category.isthing for category in table.categories}, None, 1000)
-    files = _matched((images, "_leftImg8bit"), (gt, "_gtFine_instanceIds"), (gt, "_gtFine_labelIds"))
-    read = partial(_read_pair, rules=rules)
-    return write_dataset(read, files, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
+    classes = number_classes([{"id": i, "name": name, "isthing": thing} for i, name, thing in CITYSCAPES], "Cityscapes")
+    files = _matched((images, "_leftImg8bit"), (gt, "_gtFine_labelIds"), (gt, "_gtFine_instanceIds"))
+    read = partial(_read_pair, classes=classes, void=None, first_instance=1000)
+    return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
 def instance_masks(
@@ -173,101 +140,69 @@ def instance_masks(
         void: mask values that mean nothing; none by default.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
-
-    Returns:
-        What was written.
     """
-    table, rest_id = with_rest([{"id": 1, "name": category, "isthing": 1}], rest, "the category")
+    classes = number_classes([{"id": 1, "name": category, "isthing": 1}], "the category", rest)
     files = _matched((images, image_suffix), (masks, mask_suffix))
-    read = partial(_read_mask, void=frozenset(void or ()), rest_id=rest_id)
-    return write_dataset(read, files, out=out, split=split, categories=table, copy_images=copy_images, workers=workers)
+    read = partial(_read_mask, void=frozenset(void or ()))
+    return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
-def find_by_key(folder: Path, suffix: str, endings: Sequence[str]) -> dict[str, Path]:
-    """Files in a folder and below by their relative name without suffix and ending.
-
-    Raises:
-        DataError: no such folder, or two files with one key.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; check the path")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in endings or not path.stem.endswith(suffix) or not path.is_file():
-            continue
-        key = (path.relative_to(folder).parent / path.stem.removesuffix(suffix)).as_posix()
-        if key in found:
-            raise DataError(f"{path} and {found[key]} are told apart by their ending only; rename or remove one of them")
-        found[key] = path
-    return found
-
-
-def _matched(images: tuple[Path, str], instance: tuple[Path, str], semantic: tuple[Path, str] | None = None) -> list[_Files]:
-    """Every image with its masks, found by equal keys."""
-    pictures = find_by_key(*images, IMAGE_ENDINGS)
-    places = [place for place in (instance, semantic) if place is not None]
-    masks = [find_by_key(*place, MASK_ENDINGS) for place in places]
-    for (folder, suffix), found in zip(places, masks, strict=True):
-        bare = [key for key in pictures if key not in found]
+def _matched(images: tuple[Path, str], *masks: tuple[Path, str]) -> list[_Files]:
+    """Every image with a mask of each folder, found by equal names apart from suffix and ending."""
+    pictures, found = find_by_key(*images, IMAGE_ENDINGS), [find_by_key(*place, MASK_ENDINGS) for place in masks]
+    for (folder, suffix), there in zip(masks, found, strict=True):
+        bare = [key for key in pictures if key not in there]
         if bare:
             raise DataError(
                 f"{len(bare)} of {len(pictures)} images have no mask in {folder} (first: {bare[0]}{suffix}.png); "
                 "correct the folder or the suffixes, or remove these images"
             )
-    files = []
-    for number, (key, path) in enumerate(pictures.items(), start=1):
-        name = path.relative_to(images[0]).as_posix()
-        files.append(_Files(key, number, path, name, masks[0][key], masks[1][key] if semantic else None))
-    return files
+    return [
+        _Files(number, path, path.relative_to(images[0]).as_posix(), tuple(there[key] for there in found))
+        for number, (key, path) in enumerate(pictures.items(), start=1)
+    ]
 
 
-def _read_pair(files: _Files, *, rules: _Rules) -> Labelled:
-    instance = read_values(files.instance)
-    semantic = read_values(files.semantic) if files.semantic is not None else instance
-    check_size(instance.shape, semantic.shape, f"{files.instance} against {files.semantic}")
-    classes = np.unique(semantic)
-    unknown = [value for value in classes.tolist() if value not in rules.isthing and value not in (rules.void or ())]
-    if unknown and rules.void is not None:
+def _read_pair(files: _Files, *, classes: Classes, void: frozenset[int] | None, first_instance: int) -> Labelled:
+    """Segments of a semantic and an instance mask.
+
+    Args:
+        files: the semantic mask is the first.
+        classes: by the semantic mask's values.
+        void: semantic values that mean nothing; None: every value of no category.
+        first_instance: instance values below it are no instances; things there are a crowd.
+    """
+    (semantic, instance), isthing = map(read_values, files.masks), classes.isthing
+    check_size(instance.shape, semantic.shape, " against ".join(map(str, reversed(files.masks))))
+    unknown = sorted(set(np.unique(semantic).tolist()) - isthing.keys() - (void or set()))
+    if unknown and void is not None:
         raise DataError(
-            f"{files.semantic}: value {unknown[0]} is no category id; add the category, or name the value in --void"
+            f"{files.masks[0]}: value {unknown[0]} is no category id; add the category, or name the value in --void"
         )
-    things = np.array([rules.isthing.get(value, False) for value in classes.tolist()])
-    is_thing = things[np.searchsorted(classes, semantic)]
-    number = np.where(is_thing & (instance >= rules.first_instance), instance, 0)
-
-    def meaning(code: int, most: int) -> tuple[int, bool] | None:
-        category_id, instance_number = divmod(code, most)
-        if category_id not in rules.isthing:
-            return None
-        return category_id, rules.isthing[category_id] and instance_number == 0
-
+    is_thing = np.isin(semantic, [category_id for category_id, thing in isthing.items() if thing])
+    number = np.where(is_thing & (instance >= first_instance), instance, 0)
     most = int(number.max(initial=0)) + 1
-    places, segments = _numbered(semantic.astype(np.int64) * most + number, partial(meaning, most=most))
-    return Labelled(files.image, files.file_name, files.image_id, places, segments)
+
+    def meaning(code: int) -> tuple[int, bool] | None:
+        category_id, instance_number = divmod(code, most)
+        return (category_id, isthing[category_id] and not instance_number) if category_id in isthing else None
+
+    return _labelled(files, semantic.astype(np.int64) * most + number, meaning)
 
 
-def _read_mask(files: _Files, *, void: frozenset[int], rest_id: int) -> Labelled:
-    values = read_values(files.instance)
-    places, segments = _numbered(values, lambda value: (1, False) if value and value not in void else None)
-    if rest_id and void:
-        hidden = np.isin(values, sorted(void))
-        places[hidden] = -1
-        fill_rest(places, segments, rest_id)
-        places[hidden] = 0
-    else:
-        fill_rest(places, segments, rest_id)
-    return Labelled(files.image, files.file_name, files.image_id, places, segments)
+def _read_mask(files: _Files, *, void: frozenset[int]) -> Labelled:
+    values = read_values(files.masks[0])
+    labelled = _labelled(files, values, lambda value: (1, False) if value and value not in void else None)
+    labelled.places[np.isin(values, sorted(void))] = VOID
+    return labelled
 
 
-def _numbered(
-    codes: np.ndarray, meaning: Callable[[int], tuple[int, bool] | None]
-) -> tuple[np.ndarray, list[tuple[int, bool]]]:
-    """Number the codes of an (H, W) map that mean a segment: places (H, W) int32, and the segments' category and iscrowd."""
+def _labelled(files: _Files, codes: np.ndarray, meaning: Callable[[int], tuple[int, bool] | None]) -> Labelled:
+    """The image with a segment for each code of an (H, W) map whose meaning is a category_id and iscrowd."""
+    check_size(codes.shape, stored_size(files.image), f"image {files.image_id} ({files.image})")
     values, ranks = np.unique(codes, return_inverse=True)
-    numbers, segments = np.zeros(len(values), np.int32), []
-    for rank, value in enumerate(values.tolist()):
-        segment = meaning(value)
-        if segment is not None:
-            segments.append(segment)
-            numbers[rank] = len(segments)
-    return numbers[ranks].reshape(codes.shape), segments
+    meanings = [meaning(value) for value in values.tolist()]
+    known = np.array([found is not None for found in meanings])
+    places = np.where(known, np.cumsum(known), 0).astype(np.int32)[ranks].reshape(codes.shape)
+    segments = [found for found in meanings if found is not None]
+    return Labelled(files.image, files.file_name, files.image_id, places, segments)

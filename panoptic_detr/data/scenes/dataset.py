@@ -5,7 +5,6 @@ behind one to five things that may hide each other, but never so far that less t
 have a crowd (many tiny things as one segment) or a ribbon of void. A scene depends on (seed, split, index, size) only.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import cv2
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
@@ -31,9 +29,10 @@ from panoptic_detr.data.scenes.painting import (
     texture,
 )
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import make_folder, staged_folder, write_json, write_whole
+from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
-from panoptic_detr.segment_maps import write_bytes, write_id_png
+from panoptic_detr.segment_maps import write_id_png
 
 SMALLEST_VISIBLE = 0.45  # of its own area; whatever would hide more of a segment is not placed
 CROWD_SHARE, VOID_SHARE = 0.03, 0.05  # of the pictures
@@ -149,8 +148,8 @@ def write_scenes(
 ) -> Path:
     """Write scenes as a COCO-panoptic data set.
 
-    The layout is COCO's own: `<split>/000000.png`, `panoptic_<split>/000000.png`, `annotations/panoptic_<split>.json`. The JSON
-    is written last and in one piece, so a set with a JSON is complete.
+    The layout is COCO's own: `<split>/000000.png`, `panoptic_<split>/000000.png`, `annotations/panoptic_<split>.json`. The set
+    appears complete or not at all.
 
     Args:
         folder: root of the data set, made if missing.
@@ -168,31 +167,27 @@ def write_scenes(
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
-    root = Path(folder)
-    path = root / "annotations" / f"panoptic_{split}.json"
-    if path.exists():
-        raise DataError(f"{path} is there already; choose another folder or split, or remove the data set first")
-    for part in (split, f"panoptic_{split}", "annotations"):
-        make_folder(root / part)
-    write = partial(_write_scene, root=root, size=size, seed=seed, split=split)
-    annotations = list(parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"))
-    images = [{"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)]
-    content = {
-        "info": {"description": f"procedural scenes, seed {seed}, split {split}", "version": "1.0"},
-        "images": images,
-        "annotations": annotations,
-        "categories": scene_categories().to_coco(),
-    }
-    write_bytes(path, json.dumps(content).encode())
-    return path
+    parts = (split, f"panoptic_{split}", f"annotations/panoptic_{split}.json")
+    with staged_folder(folder, parts) as staged:
+        for part in (*parts[:2], "annotations"):
+            make_folder(staged / part)
+        write = partial(_write_scene, root=staged, size=size, seed=seed, split=split)
+        lists = {
+            "images": ({"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)),
+            "annotations": parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"),
+            "categories": scene_categories().to_coco(),
+        }
+        with open(staged / parts[2], "w", encoding="utf-8") as file:
+            description = f"procedural scenes, seed {seed}, split {split}"
+            write_json(file, {"info": {"description": description, "version": "1.0"}}, lists)
+    return Path(folder) / parts[2]
 
 
 def _write_scene(index: int, *, root: Path, size: int, seed: int, split: str) -> dict[str, Any]:
     """Write image and PNG of one scene; return its entry for the JSON's `annotations`."""
     scene = make_scene(index, seed=seed, size=size, split=split)
     name = f"{index:06d}.png"
-    data = cv2.imencode(".png", scene.image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-    write_bytes(root / split / name, data.tobytes())
+    write_whole(root / split / name, encode_picture(scene.image, compression=1))
     write_id_png(root / f"panoptic_{split}" / name, scene.segment_map)
     return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
 

@@ -27,7 +27,7 @@ from panoptic_detr.models.deformable.transformer import (
     flatten_levels,
 )
 from panoptic_detr.models.position_encoding import SinePositionEncoding
-from panoptic_detr.models.settings import check_anchors, check_counts, check_memory_level
+from panoptic_detr.models.settings import check_anchors, check_counts, check_memory, check_memory_level
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 
@@ -105,7 +105,10 @@ class DeformableDETR(nn.Module):
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
+        no_object: False, each class slot is a sigmoid of its own; losses and keep rule follow it.
     """
+
+    no_object = False
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class DeformableDETR(nn.Module):
             memory=FeatureLevel(tokens.level(at, memory), levels[at].padding_mask, levels[at].stride),
             projected=levels[at].features,
             features=tuple(features[: len(self.mask_channels)]),
-            no_object=False,
+            no_object=self.no_object,
             one_to_many=_second_group(decoded, first),
             proposals=proposals,
             dense=self.dense_heads(levels, tokens, memory) if self.training and self.dense_heads is not None else (),
@@ -266,6 +269,9 @@ def build_deformable_detr(
     _check_switches(encoder, box_refine, two_stage, mixed_selection, look_forward_twice)
     sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
     check_anchors(anchor_size, num_levels)
+    total, layers = num_queries + num_one_to_many, encoder_layers + decoder_layers
+    heads = decoder_layers + two_stage if box_refine else 1
+    check_memory(hidden_dim=hidden_dim, ffn_dim=ffn_dim, layers=layers, rows=total + num_labels * heads)
     body = build_backbone(
         backbone,
         norm=backbone_norm,
@@ -282,13 +288,12 @@ def build_deformable_detr(
     )
     for part in transformer:
         reset_transformer(part)
-    total = num_queries + num_one_to_many
     return DeformableDETR(
         body,
         InputProjections(body.num_channels[-used:], hidden_dim, num_levels - used),
         *transformer,
         Proposals(hidden_dim, anchor_size, total if mixed_selection else 0) if two_stage else LearnedQueries(hidden_dim, total),
-        PredictionHeads(hidden_dim, num_labels, decoder_layers + two_stage if box_refine else 1, from_points=not two_stage),
+        PredictionHeads(hidden_dim, num_labels, heads, from_points=not two_stage),
         hidden_dim=hidden_dim,
         num_labels=num_labels,
         num_backbone_levels=used,

@@ -2,7 +2,7 @@
 
 from panoptic_detr.visualization.draw.labels import draw_boxes, outlines
 from panoptic_detr.visualization.draw.layout import Curve, chart, legend_strip, side_by_side
-from panoptic_detr.visualization.draw.overlay import class_name, enlarged, index_of, label_text, overlay
+from panoptic_detr.visualization.draw.overlay import class_name, enlarged, enlargement, index_of, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, category_colors, segment_colors
 from panoptic_detr.visualization.draw.segments import mask_strip, svg_overlay, zoom
 from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width
@@ -17,6 +17,7 @@ __all__ = [
     "draw_boxes",
     "draw_plate",
     "enlarged",
+    "enlargement",
     "index_of",
     "label_text",
     "legend_strip",

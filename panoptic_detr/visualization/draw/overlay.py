@@ -14,6 +14,9 @@ from panoptic_detr.visualization.draw.text import default_font_size, draw_plate,
 
 _STRIP_PIXELS = 1 << 18  # worked on at a time: stays in the cache, and bounds the memory for large pictures
 
+_ROOMY_SIDE = 480
+LONGEST_SIDE = 2**14
+
 
 def overlay(
     image: Picture,
@@ -103,9 +106,21 @@ def display_name(name: str, category_id: int) -> str:
     return printable(short, f"class {category_id}")
 
 
+def enlargement(shape: Sequence[int]) -> int:
+    """How many times a picture of (H, W, ...) wants to be enlarged so that labels fit: small ones to about 480 pixels."""
+    return max(1, round(_ROOMY_SIDE / max(shape[:2])))
+
+
 def enlarged(image: Picture, scale: int) -> np.ndarray:
-    """The image `scale` times as large, smoothly: (H * scale, W * scale, 3) uint8 RGB."""
+    """The image `scale` times as large, smoothly: (H * scale, W * scale, 3) uint8 RGB.
+
+    Raises:
+        PictureError: the scale is no whole number from 1, or makes a side of more than 16,384 pixels.
+    """
     picture = as_rgb(image)
+    if scale < 1 or scale != int(scale) or max(picture.shape) * scale > LONGEST_SIDE:
+        least = "" if scale < 1 or scale != int(scale) else f" that leaves no side longer than {LONGEST_SIDE} pixels"
+        raise PictureError(f"scale must be a whole number from 1{least}, but got {scale}")
     return picture if scale == 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
@@ -122,10 +137,8 @@ def _prepare(
         )
     if not 0 <= alpha <= 1:
         raise PictureError(f"alpha must be in 0..1, but got {alpha}")
-    if scale < 1 or scale != int(scale):
-        raise PictureError(f"scale must be a whole number from 1, but got {scale}")
-    index_map = index_of(segmentation)
-    return enlarged(picture, scale), index_map.repeat(scale, axis=0).repeat(scale, axis=1)
+    picture, index_map = enlarged(picture, scale), index_of(segmentation)
+    return picture, index_map.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _filled(picture: np.ndarray, index_map: np.ndarray, table: np.ndarray, striped: np.ndarray, top: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from panoptic_detr.images import Picture, as_rgb, encode_picture, fit
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import boxes_of
 from panoptic_detr.visualization.draw.layout import side_by_side, titled
-from panoptic_detr.visualization.draw.overlay import label_text, overlay
+from panoptic_detr.visualization.draw.overlay import LONGEST_SIDE, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
 
 
@@ -38,12 +38,14 @@ def zoom(
         (h, w, 3) uint8 RGB.
 
     Raises:
-        PictureError: no such segment.
+        PictureError: no such segment, or a picture of more than 16,384 pixels.
     """
     known = {
         s.id: (s, color.tolist()) for s, color in zip(segmentation.segments, segment_colors(segmentation, palette), strict=True)
     }
     boxes = boxes_of(segmentation.segment_map)
+    if not 1 <= long_side <= LONGEST_SIDE:
+        raise PictureError(f"the longer side must have 1 to {LONGEST_SIDE} pixels, but got {long_side}")
     if segment_id not in known or segment_id not in boxes:
         raise PictureError(f"image {segmentation.image_id}: there is no segment {segment_id}; it has {sorted(known)}")
     (segment, color), (left, top, width, height) = known[segment_id], boxes[segment_id]

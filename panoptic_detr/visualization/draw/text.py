@@ -136,9 +136,10 @@ def _plate(text: str, size: int, color: tuple[int, int, int]) -> tuple[np.ndarra
 
 def _round_corners(height: int, width: int, radius: int) -> np.ndarray:
     """(height, width) float32: 1, falling to 0 where a corner is rounded off."""
-    rows, columns = (np.minimum(np.arange(side), np.arange(side)[::-1]) for side in (height, width))  # pixels from the edge
-    beyond = np.hypot.outer(np.maximum(radius - 0.5 - rows, 0), np.maximum(radius - 0.5 - columns, 0))
-    return (radius + 0.25 - beyond).clip(0, 1).astype(np.float32)
+    rows, columns = (radius - 0.5 - np.minimum(np.arange(side), np.arange(side)[::-1]) for side in (height, width))
+    inside_corner = np.minimum.outer(rows, columns) > 0  # nearer to both edges than the circle's centre
+    away = np.where(inside_corner, np.hypot.outer(rows, columns), 0)  # from that centre
+    return (radius + 0.25 - away).clip(0, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.segment_maps import write_bytes
+from panoptic_detr.files import write_whole
 from panoptic_detr.visualization.draw import Palette, category_colors
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, Entry, ErrorKind
 from panoptic_detr.visualization.report.images import Confusion, Values, image_data
@@ -22,6 +22,9 @@ Scores = Mapping[str, Any]
 _PICTURE_BYTES = 8_800_000  # of all pictures together, so that the file stays below 10 MB
 _PLOT = (260, 120)  # width and height of a curve in its own units
 _MOST_POINTS = 300
+# The curves that people look for, in this order; the others stand folded below them.
+_KNOWN_TERMS = ("loss", "class", "box_l1", "box_giou", "mask_focal", "mask_dice")
+_KNOWN_SCORES = ("PQ", "PQ things", "PQ stuff", "box AP", "mask AP", "SQ", "RQ")
 
 
 def write_report(
@@ -66,13 +69,13 @@ def write_report(
     page = _template().render(
         title=title,
         facts=dict(facts or {}),
-        plots=[plot(name, points) for name, points in (curves or {}).items() if len(points) > 1],
+        **_plots(curves or {}),
         groups=[(name, _values(final[name])) for name in ("All", "Things", "Stuff") if name in final],
         classes=class_rows(final.get("per_class", {}), categories, palette),
         **_image_values(images, confusion),
     )
     try:
-        write_bytes(path, page.encode("utf-8"))
+        write_whole(path, page.encode("utf-8"))
     except OSError as error:
         why = f"{path}: the report cannot be written ({error.strerror}); choose a folder you may write to"
         raise PictureError(why) from None
@@ -87,6 +90,18 @@ def _image_values(images: Sequence[Values], confusion: Confusion) -> Values:
         "ranked": sorted(images, key=lambda image: (image["pq"], image["id"])),
         "gallery": [{key: image[key] for key in ("id", "name", "map", "truth", "prediction")} for image in images],
         "kinds": [{"name": ERROR_NAMES[kind], "color": hex_color(ERROR_COLORS[kind])} for kind in ErrorKind],
+    }
+
+
+def _plots(curves: Mapping[str, Curve]) -> Values:
+    """What the template shows of a run: the curves that people know, and all others; scores in per cent, as everywhere."""
+    percent = {name: [(step, round(100 * value, 1)) for step, value in curves.get(name, ())] for name in _KNOWN_SCORES}
+    shown = {name: points for name, points in {**curves, **percent}.items() if len(points) > 1}
+    known = [name for name in (*_KNOWN_TERMS, *_KNOWN_SCORES, "lr") if name in shown]
+    titles = {"lr": "learning rate", **{name: f"{name} (%)" for name in _KNOWN_SCORES}}
+    return {
+        "plots": [plot(titles.get(name, name), shown[name]) for name in known],
+        "more_plots": [plot(name, points) for name, points in shown.items() if name not in known],
     }
 
 
@@ -115,8 +130,7 @@ def class_rows(per_class: Mapping[int | str, Any], categories: CategoryTable, pa
         seen = sum(quality.get(name, 0) for name in ("tp", "fp", "fn")) if "tp" in quality else None
         if category is None or seen == 0:
             continue
-        kind = "thing" if category.isthing else "stuff"
-        rows.append({"name": category.name, "kind": kind, "color": hex_color(colors[category.id]), **quality})
+        rows.append({"name": category.name, "kind": category.kind, "color": hex_color(colors[category.id]), **quality})
     return sorted(rows, key=lambda row: (-row["pq"], row["name"]))
 
 

@@ -1,80 +1,64 @@
 """The authors' names of weights and ours, both ways, strict both ways.
 
-A name is translated by rules, which are tried one after the other. The authors' deformable code has its heads once per decoder
-layer even where all layers share one, and once more below the decoder where boxes are refined: equal entries become one here,
-and on the way back every name is written, so that their strict loading accepts the file. What comes out is translated back and
-compared before anybody gets it: a model that the published form cannot hold is refused.
+A table of pairs translates, read from the top towards our names and from the bottom back. The authors' deformable code has its
+heads once per decoder layer even where all layers share one, and once more below the decoder where boxes are refined: equal
+entries become one here, and on the way back every name is written, so that their strict loading accepts the file. What comes
+out is translated back and compared before anybody gets it: a model that the published form cannot hold is refused.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import OfficialWeightsError
+from panoptic_detr.weights.archives import fault_of
 
-Rules = tuple[tuple[str, str], ...]
+# Theirs and ours, each from the beginning of a part of the name; # is a number.
+Pairs = tuple[tuple[str, str], ...]
 
-DETR_RULES: Rules = (
-    (r"^detr\.", "detector."),
-    (r"^bbox_attention\.", "mask_head.attention."),
-    (r"^mask_head\.out_lay\.", "mask_head.out."),
-    (r"(^|\.)backbone\.0\.body\.", r"\1backbone.body."),
-    (r"(^|\.)backbone\.1\.(row|col)_embed\.", r"\1position_encoding.\2_embed."),
-    (r"(^|\.)transformer\.(encoder|decoder)\.", r"\1\2."),
-    (r"\.multihead_attn\.", ".cross_attn."),
-    (r"\.layers\.(\d+)\.linear([12])\.", r".layers.\1.ffn.linear\2."),
+MASK_HEAD: Pairs = (
+    *((f"mask_head.lay{i + 1}.", f"mask_head.convs.{i}.") for i in range(9)),
+    *((f"mask_head.gn{i + 1}.", f"mask_head.norms.{i}.") for i in range(9)),
+    *((f"mask_head.adapter{i + 1}.", f"mask_head.adapters.{i}.") for i in range(9)),
+    ("mask_head.out_lay.", "mask_head.out."),
+    ("bbox_attention.", "mask_head.attention."),
+    ("detr.", "detector."),
 )
-DEFORMABLE_RULES: Rules = (
+DETR: Pairs = (
+    *MASK_HEAD,
+    ("backbone.0.body.", "backbone.body."),
+    ("backbone.1.row_embed.", "position_encoding.row_embed."),
+    ("backbone.1.col_embed.", "position_encoding.col_embed."),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "decoder."),
+    ("multihead_attn.", "cross_attn."),
+    ("layers.#.linear1.", "layers.#.ffn.linear1."),
+    ("layers.#.linear2.", "layers.#.ffn.linear2."),
+)
+DEFORMABLE: Pairs = (
+    *MASK_HEAD,
     # Swin: the authors' stages end in the downsampling that opens timm's next one; the last stage's goes first.
-    *((rf"^backbone\.0\.body\.layers\.{i}\.downsample\.", f"backbone.0.body.layers.{i + 1}.downsample.") for i in (2, 1, 0)),
-    (r"^backbone\.0\.body\.norm(\d)\.", r"backbone.0.body.norms.\1."),
-    (r"^backbone\.0\.body\.", "backbone.body."),
-    (r"^transformer\.decoder\.(class_embed|bbox_embed)\.", r"\1."),
-    (r"^transformer\.(encoder|decoder)\.", r"\1."),
-    (r"^transformer\.level_embed$", "level_embed"),
-    (r"^transformer\.(reference_points|enc_output|enc_output_norm|pos_trans|pos_trans_norm)\.", r"queries.\1."),
-    (r"^query_embed\.", "queries.query_embed."),
-    (r"^class_embed\.(\d+)\.", r"heads.class_embed.\1.linear."),
-    (r"^bbox_embed\.(\d+)\.", r"heads.bbox_embed.\1.mlp."),
-    (r"^input_proj\.", "input_proj.levels."),
-    (r"\.layers\.(\d+)\.linear([12])\.", r".layers.\1.ffn.linear\2."),
+    *((f"backbone.0.body.layers.{i}.downsample.", f"backbone.0.body.layers.{i + 1}.downsample.") for i in (2, 1, 0)),
+    ("backbone.0.body.norm#.", "backbone.0.body.norms.#."),
+    ("backbone.0.body.", "backbone.body."),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "decoder."),
+    ("transformer.level_embed", "level_embed"),
+    *((f"transformer.{part}.", f"queries.{part}.") for part in ("reference_points", "enc_output", "enc_output_norm")),
+    *((f"transformer.{part}.", f"queries.{part}.") for part in ("pos_trans", "pos_trans_norm")),
+    ("query_embed.", "queries.query_embed."),
+    ("class_embed.#.", "heads.class_embed.#.linear."),
+    ("bbox_embed.#.", "heads.bbox_embed.#.mlp."),
+    ("input_proj.#.", "input_proj.levels.#."),
+    ("layers.#.linear1.", "layers.#.ffn.linear1."),
+    ("layers.#.linear2.", "layers.#.ffn.linear2."),
 )
-SHARED_HEADS: Rules = ((r"^(class_embed|bbox_embed)\.\d+\.", r"\1.0."),)
-MASK_HEAD_PARTS = [
-    (f"mask_head.{theirs}{index + 1}.", f"mask_head.{ours}.{index}.")
-    for theirs, ours in (("lay", "convs"), ("gn", "norms"), ("adapter", "adapters"))
-    for index in range(9)
-]
-MASK_HEAD_RULES: Rules = tuple((f"^{re.escape(theirs)}", ours) for theirs, ours in MASK_HEAD_PARTS)
+HELD_TWICE: Pairs = tuple((f"transformer.decoder.{head}.", f"{head}.") for head in ("class_embed", "bbox_embed"))
 DERIVED = ("num_batches_tracked", "relative_position_index")  # entries that hold nothing learned
 SHOWN = 4  # names in a message; a list of hundreds helps nobody
 
-BACK_RULES: Rules = (
-    *((f"^{re.escape(ours)}", theirs) for theirs, ours in MASK_HEAD_PARTS),
-    (r"^detector\.", "detr."),
-    (r"^mask_head\.attention\.", "bbox_attention."),
-    (r"^mask_head\.out\.", "mask_head.out_lay."),
-    (r"(^|\.)backbone\.body\.", r"\1backbone.0.body."),
-    (r"(^|\.)(encoder|decoder)\.", r"\1transformer.\2."),
-    (r"\.ffn\.linear([12])\.", r".linear\1."),
-)
-BACK_DETR_RULES: Rules = (
-    (r"(^|\.)position_encoding\.(row|col)_embed\.", r"\1backbone.1.\2_embed."),
-    (r"\.cross_attn\.", ".multihead_attn."),
-)
-BACK_DEFORMABLE_RULES: Rules = (
-    # Swin: timm's stages open with the downsampling that ends the authors' one before; the finest stage's goes first.
-    *((rf"^backbone\.0\.body\.layers\.{i}\.downsample\.", f"backbone.0.body.layers.{i - 1}.downsample.") for i in (1, 2, 3)),
-    (r"^backbone\.0\.body\.norms\.(\d)\.", r"backbone.0.body.norm\1."),
-    (r"(^|\.)level_embed$", r"\1transformer.level_embed"),
-    (r"(^|\.)input_proj\.levels\.", r"\1input_proj."),
-    (r"(^|\.)queries\.query_embed\.", r"\1query_embed."),
-    (r"(^|\.)queries\.", r"\1transformer."),
-    (r"(^|\.)heads\.class_embed\.(\d+)\.linear\.", r"\1class_embed.\2."),
-    (r"(^|\.)heads\.bbox_embed\.(\d+)\.mlp\.", r"\1bbox_embed.\2."),
-)
 _KNOWN = re.compile(
     r"^(bbox_attention|mask_head|(detr\.)?(transformer|class_embed|bbox_embed|query_embed|input_proj|backbone\.[01]))\."
 )
@@ -104,6 +88,8 @@ def official_weights(model: nn.Module, state_dict: Mapping[str, object]) -> dict
         )
     named = translate(published)
     _check_fit(model.state_dict(), named)
+    if fault := fault_of(named):
+        raise OfficialWeightsError(f"the checkpoint's weights are not usable: {fault}; fetch it again")
     return named
 
 
@@ -113,19 +99,29 @@ def translate(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         OfficialWeightsError: two names of one shared tensor that hold different values.
     """
-    rules = DETR_RULES
-    if "transformer.level_embed" in published:
-        refines = any(name.startswith("transformer.decoder.bbox_embed.") for name in published)
-        rules = DEFORMABLE_RULES if refines else SHARED_HEADS + DEFORMABLE_RULES
+    deformable = "transformer.level_embed" in published
+    refines = any(name.startswith("transformer.decoder.bbox_embed.") for name in published)
     named: dict[str, Tensor] = {}
     for name, value in published.items():
         if name.endswith(DERIVED):
             continue
-        ours = _rename(name, MASK_HEAD_RULES + rules)
+        ours = rename(name, HELD_TWICE)
+        if deformable and not refines:
+            ours = re.sub(r"^(class_embed|bbox_embed)\.\d+\.", r"\1.0.", ours)
+        ours = rename(ours, DEFORMABLE if deformable else DETR)
         if ours in named and not torch.equal(named[ours], value):
             raise OfficialWeightsError(f"{name} and another entry both mean {ours} here, but hold different values")
         named[ours] = value
     return named
+
+
+def rename(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Replace the first of each pair by the second, one pair after the other."""
+    for old, new in pairs:
+        if old.partition("#")[0] in name:
+            pattern = r"(^|\.)" + re.escape(old).replace(r"\#", r"(\d+)")
+            name = re.sub(pattern, r"\1" + new.replace("#", r"\2"), name)
+    return name
 
 
 def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,8 +139,8 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
     deformable = any(re.search(r"(^|\.)level_embed$", name) for name in weights)
-    rules = BACK_RULES + (BACK_DEFORMABLE_RULES if deformable else BACK_DETR_RULES)
-    published = {_rename(name, rules): value for name, value in weights.items()}
+    back = [(ours, theirs) for theirs, ours in reversed(DEFORMABLE if deformable else DETR)]
+    published = {rename(name, back): value for name, value in weights.items()}
     if deformable:
         published |= _shared_heads(published)
     _check_way_back(weights, published)
@@ -184,12 +180,6 @@ def _check_way_back(weights: Mapping[str, Tensor], published: Mapping[str, Tenso
             f"the authors' code has no such model: {len(lost)} weights have no published name, for example "
             f"{', '.join(lost[:4])}; keep it as a checkpoint of this project"
         )
-
-
-def _rename(name: str, rules: Rules) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _described(value: object) -> str:

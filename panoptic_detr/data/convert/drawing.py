@@ -1,21 +1,72 @@
-"""COCO's `segmentation` as masks: polygons, and run lengths plain or packed. What is broken is refused, never decoded."""
+"""Regions drawn into a map: polygons and run lengths as masks, overlaps resolved. What is broken is refused, never drawn."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from panoptic_detr.data.convert.output import LARGEST_COORDINATE
 from panoptic_detr.data.doctor import show
 from panoptic_detr.errors import DataError
 
+LARGEST_COORDINATE = 100_000  # pixels; no picture is that wide
 
-def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """Draw a `segmentation`.
+
+@dataclass(frozen=True)
+class Region:
+    """One annotated thing or piece of stuff, before it is painted.
+
+    Attributes:
+        category_id: of its class.
+        patch: (h, w) bool mask; cut out of the image's, so that hundreds of regions take little memory.
+        top: row of the patch in the image.
+        left: column of the patch in the image.
+        iscrowd: a group that is not told apart.
+    """
+
+    category_id: int
+    patch: np.ndarray
+    top: int
+    left: int
+    iscrowd: bool = False
+
+
+def region_of(mask: np.ndarray, category_id: int, *, iscrowd: bool = False) -> Region | None:
+    """Cut a region out of an (H, W) mask; None if the mask is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    top, left = int(rows[0]), int(columns[0])
+    patch = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(bool)
+    return Region(category_id, patch, top, left, iscrowd)
+
+
+def paint(shape: tuple[int, int], regions: Sequence[Region]) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+    """Resolve overlaps: crowds lie lowest, then larger regions below smaller ones; of equal areas the later one is on top.
 
     Args:
-        segmentation: polygons, or run lengths.
+        shape: (H, W) of the image.
+        regions: in the order of the annotation.
+
+    Returns:
+        (H, W) int32, 0 where no region is, i + 1 for the i-th region; and the regions' category_id and iscrowd.
+    """
+    places = np.zeros(shape, np.int32)
+    order = sorted(range(len(regions)), key=lambda i: (not regions[i].iscrowd, -int(regions[i].patch.sum())))
+    for i in order:
+        region = regions[i]
+        height, width = region.patch.shape
+        places[region.top : region.top + height, region.left : region.left + width][region.patch] = i + 1
+    return places, [(region.category_id, region.iscrowd) for region in regions]
+
+
+def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """Draw COCO's `segmentation`.
+
+    Args:
+        segmentation: polygons, or run lengths, plain or packed.
         size: (height, width) of the image.
         where: for messages.
 
@@ -29,8 +80,7 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> n
         return _runs_mask(segmentation, size, where)
     if not isinstance(segmentation, list):
         raise DataError(f"{where}: its segmentation is {show(segmentation)}, but must be polygons or run lengths")
-    polygons = [_polygon(row, where) for row in segmentation]
-    drawable = [row for row in polygons if len(row) >= 6]
+    drawable = [row for row in (_polygon(row, where) for row in segmentation) if len(row) >= 6]
     if not drawable:
         return np.zeros(size, bool)
     packed = coco_mask.merge(coco_mask.frPyObjects(drawable, *size))  # whose own `decode` warns with NumPy 2
@@ -61,6 +111,14 @@ def packed_runs(text: str, where: str) -> list[int]:
     return runs
 
 
+def are_coordinates(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers that a picture's coordinates can be."""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_COORDINATE and isfinite(value)
+        for value in values
+    )
+
+
 def _runs_mask(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
     """(H, W) bool of run lengths, which go down the columns, outside first."""
     if segmentation.get("size") != list(size):
@@ -88,10 +146,9 @@ def _polygon(row: Any, where: str) -> list[float]:
     """Corner coordinates x, y, x, y, ..."""
     if not isinstance(row, list) or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in row):
         raise DataError(f"{where}: its polygon is {show(row)}, but must be a list of numbers x, y, x, y, ...")
-    values = [float(value) if abs(value) <= LARGEST_COORDINATE else float("nan") for value in row]
-    if len(values) % 2 or not all(map(isfinite, values)):
+    if len(row) % 2 or not are_coordinates(row):
         raise DataError(
             f"{where}: its polygon {show(row)} has an odd number of values, or one that is not between "
             f"-{LARGEST_COORDINATE} and {LARGEST_COORDINATE}; correct or remove it"
         )
-    return values
+    return [float(value) for value in row]

@@ -1,0 +1,47 @@
+"""Kinds of arguments, each with a sentence for what it is not; a parser that says what is wrong in one line."""
+
+import argparse
+import math
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with status 2."""
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists the settings\n")
+
+
+def whole(text: str) -> int:
+    """Read a whole number from 1."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return value
+
+
+def shares(text: str) -> list[float]:
+    """Read numbers from 0 to 1 with commas between them."""
+    return [share(part) for part in text.split(",") if part]
+
+
+def point(text: str) -> tuple[float, float]:
+    """Read "x,y"."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = math.nan
+    if not (0 <= x < 1 and 0 <= y < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} must be x,y as fractions of the image below 1, such as 0.25,0.5")
+    return x, y
