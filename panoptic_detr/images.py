@@ -105,8 +105,10 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * 255
     if not np.issubdtype(array.dtype, np.floating):
         raise PictureError(f"an image must be uint8, uint16 or float in 0..1, but got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise PictureError("a float image must be in 0..1, but this one has NaN or infinity; np.nan_to_num replaces them")
     low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-3 and high <= 1.001):  # NaN is neither
+    if low < -1e-3 or high > 1.001:
         raise PictureError(
             f"a float image must be in 0..1, but its values are {low:.3g}..{high:.3g}; "
             "undo the normalisation (image * std + mean) or pass uint8"

@@ -1,12 +1,14 @@
 """The panoptic result: a map, its segments, and what became of the queries that are none."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.images import encode_picture
 from panoptic_detr.segment_maps import write_id_png
 from panoptic_detr.shapes import check_shape
 
@@ -26,6 +28,7 @@ class Segment:
         box: (left, top, width, height) in pixels of the segment map.
         query: the object query it came from, None for ground truth; of merged stuff the first.
         iscrowd: ground truth only: a group that is not told apart.
+        name: of the category; filled in by the `PanopticSegmentation` that holds the segment.
     """
 
     id: int
@@ -36,6 +39,7 @@ class Segment:
     box: tuple[int, int, int, int]
     query: int | None = None
     iscrowd: bool = False
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Dropped:
     into: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class PanopticSegmentation:
     """One stuff-and-things map with its segments.
 
@@ -81,6 +85,33 @@ class PanopticSegmentation:
 
     def __post_init__(self) -> None:
         check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
+        names = {category.id: category.name for category in self.categories.categories}
+        self.segments = [replace(s, name=names[s.category_id]) if s.category_id in names else s for s in self.segments]
+
+    def __repr__(self) -> str:
+        height, width = self.segment_map.shape
+        told = [f"{s.name or s.category_id} {s.score:.2f}" for s in self.segments]
+        reasons = Counter(dropped.reason for dropped in self.dropped)
+        return (
+            f"PanopticSegmentation of {width} x {height} pixels\n"
+            f"{len(told)} segments: {', '.join(told) or 'none'}\n"
+            f"{len(self.dropped)} other queries: {', '.join(f'{count} {why}' for why, count in reasons.items()) or 'none'}"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """The map in the colours of its categories, borders black: what a notebook shows."""
+        height, width = self.segment_map.shape
+        picture = np.full((height, width, 3), 255, np.uint8)
+        for segment in self.segments:
+            category = self.categories.by_id.get(segment.category_id)
+            picture[self.mask(segment)] = category.color if category else (128, 128, 128)
+        picture[:-1][self.segment_map[:-1] != self.segment_map[1:]] = 0
+        picture[:, :-1][self.segment_map[:, :-1] != self.segment_map[:, 1:]] = 0
+        return encode_picture(picture)
+
+    def mask(self, segment: Segment | int) -> np.ndarray:
+        """The pixels of a segment, or of the segment of an id: (H, W) bool."""
+        return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
 
     def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, object]:
         """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""
