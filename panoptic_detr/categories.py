@@ -18,6 +18,7 @@ from typing import Any, Literal
 from panoptic_detr.errors import CategoryError
 
 LabelRule = Literal["contiguous", "id"]
+LARGEST_ID = 2**31 - 1  # of a category
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class Category:
     name: str
     isthing: bool
     color: tuple[int, int, int]
+
+    @property
+    def kind(self) -> Literal["thing", "stuff"]:
+        """The word for `isthing`."""
+        return "thing" if self.isthing else "stuff"
+
+    def __str__(self) -> str:
+        """Name and kind, as messages show them."""
+        return f"{self.name!r} ({self.kind})"
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class CategoryTable:
     @classmethod
     def from_coco(
         cls,
-        categories: Iterable[Mapping[str, Any]],
+        categories: Iterable[Mapping[str, object]],
         *,
         labels: LabelRule = "contiguous",
         num_labels: int | None = None,
@@ -77,14 +87,19 @@ class CategoryTable:
         Raises:
             CategoryError: an entry without id, name or isthing, a repeated id, or too few slots.
         """
-        rows = sorted((_read_category(entry, where) for entry in categories), key=lambda category: category.id)
+        try:
+            rows = sorted(map(read_category, categories), key=lambda category: category.id)
+        except CategoryError as error:
+            raise CategoryError(f"{where}: {error}") from None
         if not rows:
             raise CategoryError(f"{where}: no categories; a COCO-panoptic JSON lists them under 'categories'")
         needed = rows[-1].id + 1 if labels == "id" else len(rows)
         return cls(tuple(rows), needed if num_labels is None else num_labels, labels)
 
     @classmethod
-    def of(cls, categories: "CategoryTable | Sequence[Mapping[str, Any]]", *, num_labels: int | None = None) -> "CategoryTable":
+    def of(
+        cls, categories: "CategoryTable | Sequence[Mapping[str, object]]", *, num_labels: int | None = None
+    ) -> "CategoryTable":
         """Accept a table or a COCO list; for a list the label rule follows from the number of label slots.
 
         A list whose length equals `num_labels` is contiguous (so is any list when `num_labels` is None); otherwise label
@@ -152,7 +167,7 @@ class CategoryTable:
         for label in sorted(mine.keys() | theirs.keys()):
             here, there = mine.get(label), theirs.get(label)
             if here is None or there is None or (here.name, here.isthing) != (there.name, there.isthing):
-                lines.append(f"label {label}: {_describe(here)} here, {_describe(there)} there")
+                lines.append(f"label {label}: {here or 'no category'} here, {there or 'no category'} there")
         if self.num_labels != other.num_labels:
             lines.append(f"{self.num_labels} label slots here, {other.num_labels} there")
         return lines
@@ -167,30 +182,35 @@ def default_color(category_id: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _read_category(entry: Mapping[str, Any], where: str) -> Category:
+def read_category(entry: object) -> Category:
+    """One entry of the `categories` of a COCO-panoptic JSON; a colour that is none is replaced.
+
+    Raises:
+        CategoryError: no object, or without a usable id, name or isthing.
+    """
+    if not isinstance(entry, Mapping):
+        raise CategoryError(f"category {entry!r} is no object with id, name and isthing")
     missing = [key for key in ("id", "name", "isthing") if key not in entry]
     if missing:
         raise CategoryError(
-            f"{where}: category {dict(entry)!r} has no {' and no '.join(missing)}; "
+            f"category {dict(entry)!r} has no {' and no '.join(missing)}; "
             "each category needs an integer id, a name, and isthing 1 (countable) or 0 (stuff)"
         )
-    if not isinstance(entry["id"], int) or isinstance(entry["id"], bool):
-        raise CategoryError(f"{where}: category id {entry['id']!r} is not an integer")
-    if entry["isthing"] not in (0, 1):
-        raise CategoryError(f"{where}: category {entry['id']} has isthing={entry['isthing']!r}; expected 0 or 1")
-    color = entry.get("color")
+    category_id, name, isthing, color = (entry.get(key) for key in ("id", "name", "isthing", "color"))
+    if not isinstance(category_id, int) or isinstance(category_id, bool):
+        raise CategoryError(f"category id {category_id!r} is not an integer")
+    if abs(category_id) > LARGEST_ID:
+        raise CategoryError(f"category id {category_id} does not fit into 32 bits; number the categories anew")
+    if not isinstance(name, str):
+        raise CategoryError(f"category {category_id} has name {name!r}, but a name is a text; give it one")
+    if isthing not in (0, 1):
+        raise CategoryError(f"category {category_id} has isthing={isthing!r}; expected 0 or 1")
     valid = isinstance(color, list | tuple) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color)
-    rgb = (color[0], color[1], color[2]) if valid and color is not None else default_color(entry["id"])
-    return Category(entry["id"], str(entry["name"]), bool(entry["isthing"]), rgb)
+    rgb = (color[0], color[1], color[2]) if valid and color is not None else default_color(category_id)
+    return Category(category_id, name, bool(isthing), rgb)
 
 
 def _check_unique(what: str, values: Sequence[int]) -> None:
     repeated = sorted({value for value in values if values.count(value) > 1})
     if repeated:
         raise CategoryError(f"category {what} {repeated[0]} is used more than once; every category needs its own")
-
-
-def _describe(category: Category | None) -> str:
-    if category is None:
-        return "no category"
-    return f"{category.name!r} ({'thing' if category.isthing else 'stuff'})"

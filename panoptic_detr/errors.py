@@ -16,8 +16,16 @@ class TrainingError(InputError):
     """Training cannot go on; the message says at which step and image, and what to try."""
 
 
-class SegmentMapError(InputError):
+class DataError(InputError):
+    """A data set that cannot be read or written as asked; the message names the place and the way out."""
+
+
+class SegmentMapError(DataError):
     """An annotation PNG that cannot be read as an id map."""
+
+
+class PictureError(DataError):
+    """An image that cannot be read, drawn on or written."""
 
 
 class CategoryError(InputError):
@@ -32,16 +40,8 @@ class MergeError(InputError):
     """Arguments that do not fit together or lie outside their range."""
 
 
-class PictureError(InputError):
-    """An image that cannot be read, drawn on or written."""
-
-
 class AttentionError(InputError):
     """A question about attention that this model has no answer to."""
-
-
-class DataError(InputError):
-    """A data set that cannot be read or written as asked; the message names the place and the way out."""
 
 
 class ConfigError(InputError):

@@ -95,7 +95,8 @@ def staged_file(target: str | Path) -> Iterator[IO[str]]:
         DataError: the folder cannot be written.
     """
     make_folder(Path(target).parent)
-    with whole_file(target) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace") as text:
+    with whole_file(target) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace")
         yield text
         text.detach()  # flushed, and not closed: it is renamed first
 

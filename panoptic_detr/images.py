@@ -1,17 +1,26 @@
 """Reading, checking and writing pictures: anything an image may be becomes (H, W, 3) uint8 RGB."""
 
+import io
+import struct
+import warnings
 from pathlib import Path
 from typing import TypeAlias
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from panoptic_detr.errors import DataError, PictureError
+from panoptic_detr.errors import PictureError
 from panoptic_detr.files import write_whole
 from panoptic_detr.segment_maps import decode_picture
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+
+# What Pillow raises for damaged files.
+PILLOW_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error),
+    Image.DecompressionBombError,
+)
 
 
 def as_rgb(image: Picture) -> np.ndarray:
@@ -28,7 +37,7 @@ def as_rgb(image: Picture) -> np.ndarray:
         PictureError: unreadable file, other shape or other type.
     """
     if isinstance(image, str | Path):
-        return _read(Path(image))
+        return read_image(image, upright=True)
     array = _upright(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -87,19 +96,6 @@ def fit(picture: np.ndarray, long_side: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _read(path: Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
-    except OSError as error:
-        raise PictureError(f"{path}: the image cannot be read ({error.strerror})") from None
-    picture = decode_picture(data, cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise PictureError(f"{path}: not a readable image (truncated, too large, or of a format that OpenCV does not know)")
-    return picture
-
-
 def _as_bytes(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
@@ -118,30 +114,44 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     return np.round(array.clip(0, 1) * 255).astype(np.uint8)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB.
+def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
+    """Read a picture as (H, W, 3) uint8 RGB; grey, palette, transparent and 16-bit ones are converted.
 
-    Grey, palette, transparent and 16-bit pictures are converted. A rotation noted in EXIF is not applied: COCO annotates the
-    pixels as they are stored.
+    Args:
+        path: the file.
+        upright: turn it by its EXIF orientation. COCO annotates the pixels as they are stored.
 
     Raises:
-        DataError: missing, truncated or not a picture.
+        PictureError: missing, truncated or not a picture.
     """
     try:
         data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
     except OSError as error:
-        raise DataError(f"{path}: the image cannot be read: {error.strerror}") from None
-    picture = _decode(data)
+        raise PictureError(f"{path}: the image cannot be read: {error.strerror}") from None
+    # Older OpenCV fills the rest of a truncated JPEG with grey without a word.
+    cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < 0
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    picture = None if cut else decode_picture(data, flags)
     if picture is None:
-        raise DataError(f"{path}: not a readable image (truncated, or not an image); copy or download it again, or remove it")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        raise PictureError(
+            f"{path}: not a readable image (truncated, too large, or of a format that OpenCV does not know); copy or download "
+            "it again, or remove it"
+        )
+    return picture
 
 
-def _decode(data: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint8 BGR, or None if the bytes are no complete picture."""
-    if not data or (data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < 0):
-        return None  # older OpenCV fills the rest of a truncated JPEG with grey without a word
-    return decode_picture(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+def exif_orientation(data: bytes) -> int:
+    """How EXIF asks to turn the picture in the bytes of a file: 1..8; 1 (upright) where there is none or it makes no sense."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is reported elsewhere
+            with Image.open(io.BytesIO(data)) as picture:
+                turned = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except PILLOW_ERRORS:
+        return 1
+    return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
 
 
 def upright_rgb(picture: Picture) -> np.ndarray:

@@ -2,19 +2,19 @@
 
 Ten seconds on one core:
 
-    python tools/data.py scenes /tmp/scenes --count 500 --size 96 --seed 0 --split train
-    python tools/data.py check --root /tmp/scenes
+    panoptic-detr data scenes /tmp/scenes --count 500 --size 96 --seed 0 --split train
+    panoptic-detr data check --root /tmp/scenes
 
 Own images with COCO instances, then the check:
 
-    python tools/data.py convert coco-instances instances.json images mine --split train --rest background
-    python tools/data.py check --root mine
+    panoptic-detr data convert coco-instances instances.json images mine --split train --rest background
+    panoptic-detr data check --root mine
 
-`python tools/data.py --help` lists the jobs, `python tools/data.py JOB --help` the settings of one.
+`panoptic-detr data --help` lists the jobs, `panoptic-detr data JOB --help` the settings of one.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -100,25 +100,22 @@ JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     parser = ArgumentParser(prog="panoptic-detr data", description="Make, check and convert panoptic data sets.")
-    choices = parser.add_subcommands(dest="job")
-    for name, function in JOBS.items():
-        job = _parser(function)
-        choices.add_subcommand(name, job, help=job.description)
-        job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
     converter = ArgumentParser(description="Convert other annotations to COCO-panoptic, and back.")
-    choices.add_subcommand("convert", converter, help=converter.description)
-    converter.prog = f"{parser.prog} convert"
-    formats = converter.add_subcommands(dest="format")
-    for name, convert in FORMATS.items():
-        job = _parser(convert)
-        formats.add_subcommand(name, job, help=job.description)
-        job.prog = f"{converter.prog} {name}"
+    _add_jobs(parser, "job", {**{name: _parser(function) for name, function in JOBS.items()}, "convert": converter})
+    _add_jobs(converter, "format", {name: _parser(function) for name, function in FORMATS.items()})
     arguments = parser.parse_args(argv)
     chosen = arguments[arguments.job]
     if arguments.job != "convert":
         return JOBS[arguments.job](**chosen.as_dict())
     print("\n".join(FORMATS[chosen.format](**chosen[chosen.format].as_dict()).lines()))
     return 0
+
+
+def _add_jobs(parser: ArgumentParser, dest: str, jobs: Mapping[str, ArgumentParser]) -> None:
+    choices = parser.add_subcommands(dest=dest)
+    for name, job in jobs.items():
+        choices.add_subcommand(name, job, help=job.description)
+        job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
 
 
 def _parser(function: Callable[..., object]) -> ArgumentParser:

@@ -1,6 +1,6 @@
 """The main job on the embedded data set: boxes, then masks on the frozen detector, PQ on held-out scenes, pictures, report.
 
-    panoptic-detr demo                                                     # about 7 minutes on 2 cores
+    panoptic-detr demo                                                     # about 8 minutes on 2 cores
     panoptic-detr demo --output /tmp/demo --scenes 64 --detector-steps 20 --mask-steps 10 --held-out 8     # seconds, poor masks
 
 Everything is written below the output folder. The same seed gives the same numbers on the same machine.
@@ -11,18 +11,19 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from panoptic_detr.commands import data, evaluate, train_detector, train_masks, visualize
-from panoptic_detr.commands.cli import run
+from panoptic_detr.commands.cli import Main, run
 from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.visualization.draw import side_by_side
 
-CONFIGS = Path(train_detector.__file__).parent.with_name("configs") / "scenes"
+CONFIGS = Path(str(files("panoptic_detr.configs"))) / "scenes"  # in a checkout and in an installed package
 SIZE = 96
 MARK = "made_by_the_demo"
 PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png", "report.html")
@@ -33,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     out, console, started = options.output, Console(markup=False), time.monotonic()
     prepare_folder(out)
-    seed = ["--train.seed", str(options.seed)]
     step = Steps(console)
 
     step(f"Data: {options.scenes} scenes to train on and {options.held_out} held out, {SIZE} x {SIZE} pixels")
@@ -41,18 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         data.main(["scenes", str(out / "scenes"), f"--count={count}", f"--size={SIZE}", f"--split={split}"])
 
     step("Stage 1: a detector of boxes around things and stuff")
-    common = ["--data.root", str(out / "scenes"), *seed]
-    detector = ["--config", str(CONFIGS / "detector.yaml"), "--train.output", str(out / "detector"), *common]
-    train_detector.main([*detector, *steps(options.detector_steps)])
-    must_exist(out / "detector" / "best.pt")
+    detector = train(train_detector.main, "detector", options, options.detector_steps)
 
     step("Stage 2: masks on the frozen detector")
-    masks = ["--config", str(CONFIGS / "masks.yaml"), "--train.output", str(out / "masks"), *common]
-    train_masks.main([*masks, "--detector", str(out / "detector" / "best.pt"), *steps(options.mask_steps)])
-    must_exist(out / "masks" / "best.pt")
+    best = train(train_masks.main, "masks", options, options.mask_steps, "--detector", detector)
 
     step("Panoptic quality on the held-out scenes")
-    best, held_out = str(out / "masks" / "best.pt"), ["--root", str(out / "scenes"), "--split", "val"]
+    held_out = ["--root", str(out / "scenes"), "--split", "val"]
     scored = ["--data.root", str(out / "scenes"), "--data.split", "val", "--output", str(out / "scores")]
     evaluate.main([best, *scored, "--per-class", "--batch-size", "8", "--ap", "boxes"])
 
@@ -87,17 +82,22 @@ def draw_overview(folder: Path, path: Path) -> None:
     save_picture(path, fit(side_by_side(first, columns=2), 1600))
 
 
-def steps(count: int | None) -> list[str]:
-    """The argument for another number of steps than the YAML's."""
-    return [] if count is None else ["--train.steps", str(count)]
+def train(stage: Main, name: str, options: argparse.Namespace, steps: int | None, *more: str) -> str:
+    """Run a stage with its YAML, or with other steps than that says; the path of its best checkpoint.
 
-
-def must_exist(result: Path) -> None:
-    """Raise `TrainingError` unless a stage came to its end: a stop request ends a training without an error."""
-    if not result.is_file():
+    Raises:
+        TrainingError: the stage was stopped, which ends a training without an error.
+    """
+    out = options.output / name
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--train.output", str(out), *more]
+    arguments += ["--data.root", str(options.output / "scenes"), "--train.seed", str(options.seed)]
+    stage([*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
+    best = out / "best.pt"
+    if not best.is_file():
         raise TrainingError(
             "the demo was stopped; it begins anew when it is run again (the line above goes on with this stage alone)"
         )
+    return str(best)
 
 
 def prepare_folder(folder: Path) -> None:

@@ -31,8 +31,7 @@ from pathlib import Path
 from torch import distributed
 
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.options import PREFIX, add_inference_options, changed_settings
+from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import EvaluationError

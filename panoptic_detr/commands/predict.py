@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.options import add_inference_options, changed_settings
+from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import upright_rgb
 from panoptic_detr.inference import PictureFile, PredictionFolder, Predictor, find_pictures, load_model, prepare_folder

@@ -33,8 +33,8 @@ from panoptic_detr.errors import DataError, InputError, PictureError
 from panoptic_detr.evaluation import (
     AnnotationSet,
     AveragePrecision,
+    as_images_of,
     check_same_categories,
-    check_same_images,
     check_same_names,
     find_things,
     read_annotations,
@@ -377,8 +377,8 @@ def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
     """Read predictions from a results JSON and the PNGs beside it."""
     beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
     results = read_annotations(options.pred_json, options.pred_panoptic or (beside if beside.is_dir() else named))
-    names: dict[int | str, str] = {data.image_ids[i]: data.image_path(i).name for i in range(len(data))}
-    check_same_images(results, AnnotationSet(data.images, data.panoptic, {i: {} for i in names}, image_names=names))
+    truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
+    results, _ = as_images_of(results, truth)
     check_same_names(results, data.categories)
     return lambda i: results.segmentation(data.image_ids[i], data.categories)
 

@@ -1,19 +1,24 @@
 """How predictions become maps: a section of a stage's settings that then travels with the checkpoint."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any, Literal, get_args
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
 
-from panoptic_detr.config.checks import at_least, fraction
+import docstring_parser
+
+from panoptic_detr.config.types import at_least, at_most, check_values, fits_type, fraction, type_name
 from panoptic_detr.errors import ConfigError
 
+PREFIX = "inference."
+_THRESHOLDS = ("threshold", "stuff_threshold")  # these have options of their own, without the prefix
 DuplicateStuff = Literal["union", "keep_first"]
 
 # Without a setting: the paper's for classes that compete with "no object" (DETR). Classes that are each a sigmoid, trained with
 # the focal loss, score lower (Deformable DETR, H-DETR): these two are rules of thumb, `evaluate --calibrate` finds better ones.
 SOFTMAX_THRESHOLD = 0.85
 SIGMOID_THRESHOLD, SIGMOID_STUFF_THRESHOLD = 0.4, 0.3
+LARGEST_SIDE = 2**15  # pixels; a model that sees more needs hundreds of gigabytes
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,17 @@ class InferenceSettings:
         at_least("inference.min_area", self.min_area, 0)
         for name in ("max_segments", "short_side", "long_side"):
             at_least(f"inference.{name}", getattr(self, name), 1)
+        for name in ("short_side", "long_side"):
+            at_most(f"inference.{name}", getattr(self, name), LARGEST_SIDE)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InferenceSettings":
         """Read settings saved with a checkpoint; what is not given keeps its default.
 
         Raises:
-            ConfigError: a setting that does not exist, with the nearest one that does.
+            ConfigError: a setting that does not exist, with the nearest one that does, or a value of the wrong type or range.
         """
-        names = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in names:
-                near = get_close_matches(key, names, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                raise ConfigError(f"there is no inference setting {key!r}; {hint}")
+        check_values("inference", cls, values)
         return cls(**values)
 
     def thresholds(self, no_object: bool) -> tuple[float, float]:
@@ -95,3 +97,58 @@ class InferenceSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints; `from_dict` reads them back."""
         return asdict(self)
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting of `InferenceSettings` but the thresholds, explained by its docstring."""
+    group = parser.add_argument_group("settings that differ from the checkpoint's own, named as in training")
+    explained = {
+        entry.arg_name: entry.description or "" for entry in docstring_parser.parse(InferenceSettings.__doc__ or "").params
+    }
+    for name, kind in get_type_hints(InferenceSettings).items():
+        if name in _THRESHOLDS:
+            continue
+        group.add_argument(
+            f"--{PREFIX}{name}",
+            type=_reader(kind),
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=" ".join(explained[name].split()).replace("None", "null").replace("%", "%%"),
+        )
+
+
+def changed_settings(settings: InferenceSettings, options: argparse.Namespace) -> InferenceSettings:
+    """A checkpoint's settings with those that the command line gives anew.
+
+    Args:
+        settings: of the checkpoint.
+        options: what `add_inference_options` added, and `threshold` and `stuff_threshold` (see `with_thresholds`).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+    given = {name.removeprefix(PREFIX): value for name, value in vars(options).items() if name.startswith(PREFIX)}
+    changed = InferenceSettings.from_dict({**settings.to_dict(), **given})
+    return changed.with_thresholds(options.threshold, options.stuff_threshold)
+
+
+def _reader(kind: object) -> Callable[[str], object]:
+    """Read a value as a YAML file of training has it: a number, null for None, or a word."""
+
+    def read(text: str) -> object:
+        value = None if text == "null" else _number(text)
+        if not fits_type(value, kind):
+            raise argparse.ArgumentTypeError(f"must be {type_name(kind)}, but got {text!r}")
+        return value
+
+    return read
+
+
+def _number(text: str) -> int | float | str:
+    """A number where the text is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -11,15 +11,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from panoptic_detr.config.checks import CLASS_SETTINGS, CLASSES_FROM_DATA
-from panoptic_detr.config.types import type_name
+from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, type_name
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.files import write_whole
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Stage = TypeVar("Stage")
 
@@ -46,7 +48,6 @@ def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: 
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(_explain(stage, str(error))) from None
-    values.pop("config", None)
     return _build(stage, values.as_dict())
 
 
@@ -59,12 +60,12 @@ def read_config_or_exit(stage: type[Stage], argv: Sequence[str] | None = None, *
         raise SystemExit(2) from None
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: "DataclassInstance") -> dict[str, object]:
     """A config as nested dicts of plain values, for YAML and checkpoints."""
     return {key: _plain_value(value) for key, value in asdict(config).items()}
 
 
-def save_config(config: Any, path: Path) -> None:
+def save_config(config: "DataclassInstance", path: Path) -> None:
     """Write a config as YAML that `--config` reads back; whoever is killed here keeps the settings to resume with."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     write_whole(path, text.encode())
@@ -72,14 +73,18 @@ def save_config(config: Any, path: Path) -> None:
 
 def known_keys(stage: type) -> Iterator[str]:
     """Every dotted key of a stage, sections included."""
+    return iter(_typed_keys(stage))
+
+
+def _typed_keys(stage: object, prefix: str = "") -> dict[str, object]:
+    """Every dotted key of a stage, sections included, with its annotated type."""
+    found: dict[str, object] = {}
     for name, kind in get_type_hints(stage).items():
-        yield name
-        if is_dataclass(kind):
-            yield from (f"{name}.{inner}" for inner in known_keys(kind))  # type: ignore[arg-type]
+        found |= {f"{prefix}{name}": kind, **(_typed_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else {})}
+    return found
 
 
 def _check_arguments(stage: type, arguments: Sequence[str]) -> None:
-    keys = set(known_keys(stage))
     for position, argument in enumerate(arguments):
         if not argument.startswith("--") or argument in ("--help", "--"):
             continue
@@ -88,50 +93,80 @@ def _check_arguments(stage: type, arguments: Sequence[str]) -> None:
             path = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
             _check_file(stage, Path(path))
         else:
-            _check_key(name, keys, "the command line", stage)
+            _check_key(name, stage, "the command line")
 
 
 def _check_file(stage: type, path: Path) -> None:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_node(yaml.compose(text, Loader=yaml.SafeLoader), path, {})
+        values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"config file {str(path)!r} must hold keys and values, but holds {type(values).__name__}")
-    keys = set(known_keys(stage))
-    for key, kind, value in _entries(stage, values):
-        _check_key(key, keys, str(path), stage)
-        if (is_dataclass(kind) or getattr(kind, "__origin__", None) is dict) and not isinstance(value, Mapping):
+    kinds = _typed_keys(stage)
+    for key, value in _entries(values, kinds):
+        _check_key(key, stage, str(path))
+        kind = kinds.get(key)
+        if (is_dataclass(kind) or get_origin(kind) is dict) and not isinstance(value, Mapping):
             what = f"must hold keys and values, but holds {type(value).__name__}"
             empty = "is empty; give it settings, or leave it out"
             raise ConfigError(f"section {key!r} in {path} {empty if value is None else what}")
 
 
-def _entries(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, annotated type (None for an unknown key) and value of everything in a file, sections included."""
-    hints = get_type_hints(kind)
+def _check_node(node: yaml.Node | None, path: Path, done: dict[int, bool]) -> None:
+    """Refuse what YAML allows and nobody means: a key that stands twice, of which the last would win, and a part of itself."""
+    if not isinstance(node, yaml.CollectionNode) or done.get(id(node)):
+        return
+    if id(node) in done:
+        raise ConfigError(f"config file {str(path)!r}: what begins in line {_line(node)} holds itself (a YAML alias)")
+    done[id(node)] = False
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+    first: dict[str, int] = {}
+    for key, value in pairs:
+        if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, _line(key)) != _line(key):
+            raise ConfigError(
+                f"config file {str(path)!r}: {key.value!r} stands twice, in line {first[key.value]} and in line {_line(key)}; "
+                "join them, or remove one"
+            )
+        _check_node(value, path, done)
+    done[id(node)] = True
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _entries(values: Mapping[object, object], kinds: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted key and value of everything in a file, sections included."""
     for name, value in values.items():
-        inner = hints.get(str(name))
-        yield f"{prefix}{name}", inner, value
-        if inner is not None and is_dataclass(inner) and isinstance(value, Mapping):
-            yield from _entries(inner, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+        yield f"{prefix}{name}", value
+        if is_dataclass(kinds.get(f"{prefix}{name}")) and isinstance(value, Mapping):
+            yield from _entries(value, kinds, f"{prefix}{name}.")
 
 
-def _check_key(key: str, keys: set[str], where: str, stage: type) -> None:
-    if key in keys or any(key.startswith(f"{free}.") for free in _free_keys(stage)):
+def _check_key(key: str, stage: type, where: str) -> None:
+    kinds = _typed_keys(stage)
+    # Overrides, a dict, are checked by the builders that take them.
+    if key in kinds or any(key.startswith(f"{free}.") for free, kind in kinds.items() if get_origin(kind) is dict):
         return
     name = key.rpartition(".")[2]
     if name in CLASS_SETTINGS:
         raise ConfigError(f"unknown setting {key!r} in {where}: {CLASSES_FROM_DATA}")
-    others: list[Any] = stage.__subclasses__()
+    if found := re.fullmatch(r"loss\.hybrid[._](weight|repeats|share|layers)", key):
+        raise ConfigError(
+            f"unknown setting {key!r}; did you mean 'loss.one_to_many_{found[1]}'? 'loss.hybrid' itself names a scheme: none, "
+            "branch, epoch, layer or auto"
+        )
+    others: list[type] = stage.__subclasses__()
     for other in others:
-        if key in known_keys(other):
+        if key in _typed_keys(other):
             job = getattr(other, "job", other.__name__)
             raise ConfigError(f"setting {key!r} in {where} belongs to {job}; run that command, or leave the setting out")
-    same_name = sorted(known for known in keys if known.rpartition(".")[2] == name)
-    nearest = same_name or _nearest(key, keys)
+    nearest = sorted(known for known in kinds if known.rpartition(".")[2] == name) or _nearest(key, set(kinds))
     groups = "; what a model's builder takes goes under 'model.overrides', what the criterion takes under 'loss'"
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"{groups}."
     raise ConfigError(f"unknown setting {key!r} in {where}{hint} --help lists every setting")
@@ -147,39 +182,27 @@ def _nearest(key: str, keys: set[str]) -> list[str]:
     return [inside[found] for found in close if found in inside] or difflib.get_close_matches(key, dotted, n=1, cutoff=0.7)
 
 
-def _free_keys(stage: type) -> Iterator[str]:
-    """Keys that hold a dict of anything: overrides are checked by the builders that take them."""
-    hints = {key: kind for key, kind in _typed_keys(stage)}
-    return (key for key, kind in hints.items() if getattr(kind, "__origin__", None) is dict)
-
-
-def _typed_keys(stage: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, kind in get_type_hints(stage).items():
-        yield f"{prefix}{name}", kind
-        if is_dataclass(kind):
-            yield from _typed_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-
-
 def _explain(stage: type, message: str) -> str:
     """One line for a value that the parser refused: key, what it takes, what it got."""
     key = re.search(r'Parser key "([\w.]+)"', message)
     got = re.search(r"(?:Got value|Given value): (.*)", message)
-    kind = dict(_typed_keys(stage)).get(key.group(1)) if key else None
+    kind = _typed_keys(stage).get(key.group(1)) if key else None
     if key is None or got is None or kind is None:
         return " ".join(message.split())
     return f"setting {key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
 
 
-def _build(kind: type[Stage], values: Mapping[str, Any]) -> Stage:
-    hints = get_type_hints(kind)
-    built = {
-        name: _build(hint, values[name]) if isinstance(hint, type) and is_dataclass(hint) else values[name]
-        for name, hint in hints.items()
-    }
+def _build(kind: type[Stage], values: Mapping[str, object]) -> Stage:
+    built = {}
+    for name, hint in get_type_hints(kind).items():
+        value = values[name]
+        built[name] = (
+            _build(hint, value) if isinstance(hint, type) and isinstance(value, Mapping) and is_dataclass(hint) else value
+        )
     return kind(**built)
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

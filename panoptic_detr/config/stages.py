@@ -1,15 +1,18 @@
-"""Settings of a training stage: one flat dataclass per concern. `config_reading` fills them from YAML and the command line.
+"""Settings of a training stage: one flat dataclass per concern. `config.reading` fills them from YAML and the command line.
 
-Models never see these classes: the tools unpack them into keyword arguments.
+Models never see these classes: builders get plain keyword arguments.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panoptic_detr.config.checks import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, check_hybrid_names, fraction
 from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, fraction
 from panoptic_detr.errors import ConfigError
+
+MaskLossKind = Literal["full", "points"]
+Scheme = Literal["none", "branch", "epoch", "layer"]
 
 
 @dataclass
@@ -229,6 +232,74 @@ class TrainConfig:
             raise ConfigError("train.strategy: fsdp does not go with train.precision: 16-mixed; use bf16-mixed, or ddp")
 
 
+@dataclass
+class LossConfig:
+    """Matching and losses; a setting of null takes the published value of the model's family.
+
+    In stage 2 on a frozen detector only the mask losses train anything: there null leaves a term of the detector out, and
+    earlier layers have no losses.
+
+    Attributes:
+        aux_loss: losses on the earlier decoder layers and the proposals.
+        class_weight: weight of the class term in the total; null: 1 with no-object (DETR), 2 without. 0 leaves a term out.
+        l1_weight: of the L1 box term; null: 5.
+        giou_weight: of the generalized-IoU term; null: 2.
+        mask_focal_weight: of the focal mask term.
+        mask_dice_weight: of the DICE mask term.
+        dense_weight: of the dense class term, for models built with it; null: 5.
+        no_object_weight: class weight of unmatched queries (softmax heads).
+        cost_class: weight of the class in the matching cost; null: 1 with no-object, 2 without.
+        cost_l1: of the L1 box distance in the matching cost.
+        cost_giou: of the generalized IoU in the matching cost.
+        mask_loss: `full`: at the images' resolution (paper); `points`: at `mask_points` places of every mask.
+        mask_points: places per mask for `points`.
+        masks_per_image: mask losses for at most so many objects of an image, drawn anew in each step: less memory and time
+            where an image has dozens of objects; null for all.
+        hybrid: matching scheme (H-DETR); `auto`: `branch` for models with one-to-many queries, `none` for others.
+        one_to_many_repeats: K, how often each object is matched one-to-many.
+        one_to_many_weight: lambda, weight of the one-to-many branch.
+        one_to_many_share: rho, for `epoch`: the share of the training that is one-to-many, 0..1.
+        one_to_many_layers: L1, for `layer`: how many decoder layers are one-to-many.
+    """
+
+    aux_loss: bool = True
+    class_weight: float | None = None
+    l1_weight: float | None = None
+    giou_weight: float | None = None
+    mask_focal_weight: float = 1.0
+    mask_dice_weight: float = 1.0
+    dense_weight: float | None = None
+    no_object_weight: float = 0.1
+    cost_class: float | None = None
+    cost_l1: float = 5.0
+    cost_giou: float = 2.0
+    mask_loss: MaskLossKind = "full"
+    mask_points: int = 12544
+    masks_per_image: int | None = None
+    hybrid: Scheme | Literal["auto"] = "auto"
+    one_to_many_repeats: int = 6
+    one_to_many_weight: float = 1.0
+    one_to_many_share: float = 2 / 3
+    one_to_many_layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if "weight" in name or name.startswith("cost_"):
+                at_least(f"loss.{name}", value, 0)
+        for name in ("mask_points", "masks_per_image", "one_to_many_repeats"):
+            at_least(f"loss.{name}", getattr(self, name), 1)
+        at_least("loss.one_to_many_layers", self.one_to_many_layers, 0)
+        fraction("loss.one_to_many_share", self.one_to_many_share)
+
+    @property
+    def switches_terms_off(self) -> bool:
+        """Whether terms are left out (a weight of 0, no auxiliary losses), so that nothing may reach a head.
+
+        With every term on, each trained parameter gets a gradient in every step, even without any object in the images.
+        """
+        return not all(value is None or value for value in vars(self).values())
+
+
 InferenceConfig = InferenceSettings  # its name as a section of a stage
 
 
@@ -242,7 +313,7 @@ class DetectorStage:
         augmentation: of the training images.
         optimizer: AdamW and its schedule.
         train: length, hardware, bookkeeping.
-        loss: keyword arguments of the criterion that differ from the published ones.
+        loss: matching and losses.
         inference: how masks become a map in evaluation; saved with the checkpoint.
     """
 
@@ -253,11 +324,10 @@ class DetectorStage:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    loss: dict[str, Any] = field(default_factory=dict)
+    loss: LossConfig = field(default_factory=LossConfig)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
     def __post_init__(self) -> None:
-        check_hybrid_names(self.loss)
         for name in ("compile", "channels_last"):
             if self.train.strategy == "fsdp" and getattr(self.model, name):
                 raise ConfigError(f"train.strategy: fsdp does not go with model.{name}; switch it off, or use ddp")
@@ -273,7 +343,7 @@ class MaskStage(DetectorStage):
         augmentation: of the training images.
         optimizer: AdamW and its schedule.
         train: length, hardware, bookkeeping.
-        loss: keyword arguments of the criterion that differ from the published ones.
+        loss: matching and losses.
         inference: how masks become a map in evaluation; saved with the checkpoint.
         detector: checkpoint of stage 1, or the name of a published model; other classes are mapped by name.
         joint: train the detector along with the mask head instead of freezing it.

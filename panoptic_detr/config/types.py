@@ -1,9 +1,16 @@
-"""The one reader of annotated types: whether a plain value (from YAML, say) is of one, and what a message calls it."""
+"""What every setting must keep, whoever gives it: its annotated type, its range, a name that exists."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from panoptic_detr.errors import ConfigError
+
+CLASS_SETTINGS = ("num_classes", "num_labels")
+CLASSES_FROM_DATA = "the classes, and so their number, come from the categories of the annotations; leave it out"
 
 
 def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
@@ -25,7 +32,7 @@ def fits_type(value: object, wanted: Any) -> bool:
         return all(fits_type(key, parts[0]) and fits_type(item, parts[1]) for key, item in pairs)
     if wanted in (int, float):
         return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+    return isinstance(value, origin or wanted)
 
 
 def type_name(kind: Any) -> str:
@@ -44,3 +51,38 @@ def type_name(kind: Any) -> str:
     if all(get_origin(part) is Literal for part in parts):
         return type_name(Literal[tuple(value for part in parts for value in get_args(part))])
     return " or ".join(type_name(part) for part in parts)
+
+
+def check_values(section: str, kind: type, values: Mapping[str, object]) -> None:
+    """Check plain values, by name, that are to become a section of settings.
+
+    Raises:
+        ConfigError: a name that the section's dataclass does not have, with the nearest one, or a value of another type.
+    """
+    known = keyword_types(kind)
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean '{section}.{near[0]}'?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"unknown setting '{section}.{name}'; {hint}")
+        if not fits_type(value, known[name]):
+            raise ConfigError(f"setting '{section}.{name}' must be {type_name(known[name])}, but got {value!r}")
+
+
+def at_least(key: str, value: float | None, low: float) -> None:
+    """Raise `ConfigError` if the value of a setting is given and less than `low`, infinite or no number."""
+    if value is not None and not low <= value < math.inf:
+        finite = "" if math.isfinite(value) else " and finite"
+        raise ConfigError(f"setting {key!r} must be at least {low}{finite}, but got {value}")
+
+
+def at_most(key: str, value: float | None, high: float) -> None:
+    """Raise `ConfigError` if the value of a setting is given and larger than `high`."""
+    if value is not None and value > high:
+        raise ConfigError(f"setting {key!r} must be at most {high}, but got {value}")
+
+
+def fraction(key: str, value: float | None) -> None:
+    """Raise `ConfigError` if the value of a setting is given and outside [0, 1]."""
+    if value is not None and not 0 <= value <= 1:
+        raise ConfigError(f"setting {key!r} must be in [0, 1], but got {value}")

@@ -7,7 +7,7 @@ PyTorch's global generator; here every number is drawn from the generator of the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class Transform:
         invert: probability of the negative.
         brightness: largest change of brightness, as a fraction.
     """
+
+    measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
 
     short_sides: tuple[int, ...] = ()
     long_side: int = 1333

@@ -5,7 +5,7 @@ from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, read_annotations
-from panoptic_detr.evaluation.same_images import check_same_images, check_same_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
@@ -13,13 +13,14 @@ __all__ = [
     "AnnotationSet",
     "AveragePrecision",
     "ModelScores",
+    "as_images_of",
     "calibrate_thresholds",
     "check_same_categories",
-    "check_same_images",
     "check_same_names",
     "evaluate_model",
     "evaluate_panoptic",
     "find_things",
+    "match_names",
     "read_annotations",
     "score_image",
     "show_scores",

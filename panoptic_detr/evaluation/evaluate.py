@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import distributed, nn
 
-from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import make_loader
@@ -163,13 +163,9 @@ def check_same_categories(model: CategoryTable, truth: CategoryTable) -> None:
         there = truth.by_id.get(category.id)
         if there is None or (there.name, there.isthing) != (category.name, category.isthing):
             raise EvaluationError(
-                f"category {category.id} is {_describe(category)} for the model, but {_describe(there)} in the data set; "
+                f"category {category.id} is {category} for the model, but {there or 'none'} in the data set; "
                 "score the model on a data set with the categories that it was trained on"
             )
-
-
-def _describe(category: Category | None) -> str:
-    return "none" if category is None else f"{category.name!r} ({'thing' if category.isthing else 'stuff'})"
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
-from panoptic_detr.evaluation.same_images import check_same_images, check_same_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
 
@@ -25,7 +25,8 @@ def evaluate_panoptic(
 ) -> PanopticQualityResult:
     """Score a folder of COCO-panoptic predictions.
 
-    Every image of the ground truth counts: one without a prediction has all its segments missed. Areas are counted in the
+    Images are matched by file name where both JSONs list `images` (`as_images_of`), else by id. Every image of the ground truth
+    counts: one without a prediction has all its segments missed. Areas are counted in the
     PNGs, so a wrong `area` in a JSON changes nothing. Such oddities are reported in the result's `notes`.
 
     Args:
@@ -42,8 +43,14 @@ def evaluate_panoptic(
     if workers is not None and workers < 1:
         raise EvaluationError(f"workers must be at least 1, but is {workers}")
     truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    if not truth.entries:
+        raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories())
-    _note_images(quality, prediction, truth)
+    other_names = check_same_names(prediction, quality.categories)
+    quality.note("categories with other names than the truth's; matched by their ids", other_names)
+    prediction, notes = as_images_of(prediction, truth)
+    for kind, images in notes:
+        quality.note(kind, images)
     chunks = _chunks(list(truth.entries), workers or usable_cores())
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
@@ -52,18 +59,6 @@ def evaluate_panoptic(
             quality.merge(part)
             bar.advance(task, len(chunk))
     return quality.compute()
-
-
-def _note_images(quality: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet) -> None:
-    missing = [f"image {i}" for i in truth.entries if i not in prediction.entries]
-    unknown = [f"image {i}" for i in prediction.entries if i not in truth.entries]
-    renamed = check_same_images(prediction, truth)
-    quality.note(
-        "categories with other names than the truth's; matched by their ids", check_same_names(prediction, quality.categories)
-    )
-    quality.note("images whose file names differ from the truth's; matched by their ids", renamed)
-    quality.note("images without a prediction, all their segments counted as missed", missing)
-    quality.note("predictions for images that the ground truth does not have, not scored", unknown)
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:

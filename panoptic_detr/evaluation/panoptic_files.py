@@ -4,7 +4,6 @@ Nothing in the JSON is trusted: ids, categories and file names are checked, area
 `area` or `iscrowd` is fine. What is wrong is named with its file, image and segment.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TypeGuard
 
 import numpy as np
 
-from panoptic_detr.categories import CategoryTable
+from panoptic_detr.categories import LARGEST_ID, CategoryTable
+from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
@@ -20,7 +20,6 @@ from panoptic_detr.quality import Regions
 from panoptic_detr.segment_maps import MAX_ID, measure, read_id_png
 
 ImageId = int | str
-_LARGEST_CATEGORY_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,13 @@ class AnnotationSet:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise EvaluationError(f"{self.path}: 'categories' must be a list of objects with id, name and isthing")
         try:
-            table = CategoryTable.from_coco(rows, where=str(self.path))
+            return CategoryTable.from_coco(rows, where=str(self.path))
         except CategoryError as error:
             raise EvaluationError(str(error)) from None
-        if huge := [category.id for category in table.categories if abs(category.id) > _LARGEST_CATEGORY_ID]:
-            raise EvaluationError(f"{self.path}: category id {huge[0]} does not fit into 32 bits")
-        return table
 
     def where(self, image_id: ImageId) -> str:
         """The place to name in messages about an image."""
-        return f"{self.path}, image {image_id}"
+        return f"{self.path}, image {self.entries.get(image_id, {}).get('image_id', image_id)}"
 
     def regions(self, image_id: ImageId) -> Regions:
         """Read the id map of an image and the rows of its segments.
@@ -119,7 +115,7 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
         EvaluationError: the JSON or the folder is missing, the JSON is broken, or its annotations are not one per image.
     """
     path, folder = Path(path), Path(folder)
-    content = _read_json(path)
+    content = read_json(path, error=EvaluationError)
     rows = content.get("annotations")
     if not isinstance(rows, list):
         raise EvaluationError(f"{path}: not a COCO-panoptic JSON: no list of 'annotations' in it (one per image)")
@@ -156,18 +152,6 @@ def _png_path(folder: Path, name: object, where: str) -> Path:
         raise EvaluationError(str(error)) from None
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise EvaluationError(f"{path}: no such file; give the COCO-panoptic JSON") from None
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are both ValueErrors
-        raise EvaluationError(f"{path}: not valid JSON ({error}); it may be truncated, write or download it again") from None
-    return content if isinstance(content, dict) else {}
-
-
 def _image_id(row: object, where: str) -> ImageId:
     if not isinstance(row, dict):
         raise EvaluationError(f"{where}: must be an object with image_id, file_name and segments_info, but is {shown(row)}")
@@ -190,7 +174,7 @@ def _segment_row(info: Mapping[str, object], where: str) -> tuple[int, int, bool
     if not _is_integer(segment_id) or not 0 <= segment_id <= MAX_ID:
         raise EvaluationError(f"{where}: segment id {shown(segment_id)} must be an integer from 0 to {MAX_ID} (24 bits)")
     where = f"{where}, segment {segment_id}"
-    if not _is_integer(category_id) or abs(category_id) > _LARGEST_CATEGORY_ID:
+    if not _is_integer(category_id) or abs(category_id) > LARGEST_ID:
         raise EvaluationError(f"{where}: category_id {shown(category_id)} must be the integer id of a category")
     if crowd not in (0, 1):
         raise EvaluationError(f"{where}: iscrowd must be 0 or 1, but is {shown(crowd)}")

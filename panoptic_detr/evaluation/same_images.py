@@ -1,15 +1,137 @@
-"""Whether predictions are of the images and the categories of a ground truth: ids may agree by chance, names then do not."""
+"""Which prediction is of which image of a ground truth, and whether both mean the same categories.
+
+Every tool numbers images as it likes, so where both JSONs list their images, these are matched by file name. Folders count as
+far as both sides name them; endings and the case of letters do not. Ids decide where names are missing or agree with the ids.
+"""
 
 import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, shown
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
 
-def check_same_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[str]:
-    """Find predictions of another split: those whose image ids are the truth's by chance, so that the file names differ.
+Note = tuple[str, list[str]]  # a kind of oddity and a line for each image
+
+
+def as_images_of(prediction: AnnotationSet, truth: AnnotationSet) -> tuple[AnnotationSet, list[Note]]:
+    """The predictions under the image ids of the truth, and what is odd about them; those of other images are left out.
+
+    Raises:
+        EvaluationError: predictions of other images; names that fit several images; ids that are text here and numbers there.
+    """
+    by_name = match_names(
+        {i: name for i, name in truth.image_names.items() if i in truth.entries},
+        {i: name for i, name in prediction.image_names.items() if i in prediction.entries},
+        f"{prediction.path}",
+    )
+    moved = [f"image {i}: {mine} there" for i, mine in by_name.items() if i != mine]
+    shared = [i for i in truth.entries if i in prediction.entries]
+    if moved:
+        taken, named = set(by_name.values()), truth.image_names.keys() & prediction.image_names.keys()
+        found = by_name | {i: i for i in shared if i not in by_name and i not in taken and i not in named}
+        odd = ("images with other ids than the truth's; matched by their file names", moved)
+    else:
+        _check_common_ids(prediction, truth)
+        found = {i: i for i in shared}
+        odd = ("images whose file names differ from the truth's; matched by their ids", _renamed_images(prediction, truth))
+    missing = [f"image {i}" for i in truth.entries if i not in found]
+    unknown = [f"image {i}" for i in prediction.entries if i not in found.values()]
+    return replace(prediction, entries={i: prediction.entries[mine] for i, mine in found.items()}), [
+        odd,
+        ("images without a prediction, all their segments counted as missed", missing),
+        ("predictions for images that the ground truth does not have, not scored", unknown),
+    ]
+
+
+def match_names(truth: Mapping[ImageId, str], other: Mapping[ImageId, str], where: str) -> dict[ImageId, ImageId]:
+    """Find the image of the same file name for each image.
+
+    Names that are the same to the last letter find each other first, then those that differ in their ending or the case of
+    letters only, then those of which one names more of the same folders; of several, those with the same id.
+
+    Args:
+        truth: file names by id, with folders or without.
+        other: the names to look among.
+        where: what to call the second in messages.
+
+    Returns:
+        Ids of the first to ids of the second, where there is one.
+
+    Raises:
+        EvaluationError: several images fit equally well.
+    """
+    found: dict[ImageId, ImageId] = {}
+    depth = min((len(_parts(name)) for name in (*truth.values(), *other.values())), default=1)
+    levels: list[Callable[[str], object]] = [lambda name: name, _parts, lambda name: _parts(name)[-depth:]]
+    for key in levels:
+        groups: dict[object, tuple[list[ImageId], list[ImageId]]] = defaultdict(lambda: ([], []))
+        taken = set(found.values())
+        for i in truth.keys() - found.keys():
+            groups[key(truth[i])][0].append(i)
+        for j in other.keys() - taken:
+            groups[key(other[j])][1].append(j)
+        for mine, theirs in groups.values():
+            pairs = [(i, j) for i in mine for j in theirs if _same_folders(truth[i], other[j])]
+            found |= _pair_up(pairs, truth, other, where)
+    return {i: found[i] for i in truth if i in found}
+
+
+def _pair_up(
+    pairs: list[tuple[ImageId, ImageId]], truth: Mapping[ImageId, str], other: Mapping[ImageId, str], where: str
+) -> dict[ImageId, ImageId]:
+    """Pairs of the same id, and then those that nothing else fits."""
+    found = {i: j for i, j in pairs if i == j}
+    rest = [(i, j) for i, j in pairs if i not in found and j not in found]
+    for side, names in enumerate((truth, other)):
+        for one, count in Counter(pair[side] for pair in rest).items():
+            if count > 1:
+                fitting = [pair for pair in rest if pair[side] == one][:2]
+                both = " and ".join(
+                    f"{shown((other, truth)[side][pair[1 - side]])} (image {pair[1 - side]})" for pair in fitting
+                )
+                raise EvaluationError(
+                    f"{where}: {both} both fit {shown(names[one])} (image {one}); give file names with their folders, or the "
+                    "same image ids, on both sides"
+                )
+    return found | dict(rest)
+
+
+def _same_folders(mine: str, theirs: str) -> bool:
+    a, b = _parts(mine), _parts(theirs)
+    length = min(len(a), len(b))
+    return a[-length:] == b[-length:]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and name, without the ending of a picture, in small letters."""
+    path = PurePosixPath(name.replace("\\", "/").casefold())
+    return (path.with_suffix("") if path.suffix in ENDINGS else path).parts or ("",)
+
+
+def _check_common_ids(prediction: AnnotationSet, truth: AnnotationSet) -> None:
+    if not truth.entries or not prediction.entries or truth.entries.keys() & prediction.entries.keys():
+        return
+    mine, theirs = next(iter(prediction.entries)), next(iter(truth.entries))
+    if type(mine) is not type(theirs):
+        kinds = {int: "numbers", str: "text"}
+        raise EvaluationError(
+            f"{prediction.path}: its image ids are {kinds[type(mine)]} ({mine!r}), those of {truth.path} are "
+            f"{kinds[type(theirs)]} ({theirs!r}), so no image is in both; write them as the ground truth does"
+        )
+    raise EvaluationError(
+        f"{prediction.path}: none of its {len(prediction.entries)} images (first: {shown(mine)}) is in {truth.path} (first: "
+        f"{shown(theirs)}); give the ground truth of the predicted images, or list 'images' with their file names in both"
+    )
+
+
+def _renamed_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[str]:
+    """Find predictions of another split: those whose image ids are the truth's by chance, so that the names differ.
 
     The names of the images are compared where both JSONs list `images`. Elsewhere there are only those of the PNGs, which
     results may choose freely: they are noted, never refused. Folder and ending do not count, nor what stands around a name.

@@ -60,8 +60,7 @@ def class_table(result: PanopticQualityResult) -> Table:
         quality = result.per_class[category.id]
         counts = (quality.tp, quality.fp, quality.fn)
         if any(counts):
-            kind = "thing" if category.isthing else "stuff"
-            table.add_row(str(category.id), Text(category.name), kind, *map(_percent, quality[:3]), *map(str, counts))
+            table.add_row(str(category.id), Text(category.name), category.kind, *map(_percent, quality[:3]), *map(str, counts))
     return table
 
 

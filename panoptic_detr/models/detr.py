@@ -34,7 +34,10 @@ class DETR(nn.Module):
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
+        no_object: the last class slot means "no object"; losses and keep rule follow it.
     """
+
+    no_object = True
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class DETR(nn.Module):
             memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
             projected=projected,
             features=tuple(finer),
+            no_object=self.no_object,
         )
 
     def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -1,3 +1,3 @@
 """Training of both stages."""
 
-__all__ = ["build", "build_data", "losses", "optimizer", "run", "step", "trainer", "watch"]
+__all__ = ["losses", "optimizer", "stages", "step"]

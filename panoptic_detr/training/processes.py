@@ -1,6 +1,7 @@
-"""Several processes that act as one: what they tell each other, and weights that are spread over them (FSDP)."""
+"""Several processes that act as one: how they start, what they tell each other, and weights spread over them (FSDP)."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -10,13 +11,58 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, distributed, nn
 
+from panoptic_detr.config.stages import TrainConfig
 from panoptic_detr.errors import ConfigError
-from panoptic_detr.training.acceleration import transformer_layers
+from panoptic_detr.training.step import transformer_layers
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
+
+
+def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
+    """Devices, processes and precision; launched and seeded.
+
+    Args:
+        train: settings.
+        unused_parameters: trained parameters may stay without gradient (see `LossConfig.switches_terms_off`).
+
+    Raises:
+        ConfigError: torchrun or srun started another number of processes than the settings say, or PyTorch is too old for FSDP.
+    """
+    wanted = train.devices * train.nodes
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if started > 1 and started != wanted:
+        raise ConfigError(
+            f"{started} processes were started (torchrun or srun), but train.devices x train.nodes is {wanted}; train.devices "
+            "must be the processes on one machine, and train.nodes the machines"
+        )
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    strategy: str | Strategy = "auto"
+    if wanted > 1 and train.strategy == "fsdp":
+        strategy = sharding_strategy(wanted)
+    elif wanted > 1 or train.strategy == "ddp":
+        strategy = DDPStrategy(find_unused_parameters=unused_parameters)
+    try:
+        fabric = Fabric(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            num_nodes=train.nodes,
+            strategy=strategy,
+            precision=train.precision,
+        )
+    except (RuntimeError, ValueError) as error:
+        asked = f"train.accelerator {train.accelerator}, train.devices {train.devices}, train.precision {train.precision}"
+        raise ConfigError(f"not possible here ({asked}): {error}; train.accelerator auto takes what there is") from error
+    end_with_the_first_process()
+    logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)  # no greeting from each process
+    fabric.launch()
+    # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
+    fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
+    torch.use_deterministic_algorithms(train.deterministic)
+    return fabric
 
 
 def end_with_the_first_process() -> None:

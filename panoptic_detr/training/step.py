@@ -1,9 +1,12 @@
-"""One forward pass of training: model and criterion behind a single `forward`, so that every strategy sees one module."""
+"""One forward pass of training: model and criterion behind a single `forward`, what is frozen meanwhile, what saves memory."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from panoptic_detr.structures import Batch
 from panoptic_detr.training.losses import Criterion, GlobalCounts
@@ -69,3 +72,30 @@ def set_train_mode(model: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
     model.train()
     for module in frozen:
         module.eval()
+
+
+def recompute_layers(model: nn.Module) -> int:
+    """Recompute encoder and decoder layers in the backward pass instead of keeping their activations.
+
+    Returns:
+        How many layers were found.
+    """
+    layers = transformer_layers(model)
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return len(layers)
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """Encoder and decoder layers of the detector inside."""
+    return [layer for name, layer in model.named_modules() if _is_layer(name)]
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Keep convolution weights in channels-last order."""
+    model.to(memory_format=torch.channels_last)
+
+
+def _is_layer(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) >= 3 and parts[-3] in ("encoder", "decoder") and parts[-2] == "layers" and parts[-1].isdigit()

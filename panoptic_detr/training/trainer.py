@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.ema import AveragedWeights
 from panoptic_detr.training.losses import Criterion
-from panoptic_detr.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
+from panoptic_detr.training.optimizer import AveragedWeights, build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
 from panoptic_detr.training.run.folder import RunFiles
 from panoptic_detr.training.run.state import RunState, changed_settings, restore_snapshot, take_snapshot
 from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
-from panoptic_detr.training.stopping import StopRequest
+from panoptic_detr.training.stopping import StopRequest, describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.watch.diagnosis import VITAL_SIGNS
-from panoptic_detr.training.watch.failures import describe_nonfinite, explained_worker_death, save_batch
-from panoptic_detr.training.watch.reporting import Reporter
+from panoptic_detr.training.watch.progress import Reporter
 from panoptic_detr.weights import Checkpoint
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -299,7 +297,7 @@ class Trainer:
             return
         training = take_snapshot(self.fabric, self.model, self.optimizer, self.ema, self.state, self.settings)
         with self._weights_for_use():
-            checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()), training=training)
+            checkpoint = replace(self.template, state_dict=whole(self.model.state_dict()), training=training.to_dict())
             if self._write(lambda: self.files.save_last(checkpoint, self.state.step)):
                 self._saved = (self.state.step, self.state.evaluated)
 
@@ -332,10 +330,10 @@ class Trainer:
             return
         if self.template.categories is not None:
             checkpoint.check_categories(self.template.categories)
-        self.state = restore_snapshot(checkpoint, self.fabric, self.model, self.optimizer, self.ema)
-        self.resumed = True
+        part = restore_snapshot(checkpoint, self.fabric, self.model, self.optimizer, self.ema)
+        self.state, self.resumed = part.state, True
         self.reporter.say(f"going on after step {self.state.step} of {self.total_steps}")
         if self.complete:
             self.reporter.say("the run is complete; it goes on with more steps only (--train.steps or --train.epochs)")
-        for change in changed_settings((checkpoint.training or {})["settings"], self.settings):
+        for change in changed_settings(part.settings, self.settings):
             self.reporter.say(f"changed setting, so the run is not an exact continuation: {change}")

@@ -51,7 +51,8 @@ def read_torch(path: Path) -> object:
     except Exception as error:  # an arbitrary file can make the unpickler raise anything
         reason = _unreadable(path, error)
         plain = isinstance(error, PermissionError) or reason == CUT_SHORT
-        what = f"checkpoint {str(path)!r}" if plain else f"{str(path)!r} is not a checkpoint of this project or of another: it"
+        what = f"checkpoint {str(path)!r}"
+        what += "" if plain else " cannot be opened as a file of weights, so it is not a checkpoint of this project: it"
         raise CheckpointError(f"{what} {reason}") from error
 
 

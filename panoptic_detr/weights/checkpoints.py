@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type, type_name
-from panoptic_detr.errors import CheckpointError, InputError
+from panoptic_detr.errors import CheckpointError, ConfigError, InputError
 from panoptic_detr.weights.archives import (
     SAFETENSORS,
     fault_of,
@@ -179,7 +179,10 @@ def _checked(content: Mapping[str, Any], path: Path) -> Checkpoint:
             _check_field(section, name, kind, key)
     if fault := fault_of(content["state_dict"]):
         raise CheckpointError(f"{fault}; take an older file, or copy it again")
-    InferenceSettings.from_dict(content["inference"])
+    try:
+        InferenceSettings.from_dict(content["inference"])
+    except ConfigError as error:
+        raise CheckpointError(f"it has unusable inference settings: {error}") from None
     spec = ModelSpec(**{name: content["model"][name] for name in ("name", "num_labels", "overrides")})
     classes, training = content.get("categories"), content.get("training")
     table = None if classes is None else CategoryTable.from_dict(classes)

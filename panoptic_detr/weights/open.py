@@ -115,8 +115,8 @@ def choose_device(wanted: str | torch.device, local_rank: int = 0) -> torch.devi
         raise InputError(f"there is no device {str(wanted)!r}; give auto, cpu, cuda, cuda:1 and so on, or mps") from None
     count = torch.cuda.device_count() if device.type == "cuda" and available["cuda"] else 1
     if not available.get(device.type, True) or (device.index or 0) >= count:
-        there = ", ".join(kind for kind, found in available.items() if found)
-        raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or auto")
+        there = ", ".join(repr(kind) for kind, found in available.items() if found)
+        raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or 'auto'")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", local_rank % count)
     return device

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from panoptic_detr.commands import cli
+from panoptic_detr.errors import InputError
 
 TOOLS = Path(cli.__file__).parent
 
@@ -83,7 +84,7 @@ def raising(error):
     return main
 
 
-@pytest.mark.parametrize("error", [ValueError("a.json: image 7 is broken"), FileNotFoundError("a.json: image 7 is broken")])
+@pytest.mark.parametrize("error", [InputError("a.json: image 7 is broken"), FileNotFoundError("a.json: image 7 is broken")])
 def test_bad_input_is_one_message_and_status_1(error, monkeypatch, capsys):
     install(monkeypatch, "evaluate", raising(error))
     assert cli.main(["evaluate"]) == 1
@@ -91,15 +92,16 @@ def test_bad_input_is_one_message_and_status_1(error, monkeypatch, capsys):
 
 
 def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
-    install(monkeypatch, "evaluate", raising(ValueError("broken")))
+    install(monkeypatch, "evaluate", raising(InputError("broken")))
     monkeypatch.setenv("PANOPTIC_DETR_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="broken"):
+    with pytest.raises(InputError, match="broken"):
         cli.main(["evaluate"])
 
 
-def test_defects_of_the_program_keep_their_traceback(monkeypatch):
-    install(monkeypatch, "evaluate", raising(KeyError("image_id")))
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize("error", [KeyError("image_id"), ValueError("expected a 4D tensor")])
+def test_defects_of_the_program_keep_their_traceback(error, monkeypatch):
+    install(monkeypatch, "evaluate", raising(error))
+    with pytest.raises(type(error)):
         cli.main(["evaluate"])
 
 

@@ -207,7 +207,7 @@ def test_devices(wanted, chosen, monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("cuda:9", "device 'cuda:9' is not available on this machine; use cpu or auto"),
+        ("cuda:9", "device 'cuda:9' is not available on this machine; use 'cpu' or 'auto'"),
         ("0", "device '0' is not available"),
         ("tpu", "there is no device 'tpu'; give auto, cpu, cuda"),
         ("-1", "there is no device '-1'"),

@@ -11,12 +11,21 @@ from lightning_fabric import Fabric
 
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.reading import plain, read_config
-from panoptic_detr.config.stages import AugmentationConfig, DataConfig, DetectorStage, InferenceConfig, MaskStage, TrainConfig
+from panoptic_detr.config.stages import (
+    AugmentationConfig,
+    DataConfig,
+    DetectorStage,
+    InferenceConfig,
+    LossConfig,
+    MaskStage,
+    TrainConfig,
+)
 from panoptic_detr.data.scenes.dataset import scene_categories
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import ConfigError, DataError
 from panoptic_detr.structures import Sample, Target
-from panoptic_detr.training import build, build_data
+from panoptic_detr.training import build_data, stages
+from panoptic_detr.training.losses import build_criterion, criterion_for
 from panoptic_detr.training.optimizer import parameter_groups, rate_factor
 from panoptic_detr.training.watch.sanity import DataFacts
 from panoptic_detr.weights.published import PUBLISHED
@@ -48,7 +57,7 @@ def test_config_builds(path):
         model = build_model(name, num_labels=133, **overrides)
     groups = {group.name: group.lr for group in parameter_groups(model, stage.optimizer)}
     assert groups["transformer and heads"] == stage.optimizer.lr
-    assert build.new_criterion(name, 133, stage.loss).masks is isinstance(stage, MaskStage)
+    assert criterion_for(model, 133, stage.loss).masks is isinstance(stage, MaskStage)
     build_data.build_augmentation(stage.augmentation, eval_transform())
     InferenceSettings.from_dict(plain(stage)["inference"])
 
@@ -91,7 +100,7 @@ def test_paper_recipe(name):
         assert stage.train.batch_size * stage.train.accumulate * 8 == 64
         steps = [rate_factor(epoch * 10, epochs * 10, 10, stage.optimizer) for epoch in (0, drop - 1, drop, epochs - 1)]
         assert steps == pytest.approx([1, 1, 0.1, 0.1])
-        assert stage.loss == {}
+        assert stage.loss == LossConfig()
     assert masks.inference == InferenceConfig(threshold=0.85)
 
 
@@ -129,12 +138,12 @@ def test_augmentation_settings_of_another_preset_are_refused(settings, message):
 )
 def test_wrong_settings_of_the_loss_are_refused_by_name(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build.new_criterion("detr_r50_panoptic", 8, settings)
+        build_criterion("detr_r50_panoptic", num_labels=8, **settings)
 
 
 def test_right_settings_of_the_loss_are_taken():
     settings = {"mask_dice_weight": 3, "class_weight": None, "one_to_many_repeats": 2, "mask_loss": "points", "hybrid": "auto"}
-    assert build.new_criterion("h_deformable_detr_r50_panoptic", 8, settings).weights.mask_dice == 3
+    assert build_criterion("h_deformable_detr_r50_panoptic", num_labels=8, **settings).weights.mask_dice == 3
 
 
 @pytest.mark.parametrize(
@@ -154,9 +163,9 @@ def test_one_to_many_queries_and_their_losses_go_together(name, queries, hybrid,
     if name.endswith("_panoptic"):
         sizes |= {"hidden_dim": 128, "num_heads": 8}
     model = build_model(name, num_labels=8, backbone="small", num_one_to_many=queries, **sizes)
-    criterion = build.new_criterion(name, 8, {"hybrid": hybrid})
+    criterion = build_criterion(name, num_labels=8, hybrid=hybrid)
     with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
-        build.check_one_to_many(model, criterion)
+        stages.check_one_to_many(model, criterion)
 
 
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):

@@ -71,8 +71,8 @@ def test_the_section_of_a_training_run_is_the_same_class():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"treshold": 0.5}, "no inference setting 'treshold'; did you mean 'threshold'"),
-        ({"zzz": 0.5}, "no inference setting 'zzz'; there are threshold, stuff_threshold"),
+        ({"treshold": 0.5}, "unknown setting 'inference.treshold'; did you mean 'inference.threshold'"),
+        ({"zzz": 0.5}, "unknown setting 'inference.zzz'; there are threshold, stuff_threshold"),
         ({"threshold": -1}, r"'inference\.threshold' must be in \[0, 1\], but got -1"),
         ({"stuff_threshold": 2}, r"'inference\.stuff_threshold' must be in \[0, 1\]"),
         ({"min_visible": 2}, r"'inference\.min_visible' must be in \[0, 1\]"),

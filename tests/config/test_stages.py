@@ -4,7 +4,7 @@ from typing import Literal
 import pytest
 
 from panoptic_detr.config.reading import known_keys, plain, read_config, read_config_or_exit, save_config
-from panoptic_detr.config.stages import DetectorStage, MaskStage, OptimizerConfig, TrainConfig
+from panoptic_detr.config.stages import DetectorStage, LossConfig, MaskStage, OptimizerConfig, TrainConfig
 from panoptic_detr.config.types import type_name
 from panoptic_detr.errors import ConfigError
 
@@ -32,7 +32,7 @@ def test_file_and_command_line(config_file):
             "--model.overrides.num_queries=9",
             "--data.root",
             "coco",
-            "--loss.aux",
+            "--loss.aux_loss",
             "false",
         ],
     )
@@ -40,7 +40,7 @@ def test_file_and_command_line(config_file):
     assert stage.optimizer == OptimizerConfig(lr=0.002, drop_at=[3, 5])
     assert stage.train == TrainConfig(steps=7, output=Path("runs/x"))
     assert stage.data.root == Path("coco")
-    assert stage.loss == {"class_weight": 2, "aux": False}
+    assert stage.loss == LossConfig(class_weight=2, aux_loss=False)
 
 
 def test_stage_2_names_no_model_of_its_own(tmp_path):
@@ -95,6 +95,10 @@ def test_saved_config_reads_back_equal(config_file, tmp_path):
         ("train: {batch_size: 0}", r"setting 'train\.batch_size' must be at least 1, but got 0"),
         ("train: {ema_decay: 1.0}", r"must be in \[0, 1\), but got 1\.0"),
         ("train: {lr: [", r"bad\.yaml' is not valid YAML: "),
+        ("loss: {l1_wieght: 1}", r"unknown setting 'loss\.l1_wieght' in .*bad\.yaml; did you mean 'loss\.l1_weight'\?"),
+        ("train: {steps: 1}\nloss: {}\ntrain: {seed: 1}\n", r"bad\.yaml': 'train' stands twice, in line 1 and in line 3"),
+        ("train:\n  steps: 1\n  seed: 2\n  steps: 3\n", r"bad\.yaml': 'steps' stands twice, in line 2 and in line 4"),
+        ("model: &m\n  overrides: *m\n", r"bad\.yaml': what begins in line 1 holds itself"),
         ("- a\n- b\n", r"must hold keys and values, but holds list"),
     ],
 )
@@ -121,6 +125,9 @@ def test_wrong_file(tmp_path, text, message):
         (["--train.step", "1"], r"unknown setting 'train\.step' .*did you mean 'train\.steps'\?"),
         (["--optimizer.rate", "1"], r"unknown setting 'optimizer\.rate' .*did you mean 'optimizer\.lr'\?"),
         (["--train.frobnicate", "1"], r"unknown setting 'train\.frobnicate' in the command line; what a model's builder takes"),
+        (["--loss.box_weight", "5"], r"unknown setting 'loss\.box_weight' in the command line; did you mean 'loss\."),
+        (["--loss.mask_points", "many"], r"setting 'loss\.mask_points' must be int, but got 'many'"),
+        (["--loss.hybrid", "both"], r"setting 'loss\.hybrid' must be one of none, branch, epoch, layer, auto, but got 'both'"),
         (["--train.steps"], r"--train\.steps: expected one argument"),
         (["stray"], r"unrecognized arguments: stray"),
     ],

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from panoptic_detr.data.coco.defects import Defect
 from panoptic_detr.data.doctor.examine import check_dataset, find_splits
-from panoptic_detr.data.doctor.kinds import Defect
 from panoptic_detr.segment_maps import read_id_png
 
 BALL, CUBE, CROWD, LAWN = 70_000, 300, 9, 1_000_000

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,14 @@ import cv2
 import pytest
 from data.planting import BALL, CROWD, CUBE, LAWN, PLANTED_IN_JSON, check, plant_area
 from data.planting_files import PLANTED_IN_FILES, exif_jpeg, plant_tiny
+from PIL import Image
 
 from panoptic_detr.commands.data import main
+from panoptic_detr.data.coco.defects import KINDS, Defect
 from panoptic_detr.data.doctor.examine import check_dataset, find_splits
-from panoptic_detr.data.doctor.files import orientation
-from panoptic_detr.data.doctor.kinds import KINDS, Defect
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.errors import DataError
+from panoptic_detr.images import exif_orientation
 from panoptic_detr.segment_maps import png_kind
 
 PLANTED = [*PLANTED_IN_JSON, *PLANTED_IN_FILES]
@@ -141,14 +141,15 @@ def test_lines_never_carry_what_a_terminal_obeys():
 @pytest.mark.parametrize("turned", range(1, 9))
 def test_orientation_is_read(tmp_path, turned):
     exif_jpeg(tmp_path / "a.jpg", turned)
-    assert orientation((tmp_path / "a.jpg").read_bytes()) == turned
+    assert exif_orientation((tmp_path / "a.jpg").read_bytes()) == turned
 
 
-def test_orientation_of_a_png_and_of_nonsense():
-    tiff = b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, 8, 0)
-    chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + b"\0\0\0\0"
-    png = b"\x89PNG\r\n\x1a\n" + chunk
-    assert orientation(png) == 8
-    assert all(orientation(png[:length]) in (1, 8) for length in range(len(png)))
-    assert orientation(b"\xff\xd8\xff\xe1\0\0") == 1
+def test_orientation_of_a_png_and_of_nonsense(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png", exif=exif)
+    png = (tmp_path / "a.png").read_bytes()
+    assert exif_orientation(png) == 8
+    assert all(exif_orientation(png[:length]) in (1, 8) for length in range(len(png)))
+    assert exif_orientation(b"\xff\xd8\xff\xe1\0\0") == 1
     assert png_kind(b"GIF89a") == "no PNG"

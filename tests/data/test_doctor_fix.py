@@ -31,8 +31,8 @@ from data.planting_files import (
 )
 
 from panoptic_detr.data.coco.dataset import CocoPanoptic
+from panoptic_detr.data.coco.defects import Defect
 from panoptic_detr.data.doctor.examine import check_dataset, find_splits
-from panoptic_detr.data.doctor.kinds import Defect
 from panoptic_detr.errors import DataError
 from panoptic_detr.segment_maps import read_id_png
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from panoptic_detr.data.coco.defects import KINDS
 from panoptic_detr.data.convert.formats import FORMATS
-from panoptic_detr.data.doctor.kinds import KINDS
 from panoptic_detr.errors import DataError
 from panoptic_detr.images import read_image, upright_rgb
 

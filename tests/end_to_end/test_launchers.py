@@ -108,6 +108,15 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_in_good_order(folder, tm
     assert load_checkpoint(output / "last.pt").training["state"]["step"] == done + 2
 
 
+@pytest.mark.parametrize("job", ["train_detector", "train_masks"])
+@pytest.mark.parametrize("package", ["commands", "tools"])
+def test_launchers_start_a_stage_as_a_module(package, job):
+    command = [sys.executable, "-m", f"panoptic_detr.{package}.{job}", "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert f"usage: panoptic-detr {job}" in found.stdout
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

@@ -206,7 +206,6 @@ def test_the_run_folder_says_how_it_was_made(folder):
         (["--train.output", "/dev/null/x"], "the run's folder '/dev/null/x' cannot be written"),
         (["--model.overrides.mask_scale_maps", "true"], "that is a setting of the mask head, which stage 2 (train_masks)"),
         (["--model.overrides.num_querys", "5"], "has no override 'num_querys'; did you mean 'num_queries'?"),
-        (["--loss.box_weight", "5"], "unknown setting 'loss.box_weight'; did you mean 'loss."),
         (["--model.name", "detr_r5"], "there is no model 'detr_r5'; the nearest are detr_r50"),
         (["--data.root", "/nowhere"], "/nowhere"),
         (["--train.accelerator", "gpu"], "not possible here (train.accelerator gpu, "),

@@ -53,8 +53,18 @@ def test_predictions_of_unknown_images_are_said(files):
 
 def test_no_segments_at_all(files):
     for side in (files.gt, files.pred):
-        side["annotations"] = []
+        for annotation in side["annotations"]:
+            annotation["segments_info"] = []
+            write_id_png(
+                files.root / ("gt" if side is files.gt else "pred") / annotation["file_name"], np.zeros((4, 6), np.int32)
+            )
     assert files.evaluate().all == (0.0, 0.0, 0.0, 0)
+
+
+def test_a_ground_truth_without_images_is_nothing_to_score(files):
+    files.gt["annotations"] = []
+    with pytest.raises(EvaluationError, match=r"gt\.json: there is no annotation in it, so nothing to score"):
+        files.evaluate()
 
 
 def test_an_empty_prediction(files):

@@ -87,6 +87,52 @@ def test_one_equal_name_is_enough_and_the_others_are_noted(tmp_path):
     assert "image 2: 'new.jpg', truth 'b.jpg'" in result.notes[0]
 
 
+def scored(folder, truth, prediction):
+    """PQ where the image of each name has a size of its own, so that only the right match can be scored at all."""
+    sizes = {}
+    sides = []
+    for side, images in (("truth", truth), ("prediction", prediction)):
+        path, place = write_side(folder / side, {i: (name, f"{n}.png") for n, (i, name) in enumerate(images.items())})
+        for n, name in enumerate(images.values()):
+            side_length = sizes.setdefault(name.replace("\\", "/").rpartition("/")[2].rpartition(".")[0], 4 + len(sizes))
+            write_id_png(place / f"{n}.png", np.ones((side_length, 4), np.int32))
+        sides += [path, place]
+    return evaluate_panoptic(*sides, workers=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction"),
+    [
+        # A folder with one picture more: predict numbers them 1..n.
+        ({1: "b.jpg", 2: "c.jpg"}, {1: "a.jpg", 2: "b.jpg", 3: "c.jpg"}),
+        ({0: "a.jpg", 1: "b.jpg"}, {1: "a.jpg", 2: "b.jpg"}),
+        ({5: "z.jpg", 6: "a.jpg"}, {1: "a.png", 2: "z.png"}),
+        ({5: "val/z.jpg", 6: "val/a.jpg"}, {1: "a.jpg", 2: "z.jpg"}),
+        ({5: "z.jpg", 6: "a.jpg"}, {1: "photos\\a.jpg", 2: "photos\\z.jpg"}),
+        ({"139": "139.jpg", "285": "285.jpg"}, {139: "139.jpg", 285: "285.jpg"}),
+    ],
+)
+def test_images_are_matched_by_their_file_names(tmp_path, truth, prediction):
+    result = scored(tmp_path, truth, prediction)
+    assert (result.all.pq, result.images) == (1.0, 2)
+    assert "images with other ids than the truth's; matched by their file names: 2" in "".join(result.notes)
+
+
+def test_folders_keep_images_of_one_name_apart(tmp_path):
+    truth = {1: ("x/a.jpg", "1.png"), 2: ("y/a.jpg", "2.png")}
+    assert score(tmp_path / "1", truth, {7: ("y/a.jpg", "1.png"), 8: ("x/a.png", "2.png")}).all.pq == 1.0
+    with pytest.raises(EvaluationError, match=r"'x/a\.jpg' \(image 1\) and 'y/a\.jpg' \(image 2\) both fit 'a\.jpg'"):
+        score(tmp_path / "2", truth, {7: ("a.jpg", "1.png")})
+    assert score(tmp_path / "3", truth, {1: ("a.jpg", "1.png"), 2: ("a.jpg", "2.png")}).all.pq == 1.0
+
+
+def test_text_and_number_are_told_where_no_image_is_in_both(tmp_path):
+    with pytest.raises(EvaluationError, match=r"image ids are text \('139'\), those of .*side\.json are numbers \(139\)"):
+        score(tmp_path / "1", {139: ("139.jpg", "139.png")}, {"139": (None, "139.png")})
+    with pytest.raises(EvaluationError, match=r"none of its 1 images \(first: 4\) is in .*side\.json \(first: 139\)"):
+        score(tmp_path / "2", {139: (None, "a.png")}, {4: (None, "a.png")})
+
+
 @pytest.mark.parametrize("images", [5, [3], [{"id": [], "file_name": "a"}], [{"id": 1, "file_name": 2}]])
 def test_an_odd_list_of_images_does_not_stop_the_scoring(tmp_path, images):
     truth = write_side(tmp_path / "truth", {1: ("a.jpg", "1.png")})

@@ -241,7 +241,7 @@ def test_published_labels_need_no_table_in_the_checkpoint(tmp_path):
     ("change", "message"),
     [
         ({"categories": None}, "does not say what its 3 labels mean"),
-        ({"inference": {"treshold": 0.5}}, "no inference setting 'treshold'; did you mean 'threshold'"),
+        ({"inference": {"treshold": 0.5}}, "unknown setting 'inference.treshold'; did you mean 'inference.threshold'"),
         ({"inference": {"threshold": 5}}, r"settings: setting 'inference.threshold' must be in \[0, 1\], but got 5"),
     ],
 )
@@ -275,9 +275,11 @@ def test_neither_checkpoint_nor_model(name, message):
 
 def test_published_name_loads_published_weights(model, monkeypatch):
     big = build_model("detr_r50_panoptic", backbone="small", hidden_dim=32, encoder_layers=0, decoder_layers=1, num_queries=2)
-    monkeypatch.setattr("panoptic_detr.weights.open.load_published", {"detr_r50_panoptic": big}.__getitem__)
+    published = {"detr_r50_panoptic": Checkpoint(big.spec, big.state_dict())}
+    monkeypatch.setattr("panoptic_detr.weights.open.load_published", published.__getitem__)
     loaded = load_model("detr_r50_panoptic")
-    assert loaded.model is big
+    assert loaded.model.spec == big.spec
+    assert all(torch.equal(value, big.state_dict()[name]) for name, value in loaded.model.state_dict().items())
     assert (len(loaded.categories.things), len(loaded.categories.stuff)) == (80, 53)
 
 

@@ -10,12 +10,11 @@ import traceback
 import torch
 from torch import nn
 
-from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
+from panoptic_detr.config.stages import LossConfig, OptimizerConfig, TrainConfig
 from panoptic_detr.data.loading import collate
 from panoptic_detr.structures import Sample, Target
-from panoptic_detr.training.build import start_fabric, switches_terms_off
 from panoptic_detr.training.losses.criterion import build_criterion
-from panoptic_detr.training.processes import whole
+from panoptic_detr.training.processes import start_fabric, whole
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.weights.checkpoints import Checkpoint
 from panoptic_detr.zoo import build_model
@@ -136,7 +135,7 @@ def make_trainer(kind, output, *, loss=None, images=range(4), clip_norm=0.0, lr=
     name, overrides = KINDS[kind]
     settings = {"steps": 1, "batch_size": 4, "log_every": 1, "tensorboard": False, "accelerator": "cpu", **train}
     config = TrainConfig(output=output, devices=int(os.environ.get("WORLD_SIZE", 1)), **settings)
-    fabric = start_fabric(config, unused_parameters=switches_terms_off(loss or {}))
+    fabric = start_fabric(config, unused_parameters=LossConfig(**(loss or {})).switches_terms_off)
     model = build_model(name, num_labels=LABELS, **overrides)
     change(model)
     panoptic = name.endswith("_panoptic")

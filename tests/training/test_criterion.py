@@ -12,8 +12,7 @@ from training.criterion_helpers import LABELS, output, predictions, target
 from panoptic_detr import build_criterion
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
 from panoptic_detr.training.losses.criterion import GlobalCounts
-from panoptic_detr.training.losses.hybrid import HybridMatching
-from panoptic_detr.training.losses.matcher import HungarianMatcher
+from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching
 
 
 def brute_force(cost):
@@ -187,15 +186,15 @@ def test_hybrid_schemes_switch_where_they_should(scheme, progress, repeats):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hybrid": "both"}, "hybrid must be 'none', 'branch', 'epoch' or 'layer', but got 'both'"),
-        ({"one_to_many_repeats": 0}, "one_to_many_repeats must be at least 1, but got 0"),
-        ({"one_to_many_weight": -1.0}, "one_to_many_weight must be at least 0, but got -1.0"),
-        ({"one_to_many_share": 8.0}, "one_to_many_share is a share of the training, 0 to 1, but got 8.0"),
-        ({"one_to_many_layers": -1}, "one_to_many_layers must be at least 0, but got -1"),
-        ({"masks_per_image": 0}, "masks_per_image .null for all. must be at least 1; got 12544 and 0"),
-        ({"mask_points": 0}, "must be at least 1; got 0 and None"),
-        ({"giou_weight": -1.0}, "weights of losses must be at least 0"),
-        ({"mask_loss": "pts"}, "mask_loss must be 'full' or 'points', but got 'pts'"),
+        ({"hybrid": "both"}, "'loss.hybrid' must be one of none, branch, epoch, layer, auto, but got 'both'"),
+        ({"one_to_many_repeats": 0}, "'loss.one_to_many_repeats' must be at least 1, but got 0"),
+        ({"one_to_many_weight": -1.0}, "'loss.one_to_many_weight' must be at least 0, but got -1.0"),
+        ({"one_to_many_share": 8.0}, r"'loss.one_to_many_share' must be in \[0, 1\], but got 8.0"),
+        ({"one_to_many_layers": -1}, "'loss.one_to_many_layers' must be at least 0, but got -1"),
+        ({"masks_per_image": 0}, "'loss.masks_per_image' must be at least 1, but got 0"),
+        ({"mask_points": 0}, "'loss.mask_points' must be at least 1, but got 0"),
+        ({"giou_weight": -1.0}, "'loss.giou_weight' must be at least 0, but got -1.0"),
+        ({"mask_loss": "pts"}, "'loss.mask_loss' must be one of full, points, but got 'pts'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -21,9 +21,9 @@ from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
 from panoptic_detr.data.transforms import crops_transform, eval_transform, scenes_transform, train_transform
 from panoptic_detr.errors import DataError
 from panoptic_detr.images import as_rgb
-from panoptic_detr.training import build, build_data
-from panoptic_detr.training.tolerant_data import TolerantPanoptic, readable_part
-from panoptic_detr.training.watch.curves import draw_curves
+from panoptic_detr.training import build_data, stages
+from panoptic_detr.training.build_data import TolerantPanoptic, readable_part
+from panoptic_detr.training.run.log import draw_curves
 from panoptic_detr.training.watch.diagnosis import Diagnosis, overfit_verdict, vital_signs
 from panoptic_detr.training.watch.sanity import DataFacts, inspect_samples
 from panoptic_detr.zoo import build_model
@@ -217,7 +217,7 @@ def introduction(tmp_path, model, short_side=None):
     dataset = MagicMock(categories=table)
     dataset.__len__.return_value = 1
     stage = DetectorStage(train=TrainConfig(output=tmp_path), inference=InferenceSettings(short_side=short_side))
-    with build.announced(trainer, stage, dataset, Console(file=stream)):
+    with stages.announced(trainer, stage, dataset, Console(file=stream)):
         pass
     return " ".join(stream.getvalue().split())
 
@@ -225,7 +225,7 @@ def introduction(tmp_path, model, short_side=None):
 @pytest.mark.parametrize(("overrides", "warned"), [({}, True), ({"num_queries": 101}, False), ({"num_queries": 25}, True)])
 def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
     facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
-    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: facts)
+    monkeypatch.setattr(stages, "inspect_samples", lambda dataset, picture, evaluation: facts)
     text = introduction(tmp_path, {"name": "detr_r50", "overrides": overrides})
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
 
@@ -233,7 +233,7 @@ def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monke
 def test_a_run_compares_its_samples_with_its_own_evaluation(tmp_path, monkeypatch):
     seen = []
     facts = DataFacts(images=1, segments=[1], classes={}, sizes=[(48, 48)])
-    monkeypatch.setattr(build, "inspect_samples", lambda dataset, picture, evaluation: seen.append(evaluation) or facts)
+    monkeypatch.setattr(stages, "inspect_samples", lambda dataset, picture, evaluation: seen.append(evaluation) or facts)
     introduction(tmp_path, {"name": "detr_r50", "overrides": {}}, short_side=72)
     assert seen == [eval_transform(72)]
 

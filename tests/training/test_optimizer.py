@@ -11,8 +11,14 @@ from rich.progress import Progress
 from torch import nn
 
 from panoptic_detr.config.stages import OptimizerConfig
-from panoptic_detr.training.ema import AveragedWeights
-from panoptic_detr.training.optimizer import build_optimizer, freeze_groups_at_rest, parameter_groups, rate_factor, set_rates
+from panoptic_detr.training.optimizer import (
+    AveragedWeights,
+    build_optimizer,
+    freeze_groups_at_rest,
+    parameter_groups,
+    rate_factor,
+    set_rates,
+)
 from panoptic_detr.training.step import freeze, set_train_mode
 from panoptic_detr.training.watch.progress import Pace, TrainingProgress, duration
 from panoptic_detr.zoo import build_model

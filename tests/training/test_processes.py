@@ -11,9 +11,8 @@ from panoptic_detr.config.stages import DetectorStage, TrainConfig
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.errors import CheckpointError, ConfigError, TrainingError
-from panoptic_detr.training import build
-from panoptic_detr.training.build import start_fabric
-from panoptic_detr.training.processes import whole
+from panoptic_detr.training import stages
+from panoptic_detr.training.processes import start_fabric, whole
 from panoptic_detr.training.watch.progress import rank_zero_console
 from panoptic_detr.weights.checkpoints import load_checkpoint
 from panoptic_detr.zoo import BUILDERS
@@ -59,7 +58,7 @@ def test_a_process_may_have_images_without_any_object(kind, strategy, tmp_path):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_by_default_every_parameter_gets_a_gradient(name, tmp_path, monkeypatch):
-    """Otherwise DDP would have to search for the others in every step (`switches_terms_off`)."""
+    """Otherwise DDP would have to search for the others in every step (`LossConfig.switches_terms_off`)."""
     deformable = {**DEFORMABLE, "num_one_to_many": 4} if name.startswith("h_") else {**DEFORMABLE, "mixed_selection": False}
     small = DETR if name.startswith("detr") else deformable
     monkeypatch.setitem(KINDS, "this", (name, {**small, "dilation": False}))
@@ -173,7 +172,7 @@ def announce_in_vain(rank, folder):
     trainer = make_trainer("detr", folder / "run", batch_size=2)
     stage, dataset = DetectorStage(train=trainer.config), CocoPanoptic.from_root(folder, "train")
     refused = pytest.raises(TrainingError, match=r"run's folder '.*run' cannot be written: cannot write '.*run\.json'")
-    with refused, build.announced(trainer, stage, dataset, rank_zero_console(trainer.fabric)):
+    with refused, stages.announced(trainer, stage, dataset, rank_zero_console(trainer.fabric)):
         raise AssertionError("no process may come here")
 
 

@@ -17,7 +17,7 @@ from training.trainer_helpers import TINY, assert_equal, make_trainer, read_rows
 from panoptic_detr.config.stages import DetectorStage, TrainConfig
 from panoptic_detr.data.scenes.dataset import scene_categories
 from panoptic_detr.errors import CheckpointError, TrainingError
-from panoptic_detr.training.run.record import check_run_folder, only_run_in, write_record
+from panoptic_detr.training.run.folder import check_run_folder, only_run_in, write_record
 from panoptic_detr.weights.archives import write_atomically
 from panoptic_detr.weights.checkpoints import load_checkpoint
 

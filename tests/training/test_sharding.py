@@ -6,8 +6,8 @@ from training.process_helpers import in_processes, make_trainer
 
 from panoptic_detr.config.stages import DetectorStage, ModelConfig, TrainConfig
 from panoptic_detr.errors import ConfigError
-from panoptic_detr.training.acceleration import recompute_layers
 from panoptic_detr.training.processes import sharding_strategy
+from panoptic_detr.training.step import recompute_layers
 from panoptic_detr.weights.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -23,7 +23,7 @@ from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.transforms import scenes_transform
 from panoptic_detr.errors import CheckpointError, TrainingError
-from panoptic_detr.training import build
+from panoptic_detr.training import stages
 from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.run.log import CsvLog
@@ -239,7 +239,7 @@ def test_full_disk(scenes, tmp_path, monkeypatch, capsys):
     assert lost.fit().step == 6
     assert "No space left on device; training goes on" in capsys.readouterr().err
     with pytest.raises(TrainingError, match=r"the run is over, but '.*best\.pt' could not be written: its weights are lost"):
-        build.conclude(lost, DetectorStage(train=lost.config), Console(file=io.StringIO()))
+        stages.conclude(lost, DetectorStage(train=lost.config), Console(file=io.StringIO()))
 
 
 def test_per_step_overhead_is_small(scenes, tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_a_compiled_model_trains_as_it_is(scenes, tmp_path, monkeypatch):
     rows = []
     for compiled in (False, True):
         trainer = make_trainer(scenes, tmp_path / str(compiled), steps=2, overrides={**TINY, "dropout": 0.0})
-        build.prepare(trainer.model, ModelConfig(compile=compiled), trainer.rates)
+        stages.prepare(trainer.model, ModelConfig(compile=compiled), trainer.rates)
         assert (trainer.model._compiled_call_impl is not None) == compiled
         trainer.fit()
         rows += [read_rows(tmp_path / str(compiled) / "log.csv")]

@@ -115,6 +115,8 @@ HUGE = torch.zeros(1).expand(10**6, 10**6)
         ({"inference": None}, "field 'inference' must be names with values, but is None"),
         ({"inference__thresold": 0.1}, "did you mean '(inference.)?threshold'"),
         ({"inference__threshold": 7.0}, r"'inference\.threshold' must be in \[0, 1\], but got 7\.0"),
+        ({"inference__threshold": "high"}, r"'inference\.threshold' must be float or null, but got 'high'"),
+        ({"inference__short_side": 10**9}, r"'inference\.short_side' must be at most 32768, but got 1000000000"),
         ({"versions": ...}, "field 'versions' is missing"),
         ({"training": 3}, "field 'training' must be names with values or null, but is 3"),
         ({"state_dict": ...}, "field 'state_dict' is missing"),

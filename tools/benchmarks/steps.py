@@ -14,12 +14,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from panoptic_detr.config.stages import OptimizerConfig
+from panoptic_detr.config.stages import MaskLossKind, OptimizerConfig
 from panoptic_detr.data.coco import retarget
 from panoptic_detr.errors import InputError
 from panoptic_detr.shapes import map_tensors
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
-from panoptic_detr.training.losses import HungarianMatcher, MaskLossKind, Matches, build_criterion
+from panoptic_detr.training.losses import HungarianMatcher, Matches, build_criterion
 from panoptic_detr.training.optimizer import build_optimizer, parameter_groups
 from panoptic_detr.training.step import freeze, set_train_mode
 from panoptic_detr.zoo import PANOPTIC

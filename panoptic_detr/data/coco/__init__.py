@@ -5,7 +5,8 @@ The data set needs PyTorch, which takes seconds to import; it comes when it is a
 
 from typing import TYPE_CHECKING
 
-from panoptic_detr.data.coco.index import CocoIndex, read_index, read_json
+from panoptic_detr.data.coco.entries import read_json
+from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ __all__ = [
     "CocoIndex",
     "CocoPanoptic",
     "DataPaths",
+    "defects",
+    "entries",
     "find_image",
     "read_index",
     "read_json",

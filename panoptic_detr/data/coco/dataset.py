@@ -52,7 +52,8 @@ class CocoPanoptic(Dataset[Sample]):
             panoptic: folder of the annotation PNGs.
             annotations: the JSON.
             categories: the table to use instead of the JSON's own.
-            transforms: what happens to each sample; it draws from the generator it is given and from nothing else.
+            transforms: what happens to each sample; it draws from the generator it is given and from nothing else. One with a
+                true `measures_boxes` (`Transform`) gets targets without boxes and measures them on its map.
             seed: of the augmentation.
             cache: "memory" keeps decoded pictures (4 bytes per pixel), for small sets.
 
@@ -103,12 +104,13 @@ class CocoPanoptic(Dataset[Sample]):
         """
         row = self._row(i)
         image, places = self._decoded(row)
-        sample = Sample(
-            torch.from_numpy(image).permute(2, 0, 1),
-            retarget(torch.from_numpy(places), self._labels(row), self._index.image_ids[row]),
-            places.shape,
-            self._index.image_names[row],
-        )
+        labels, image_id = self._labels(row), self._index.image_ids[row]
+        if getattr(self.transforms, "measures_boxes", False):  # off the map that they have moved
+            target = Target(labels, torch.zeros(len(labels), 4), torch.from_numpy(places), image_id)
+        else:
+            target = retarget(torch.from_numpy(places), labels, image_id)
+        image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        sample = Sample(image_tensor, target, places.shape, self._index.image_names[row])
         if self.transforms is None:
             return sample
         try:
@@ -125,6 +127,16 @@ class CocoPanoptic(Dataset[Sample]):
     def image_ids(self) -> list[int | str]:
         """Ids of the images, in the order of the samples."""
         return [self._index.image_ids[row] for row in self._chosen]
+
+    @property
+    def names(self) -> dict[int | str, str]:
+        """File names by id of all images of the JSON, those outside a subset too."""
+        return dict(zip(self._index.image_ids, self._index.image_names, strict=True))
+
+    @property
+    def annotations(self) -> Path:
+        """The JSON."""
+        return self._index.path
 
     @property
     def segment_count(self) -> int:

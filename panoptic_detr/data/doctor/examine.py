@@ -5,22 +5,20 @@ Images are looked at one by one on all cores; nothing in the files raises, whate
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, resolve_paths
-from panoptic_detr.data.doctor.image import Check, Findings, examine
-from panoptic_detr.data.doctor.kinds import Defect, show
-from panoptic_detr.data.doctor.listing import Entry, Listing, read_listing
+from panoptic_detr.data.coco.defects import Defect, ImageId, Report, show
+from panoptic_detr.data.coco.entries import Entries, Entry, read_entries
+from panoptic_detr.data.doctor.image import Check, Findings, ImageTask, examine
 from panoptic_detr.data.doctor.statistics import Statistics
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, staged_folder, write_json
 from panoptic_detr.parallel import parallel_map
-
-Sink = Callable[[Defect], None]
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Diagnosis:
     repairable: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     fixed: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, list[int | str]] = field(default_factory=dict)
+    left_out: dict[str, list[ImageId]] = field(default_factory=dict)
 
     def count(self, defect: Defect) -> None:
         """Count a defect."""
@@ -77,7 +75,7 @@ def find_splits(
 
 def check_dataset(
     splits: dict[str, DataPaths],
-    sink: Sink,
+    sink: Report,
     *,
     fix: str | Path | None = None,
     copy_images: bool = False,
@@ -101,14 +99,37 @@ def check_dataset(
         DataError: the repaired copy cannot be written.
     """
     session = _Session(Diagnosis(), sink, copy_images, void_share, workers, progress)
-    listings = [read_listing(paths, split) for split, paths in splits.items()]
+    listings = [_read(paths, split) for split, paths in splits.items()]
     with ExitStack() as stack:
         staged = None if fix is None else stack.enter_context(staged_folder(fix, _parts(listings)))
         for listing in listings:
-            session.check(listing, None if staged is None or not listing.sound else _folders(staged, listing.split))
+            session.check(listing, None if staged is None or not listing.entries.sound else _folders(staged, listing.split))
         for defect in (*_differing_categories(listings), *_unlisted_files(listings)):
             session.report(defect)
     return session.diagnosis
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """A split: its name, where it lies, and what its JSON says."""
+
+    split: str
+    paths: DataPaths
+    entries: Entries
+
+    def tasks(self) -> list[ImageTask]:
+        """The images."""
+        images, annotations, broken = self.entries.images, self.entries.annotations, self.entries.broken
+        return [ImageTask(entry, annotations.get(i), i in broken) for i, entry in images.items()]
+
+
+def _read(paths: DataPaths, split: str) -> _Listing:
+    try:
+        return _Listing(split, paths, read_entries(paths.annotations))
+    except DataError as error:
+        unreadable = Entries(paths.annotations, sound=False)
+        unreadable.add("json_unreadable", str(error))
+        return _Listing(split, paths, unreadable)
 
 
 @dataclass
@@ -116,28 +137,27 @@ class _Session:
     """What the splits of one check share."""
 
     diagnosis: Diagnosis
-    sink: Sink
+    sink: Report
     copy_images: bool
     void_share: float
     workers: int | None
     progress: bool
-    seen: dict[bytes, tuple[str, int | str]] = field(default_factory=dict)
+    seen: dict[bytes, tuple[str, ImageId]] = field(default_factory=dict)
 
     def report(self, defect: Defect) -> None:
         self.diagnosis.count(defect)
         self.sink(defect)
 
-    def check(self, listing: Listing, fixed: DataPaths | None) -> None:
+    def check(self, listing: _Listing, fixed: DataPaths | None) -> None:
         """Look at the images of one split; write its repaired copy where one is wanted."""
-        for defect in listing.defects:
-            self.report(defect)
-        names = {i: str(row["name"]) for i, row in listing.categories.items()}
-        isthing = {i: bool(row["isthing"]) for i, row in listing.categories.items()}
-        statistics = self.diagnosis.statistics[listing.split] = Statistics(names, isthing)
+        for defect in listing.entries.defects:
+            self.report(replace(defect, split=listing.split))
+        categories = listing.entries.categories
+        statistics = self.diagnosis.statistics[listing.split] = Statistics(categories)
+        check = Check(listing.paths, listing.split, categories, self.void_share, fixed, self.copy_images)
+        bar = f"check {listing.split}" if self.progress else ""
         rows, lost = [], []
-        for findings in self._examined(
-            listing, Check(listing.paths, listing.split, isthing, self.void_share, fixed, self.copy_images)
-        ):
+        for findings in parallel_map(partial(examine, check=check), listing.tasks(), workers=self.workers, description=bar):
             for defect in (*findings.defects, *_seen_before(findings, listing, self.seen)):
                 self.report(defect)
             statistics.add(findings.size, findings.segments, findings.void)
@@ -149,14 +169,10 @@ class _Session:
             _write_fixed(fixed, listing, rows)
             self.diagnosis.fixed[listing.split], self.diagnosis.left_out[listing.split] = len(rows), lost
 
-    def _examined(self, listing: Listing, check: Check) -> Iterator[Findings]:
-        bar = f"check {listing.split}" if self.progress else ""
-        return parallel_map(partial(examine, check=check), listing.tasks, workers=self.workers, description=bar)
 
-
-def _parts(listings: list[Listing]) -> list[str]:
+def _parts(listings: list[_Listing]) -> list[str]:
     """What a repaired copy consists of; the JSONs last, because they make the rest count."""
-    splits = [listing.split for listing in listings if listing.sound]
+    splits = [listing.split for listing in listings if listing.entries.sound]
     folders = [folder for split in splits for folder in (split, f"panoptic_{split}")]
     return [*folders, *(f"annotations/panoptic_{split}.json" for split in splits)]
 
@@ -166,17 +182,17 @@ def _folders(root: Path, split: str) -> DataPaths:
     return DataPaths(make_folder(root / split), make_folder(root / f"panoptic_{split}"), annotations)
 
 
-def _write_fixed(fixed: DataPaths, listing: Listing, rows: list[tuple[Entry, Entry]]) -> None:
+def _write_fixed(fixed: DataPaths, listing: _Listing, rows: list[tuple[Entry, Entry]]) -> None:
     lists = {
-        "categories": listing.category_rows,
+        "categories": listing.entries.category_rows,
         "images": (entry for entry, _ in rows),
         "annotations": (annotation for _, annotation in rows),
     }
     with open(fixed.annotations, "w", encoding="utf-8") as file:
-        write_json(file, listing.head, lists)
+        write_json(file, listing.entries.head, lists)
 
 
-def _seen_before(findings: Findings, listing: Listing, seen: dict[bytes, tuple[str, int | str]]) -> Iterator[Defect]:
+def _seen_before(findings: Findings, listing: _Listing, seen: dict[bytes, tuple[str, ImageId]]) -> Iterator[Defect]:
     """The same bytes under another id or in another split."""
     if not findings.digest:
         return
@@ -189,11 +205,11 @@ def _seen_before(findings: Findings, listing: Listing, seen: dict[bytes, tuple[s
     yield Defect(kind, f"the same bytes as image {show(image_id)}{where}", listing.split, findings.image_id, file)
 
 
-def _differing_categories(listings: list[Listing]) -> Iterator[Defect]:
+def _differing_categories(listings: list[_Listing]) -> Iterator[Defect]:
     """Splits whose categories mean something else than those of the first."""
-    sound = [listing for listing in listings if listing.sound]
+    sound = [listing for listing in listings if listing.entries.sound]
     for listing in sound[1:]:
-        mine, theirs = _meanings(listing), _meanings(sound[0])
+        mine, theirs = ({i: str(category) for i, category in part.entries.categories.items()} for part in (listing, sound[0]))
         ids = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
         if ids:
             here, there = mine.get(ids[0], "missing"), theirs.get(ids[0], "missing")
@@ -201,18 +217,14 @@ def _differing_categories(listings: list[Listing]) -> Iterator[Defect]:
             yield Defect("categories_differ", what, listing.split, file=str(listing.paths.annotations))
 
 
-def _meanings(listing: Listing) -> dict[int, str]:
-    return {i: f"{show(row['name'])} ({'thing' if row['isthing'] else 'stuff'})" for i, row in listing.categories.items()}
-
-
-def _unlisted_files(listings: list[Listing]) -> Iterator[Defect]:
+def _unlisted_files(listings: list[_Listing]) -> Iterator[Defect]:
     """One note for each folder with pictures that no JSON lists."""
     listed: dict[Path, set[str]] = {}
     split_of: dict[Path, str] = {}
     for listing in listings:
         for folder, entries in (
-            (listing.paths.images, [task.entry for task in listing.tasks]),
-            (listing.paths.panoptic, [task.annotation or {} for task in listing.tasks]),
+            (listing.paths.images, listing.entries.images.values()),
+            (listing.paths.panoptic, listing.entries.annotations.values()),
         ):
             split_of.setdefault(folder, listing.split)
             listed.setdefault(folder, set()).update(_stem(str(entry.get("file_name"))) for entry in entries)

@@ -1,29 +1,17 @@
-"""What the bytes of an image or annotation file say: EXIF orientation, and other readings of a wrong kind."""
+"""What the bytes of a mask or annotation file say: raw values, and other readings of a wrong kind."""
 
 import io
-import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from panoptic_detr.errors import DataError
+from panoptic_detr.images import PILLOW_ERRORS
 from panoptic_detr.segment_maps import decode_ids, decode_picture, png_kind
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112  # EXIF tag
 _MOST_PIXELS = 1 << 28
-
-
-def orientation(data: bytes) -> int:
-    """EXIF orientation 1..8 of a JPEG or PNG; 1 (upright) where there is none or it makes no sense."""
-    for block in _exif_blocks(data):
-        value = _tiff_orientation(block)
-        if 1 <= value <= 8:
-            return value
-    return 1
 
 
 def read_values(path: str | Path) -> np.ndarray:
@@ -83,53 +71,5 @@ def _palette_indices(data: bytes) -> np.ndarray | None:
                 if picture.mode not in ("P", "L", "1") or picture.width * picture.height > _MOST_PIXELS:
                     return None
                 return np.asarray(picture).astype(np.int32)
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, Image.DecompressionBombError):
+    except PILLOW_ERRORS:
         return None
-
-
-def _exif_blocks(data: bytes) -> Iterator[bytes]:
-    """The TIFF structures inside a JPEG's APP1 segments or a PNG's eXIf chunks."""
-    if data[:2] == b"\xff\xd8":
-        for marker, block in _jpeg_segments(data):
-            if marker == 0xE1 and block[:6] == b"Exif\0\0":
-                yield block[6:]
-    elif data[:8] == _PNG:
-        for name, block in _png_chunks(data):
-            if name == b"eXIf":
-                yield block
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of the segments before the picture."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        yield data[place + 1], data[place + 4 : place + 2 + length]
-        place += 2 + max(2, length)
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of the chunks."""
-    place = 8
-    while place + 8 <= len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        yield data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
-        place += 12 + length
-
-
-def _tiff_orientation(block: bytes) -> int:
-    """Tag 0x0112 of the first directory; 0 if it is not there."""
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None or len(block) < 8:
-        return 0
-    start = struct.unpack_from(f"{order}I", block, 4)[0]
-    if start + 2 > len(block):
-        return 0
-    for number in range(struct.unpack_from(f"{order}H", block, start)[0]):
-        entry = start + 2 + 12 * number
-        if entry + 12 > len(block):
-            return 0
-        tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, entry)
-        if tag == _ORIENTATION:
-            return int(value)
-    return 0

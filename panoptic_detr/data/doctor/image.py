@@ -2,21 +2,41 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from panoptic_detr.categories import Category
 from panoptic_detr.data.coco import DataPaths, find_image
-from panoptic_detr.data.doctor.files import orientation, readings
-from panoptic_detr.data.doctor.kinds import Defect, show
-from panoptic_detr.data.doctor.listing import Entry, ImageTask
+from panoptic_detr.data.coco.defects import Defect, ImageId, show
+from panoptic_detr.data.coco.entries import Entry
+from panoptic_detr.data.doctor.files import readings
 from panoptic_detr.data.doctor.segments import examine_segments, listed_ids
 from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.files import place_image, safe_path
-from panoptic_detr.images import read_image
+from panoptic_detr.images import exif_orientation, read_image
 from panoptic_detr.segment_maps import png_kind, read_id_png, write_id_png
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image for the doctor to look at.
+
+    Attributes:
+        entry: of the JSON's `images`; its id is usable.
+        annotation: of the JSON's `annotations`; None if it has none.
+        broken: the JSON already shows a defect of this image that cannot be repaired.
+    """
+
+    entry: Entry
+    annotation: Entry | None
+    broken: bool
+
+    @property
+    def image_id(self) -> ImageId:
+        """The image's id."""
+        return self.entry["id"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Check:
     Attributes:
         paths: where the split lies.
         split: its name.
-        isthing: of each usable category.
+        categories: the usable ones by id.
         void_share: a larger share of void is noted.
         fixed: where the repaired copy goes; None: no copy.
         copy_images: copy the images into it instead of linking to them.
@@ -34,7 +54,7 @@ class Check:
 
     paths: DataPaths
     split: str
-    isthing: dict[int, bool]
+    categories: dict[int, Category]
     void_share: float = 0.5
     fixed: DataPaths | None = None
     copy_images: bool = False
@@ -55,7 +75,7 @@ class Findings:
         repaired: entries of `images` and `annotations` for the repaired copy; None: it cannot be repaired, or no copy is made.
     """
 
-    image_id: int | str
+    image_id: ImageId
     defects: list[Defect] = field(default_factory=list)
     name: str = ""
     digest: bytes = b""
@@ -91,10 +111,12 @@ class _Examination:
         self.ids: np.ndarray | None = None  # (H, W) int32, repaired step by step
         self.redraw = False  # the PNG must be written anew
 
-    def add(self, kind: str, what: str, file: Path | str = "", segment_id: Any = None, *, repairable: bool = False) -> None:
+    def add(self, kind: str, what: str, file: Path | str = "", *, repairable: bool = False) -> None:
+        self.place(Defect(kind, what, repairable=repairable), file)
+
+    def place(self, defect: Defect, file: Path | str = "") -> None:
         file = str(file or self.check.paths.annotations)
-        row = Defect(kind, what, self.check.split, self.task.image_id, file, segment_id, repairable)
-        self.findings.defects.append(row)
+        self.findings.defects.append(replace(defect, split=self.check.split, image_id=self.task.image_id, file=file))
 
     def run(self) -> None:
         self._look_at_image()
@@ -148,7 +170,7 @@ class _Examination:
         if path.name != Path(name).name:
             self.add("image_ending", f"the JSON says {show(name)}, but the file is {path.name}", path, repairable=True)
             self.entry["file_name"] = str(Path(name).with_suffix(path.suffix))
-        if (turned := orientation(data)) != 1:
+        if (turned := exif_orientation(data)) != 1:
             self.add("exif_rotation", f"EXIF orientation {turned}; the stored picture is {size[1]}x{size[0]}", path)
         stated = (self.entry.get("height"), self.entry.get("width"))
         if stated != size or any(isinstance(value, bool) for value in stated):
@@ -195,16 +217,15 @@ class _Examination:
         what = f"the image is {size[1]}x{size[0]}, but its PNG is {width}x{height}{turned}"
         self.add("png_size", what, self.png_path or "")
 
-    def _look_at_segments(self, rows: list[Any]) -> None:
-        report = examine_segments(rows, self.ids, self.check.isthing)
-        for problem in report.problems:
-            file = self.png_path if problem.in_png and self.png_path else self.check.paths.annotations
-            self.add(problem.kind, problem.what, file, problem.segment_id, repairable=problem.repairable)
+    def _look_at_segments(self, rows: list[object]) -> None:
+        report = examine_segments(rows, self.ids, self.check.categories)
+        for defect in report.defects:
+            self.place(defect, self.png_path or "" if defect.in_png else "")
         if self.ids is None or report.ids is None:
             return
         self.redraw = self.redraw or report.ids is not self.ids
         self.ids, self.annotation["segments_info"] = report.ids, report.rows
-        self.findings.segments, self.findings.void = report.statistics(self.check.isthing), report.void
+        self.findings.segments, self.findings.void = report.statistics(self.check.categories), report.void
         share = report.void / max(1, self.ids.size)
         if share > self.check.void_share:
             self.add("void_share", f"{share:.0%} of the pixels are void", self.png_path or "")

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.data.coco import DataPaths
+from panoptic_detr.data.coco.defects import ERRORS, KINDS, Defect, printable
 from panoptic_detr.data.doctor.examine import Diagnosis, check_dataset
-from panoptic_detr.data.doctor.kinds import KINDS, Defect, printable
 from panoptic_detr.data.doctor.statistics import class_table, draw, overview
 from panoptic_detr.files import staged_file
 
@@ -62,7 +62,7 @@ def report_check(
     return 1 if diagnosis.errors or (strict and diagnosis.notes) else 0
 
 
-def summary(diagnosis: Diagnosis, queries: int) -> dict[str, Any]:
+def summary(diagnosis: Diagnosis, queries: int) -> dict[str, object]:
     """The diagnosis as plain values for a JSON."""
     return {
         "errors": dict(diagnosis.errors),
@@ -83,8 +83,8 @@ def kind_table(diagnosis: Diagnosis) -> Table:
     table.add_column("--fix can", justify="right")
     for counts in (diagnosis.errors, diagnosis.notes):
         for kind, count in counts.most_common():
-            row = KINDS[kind]
-            table.add_row(row.severity, kind, row.title, row.remedy, str(count), str(diagnosis.repairable[kind] or ""))
+            row, severity = KINDS[kind], "error" if kind in ERRORS else "note"
+            table.add_row(severity, kind, row.title, row.remedy, str(count), str(diagnosis.repairable[kind] or ""))
     return table
 
 
@@ -99,7 +99,7 @@ class _DefectFile:
             self.file.write(f"{self.separator}\n{json.dumps(defect.as_dict())}")
             self.separator = ","
 
-    def finish(self, end: dict[str, Any]) -> None:
+    def finish(self, end: dict[str, object]) -> None:
         if self.file is not None:
             start = self.separator if self.separator != "," else ""
             self.file.write(f'{start}\n],\n"summary": {json.dumps(end)}\n}}\n')

@@ -3,36 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
-from panoptic_detr.data.doctor.kinds import show
-from panoptic_detr.segment_maps import MAX_ID, measure
+from panoptic_detr.categories import Category
+from panoptic_detr.data.coco.defects import Defect, show
+from panoptic_detr.data.coco.entries import Entry, is_segment_id, usable_segments
+from panoptic_detr.segment_maps import measure
 
-Entry = dict[str, Any]
 Box = tuple[int, int, int, int]
 
 TINY = 4  # pixels; the merger drops segments up to this size
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A defect of a segment, without its image.
-
-    Attributes:
-        kind: key of the table of kinds.
-        what: what was found.
-        segment_id: as written.
-        repairable: `SegmentReport.rows` and `ids` have it repaired.
-        in_png: the PNG is wrong, not the JSON.
-    """
-
-    kind: str
-    what: str
-    segment_id: Any = None
-    repairable: bool = False
-    in_png: bool = False
 
 
 @dataclass
@@ -40,39 +22,43 @@ class SegmentReport:
     """What the segments of one image have to say.
 
     Attributes:
-        problems: everything that is wrong.
+        defects: everything that is wrong, without the image.
         rows: the `segments_info` as repaired.
         ids: (H, W) int32, the map as repaired; the very array that was given if nothing had to be changed.
         void: pixels of no segment.
     """
 
-    problems: list[Problem] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
     rows: list[Entry] = field(default_factory=list)
     ids: np.ndarray | None = None
     void: int = 0
 
-    def add(self, kind: str, what: str, segment_id: Any = None, *, repairable: bool = False, in_png: bool = False) -> None:
-        """Note a problem."""
-        self.problems.append(Problem(kind, what, segment_id, repairable, in_png))
+    def add(
+        self, kind: str, what: str, segment_id: int | None = None, *, repairable: bool = False, in_png: bool = False
+    ) -> None:
+        """Note a defect."""
+        self.defects.append(Defect(kind, what, segment_id=segment_id, repairable=repairable, in_png=in_png))
 
-    def statistics(self, isthing: Mapping[int, bool]) -> np.ndarray:
+    def statistics(self, categories: Mapping[int, Category]) -> np.ndarray:
         """(S, 3) int64: category_id, pixels, iscrowd of every segment of a known category."""
-        known = (row for row in self.rows if _known(row.get("category_id"), isthing))
+        known = (row for row in self.rows if _category(row, categories) is not None)
         return np.array([(row["category_id"], row["area"], row["iscrowd"]) for row in known], np.int64).reshape(-1, 3)
 
 
-def examine_segments(rows: list[Any], ids: np.ndarray | None, isthing: Mapping[int, bool]) -> SegmentReport:
+def examine_segments(rows: list[object], ids: np.ndarray | None, categories: Mapping[int, Category]) -> SegmentReport:
     """Compare the segments of an image with its map.
 
     Args:
         rows: the `segments_info`; anything may be in it.
         ids: (H, W) int32, or None where the PNG cannot be read.
-        isthing: of each known category.
+        categories: the known ones by id.
     """
     report = SegmentReport(ids=ids)
     if not rows:
         report.add("annotation_empty", "segments_info is empty")
-    usable = _usable(rows, isthing, report)
+    usable = list(usable_segments(rows, categories, report.defects.append))
+    if bare := sum(isinstance(row, dict) and "iscrowd" not in row for row in rows):
+        report.add("iscrowd_missing", f"{bare} segments have no iscrowd", repairable=True)
     if ids is None:
         return report
     measures = measure(ids)
@@ -80,7 +66,7 @@ def examine_segments(rows: list[Any], ids: np.ndarray | None, isthing: Mapping[i
     present = _without_empty(usable, measures, report)
     for row in present:
         _check_measures(row, *measures[row["id"]], report)
-    report.rows = _one_segment_per_stuff(present, isthing, report)
+    report.rows = _one_segment_per_stuff(present, categories, report)
     if report.ids is not None and report.ids is not ids:
         measures = measure(report.ids)
     for row in report.rows:
@@ -89,57 +75,16 @@ def examine_segments(rows: list[Any], ids: np.ndarray | None, isthing: Mapping[i
     return report
 
 
-def listed_ids(rows: Any) -> set[int]:
+def listed_ids(rows: object) -> set[int]:
     """Every usable segment id in a `segments_info`."""
     entries = (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
-    return {row["id"] for row in entries if _usable_id(row.get("id"))}
+    return {row["id"] for row in entries if is_segment_id(row.get("id"))}
 
 
-def _usable_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_ID
-
-
-def _usable(rows: list[Any], isthing: Mapping[int, bool], report: SegmentReport) -> list[Entry]:
-    """Segments with an id of their own; copies, so that repairs do not change what was read."""
-    usable: dict[int, Entry] = {}
-    for number, row in enumerate(rows):
-        problem = _row_problem(row)
-        if problem:
-            report.add("segment_invalid", f"segments_info[{number}]: {problem}", _id_of(row))
-        elif row["id"] in usable:
-            same = row in rows[:number]
-            report.add("segment_duplicate", f"segments_info[{number}] uses it again", row["id"], repairable=same)
-        else:
-            usable[row["id"]] = {**row, "iscrowd": int(row.get("iscrowd", 0))}
-            _check_category(row, isthing, report)
-    bare = sum(isinstance(row, dict) and "iscrowd" not in row for row in rows)
-    if bare:
-        report.add("iscrowd_missing", f"{bare} segments have no iscrowd", repairable=True)
-    return list(usable.values())
-
-
-def _row_problem(row: Any) -> str:
-    if not isinstance(row, dict):
-        return f"{show(row)} is no object"
-    if not _usable_id(row.get("id")):
-        return f"id is {show(row.get('id'))}"
-    crowd = row.get("iscrowd", 0)
-    return "" if crowd in (0, 1) else f"iscrowd is {show(crowd)}"
-
-
-def _id_of(row: Any) -> int | str | None:
-    value = row.get("id") if isinstance(row, dict) else None
-    return value if isinstance(value, int | str) else None
-
-
-def _check_category(row: Entry, isthing: Mapping[int, bool], report: SegmentReport) -> None:
+def _category(row: Entry, categories: Mapping[int, Category]) -> Category | None:
+    """The category of a segment, where it is a known one; unhashable values are none."""
     category_id = row.get("category_id")
-    if not _known(category_id, isthing):
-        report.add("category_unknown", f"category_id is {show(category_id)}", row["id"])
-
-
-def _known(category_id: Any, isthing: Mapping[int, bool]) -> bool:
-    return isinstance(category_id, int) and not isinstance(category_id, bool) and category_id in isthing
+    return categories.get(category_id) if isinstance(category_id, int) and not isinstance(category_id, bool) else None
 
 
 def _void_unlisted(measures: Mapping[int, tuple[int, Box]], listed: set[int], report: SegmentReport) -> None:
@@ -172,27 +117,25 @@ def _check_measures(row: Entry, area: int, box: Box, report: SegmentReport) -> N
         report.add("segment_tiny", f"it has {area} pixels in {box[2]}x{box[3]}", row["id"])
 
 
-def _is_box(value: Any) -> TypeGuard[list[float]]:
+def _is_box(value: object) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, int) or isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or isfinite(value))
 
 
-def _one_segment_per_stuff(rows: list[Entry], isthing: Mapping[int, bool], report: SegmentReport) -> list[Entry]:
+def _one_segment_per_stuff(rows: list[Entry], categories: Mapping[int, Category], report: SegmentReport) -> list[Entry]:
     """Stuff is not countable: all its pixels in an image are one segment, the first that is listed."""
     first: dict[int, Entry] = {}
     merged: dict[int, int] = {}
     for row in rows:
-        category_id: Any = row.get("category_id")
-        if row["iscrowd"] or not _known(category_id, isthing) or isthing[category_id]:
+        category = _category(row, categories)
+        if row["iscrowd"] or category is None or category.isthing:
             continue
-        keeper = first.setdefault(category_id, row)
+        keeper = first.setdefault(category.id, row)
         if keeper is not row:
-            what = f"category {category_id} is stuff and already has segment {keeper['id']}"
+            what = f"category {category.id} {category} already has segment {keeper['id']}"
             report.add("stuff_repeated", what, row["id"], repairable=True)
             merged[row["id"]] = keeper["id"]
     if merged and report.ids is not None:

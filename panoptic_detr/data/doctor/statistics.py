@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from panoptic_detr.data.doctor.kinds import printable
+from panoptic_detr.categories import Category
+from panoptic_detr.data.coco.defects import printable
 from panoptic_detr.errors import InputError
 from panoptic_detr.files import make_folder, write_whole
 
@@ -21,8 +22,7 @@ class Statistics:
     """Counts over one split; a few bytes per image.
 
     Attributes:
-        names: of the categories by id.
-        isthing: of the categories by id.
+        categories: by id.
         segments: per image, without crowds: what a query detector must find.
         sizes: how many images have (height, width).
         by_category: category id to (segments, images, pixels).
@@ -32,8 +32,7 @@ class Statistics:
         areas: (24,) how many segments have an area between the powers of two in AREA_EDGES.
     """
 
-    names: dict[int, str]
-    isthing: dict[int, bool]
+    categories: dict[int, Category]
     segments: list[int] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     by_category: dict[int, np.ndarray] = field(default_factory=dict)
@@ -67,7 +66,7 @@ class Statistics:
         """Images with more segments than a detector has queries."""
         return sum(count > queries for count in self.segments)
 
-    def as_dict(self, queries: int) -> dict[str, Any]:
+    def as_dict(self, queries: int) -> dict[str, object]:
         """Plain values for a JSON."""
         return {
             "images": len(self.segments),
@@ -78,7 +77,8 @@ class Statistics:
             "void_share": self.void / max(1, self.pixels),
             "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in self.sizes.most_common()],
             "categories": [
-                {"id": i, "name": self.names[i], "isthing": int(self.isthing[i]), **self._counts(i)} for i in sorted(self.names)
+                {"id": c.id, "name": c.name, "isthing": int(c.isthing), **self._counts(c.id)}
+                for c in sorted(self.categories.values(), key=lambda category: category.id)
             ],
         }
 
@@ -107,19 +107,18 @@ def class_table(splits: dict[str, Statistics]) -> Table:
         table.add_column(name)
     for split in splits:
         table.add_column(f"{printable(split)}: segments / images", justify="right")
-    names: dict[int, str] = {}
-    kinds: dict[int, bool] = {}
+    categories: dict[int, Category] = {}
     totals: Counter[int] = Counter()
     for statistics in splits.values():
-        names, kinds = {**statistics.names, **names}, {**statistics.isthing, **kinds}
+        categories = {**statistics.categories, **categories}
         totals.update({i: int(row[0]) for i, row in statistics.by_category.items()})
     for category_id, _ in sorted(totals.items(), key=lambda item: (-item[1], item[0])):
         cells = [statistics._counts(category_id) for statistics in splits.values()]
-        kind = "thing" if kinds[category_id] else "stuff"
+        category = categories[category_id]
         counts = [f"{cell['segments']} / {cell['images']}" for cell in cells]
-        table.add_row(str(category_id), printable(names[category_id]), kind, *counts)
-    unused = len(names) - len(totals)
-    table.caption = f"{unused} of {len(names)} categories never occur" if unused else None
+        table.add_row(str(category_id), printable(category.name), category.kind, *counts)
+    unused = len(categories) - len(totals)
+    table.caption = f"{unused} of {len(categories)} categories never occur" if unused else None
     return table
 
 
@@ -190,9 +189,9 @@ def _draw_sizes(axes: Any, statistics: Statistics) -> None:
 
 def _draw_classes(axes: Any, statistics: Statistics) -> None:
     rows = statistics.ranked()[:MOST_BARS]
-    colors = ["#f7bf3d" if statistics.isthing[i] else "#4ab2be" for i, _ in rows]
+    colors = ["#f7bf3d" if statistics.categories[i].isthing else "#4ab2be" for i, _ in rows]
     axes.bar(range(len(rows)), [row[0] for _, row in rows], color=colors)
-    axes.set_xticks(range(len(rows)), [_plain(statistics.names[i])[:20] for i, _ in rows], rotation=90, fontsize=7)
+    axes.set_xticks(range(len(rows)), [_plain(statistics.categories[i].name)[:20] for i, _ in rows], rotation=90, fontsize=7)
     axes.set(title=f"{len(statistics.by_category)} categories occur (yellow things, blue stuff)", ylabel="segments")
     if rows:
         axes.set_yscale("log")

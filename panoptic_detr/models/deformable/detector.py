@@ -105,7 +105,10 @@ class DeformableDETR(nn.Module):
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
+        no_object: False, each class slot is a sigmoid of its own; losses and keep rule follow it.
     """
+
+    no_object = False
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class DeformableDETR(nn.Module):
             memory=FeatureLevel(tokens.level(at, memory), levels[at].padding_mask, levels[at].stride),
             projected=levels[at].features,
             features=tuple(features[: len(self.mask_channels)]),
-            no_object=False,
+            no_object=self.no_object,
             one_to_many=_second_group(decoded, first),
             proposals=proposals,
             dense=self.dense_heads(levels, tokens, memory) if self.training and self.dense_heads is not None else (),

@@ -1,7 +1,6 @@
 """Matching and losses, for every detector."""
 
-from panoptic_detr.training.losses.criterion import Criterion, GlobalCounts, Losses, build_criterion
+from panoptic_detr.training.losses.criterion import Criterion, GlobalCounts, Losses, build_criterion, criterion_for
 from panoptic_detr.training.losses.matcher import HungarianMatcher, Matches
-from panoptic_detr.training.losses.regions import MaskLossKind
 
-__all__ = ["Criterion", "GlobalCounts", "HungarianMatcher", "Losses", "MaskLossKind", "Matches", "build_criterion"]
+__all__ = ["Criterion", "GlobalCounts", "HungarianMatcher", "Losses", "Matches", "build_criterion", "criterion_for"]

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.config.stages import LossConfig, MaskLossKind
+from panoptic_detr.config.types import check_values
 from panoptic_detr.errors import InputError
+from panoptic_detr.models import PanopticDETR
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
-from panoptic_detr.training.losses.hybrid import HybridMatching, Scheme
-from panoptic_detr.training.losses.matcher import ClassCost, HungarianMatcher, Matches
-from panoptic_detr.training.losses.regions import MaskLossKind, dense_term, mask_terms
+from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching, Matches
+from panoptic_detr.training.losses.regions import dense_term, mask_terms
 from panoptic_detr.training.losses.terms import box_losses, sigmoid_class_loss, softmax_class_loss, sum_per_layer
-from panoptic_detr.zoo import check_name, default_num_labels
+from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, default_num_labels
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,6 @@ class LossWeights:
     mask_focal: float = 1.0
     mask_dice: float = 1.0
     dense: float = 5.0
-
-    def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0:
-            raise InputError(f"weights of losses must be at least 0, but got {vars(self)}")
 
     def of(self, term: str) -> float:
         """Weight of a term without its suffix."""
@@ -110,12 +109,6 @@ class Criterion(nn.Module):
         hybrid: HybridMatching | None = None,
     ) -> None:
         super().__init__()
-        if mask_points < 1 or (masks_per_image is not None and masks_per_image < 1):
-            raise InputError(
-                f"mask_points and masks_per_image (null for all) must be at least 1; got {mask_points} and {masks_per_image}"
-            )
-        if mask_loss not in get_args(MaskLossKind):
-            raise InputError(f"mask_loss must be {' or '.join(map(repr, get_args(MaskLossKind)))}, but got {mask_loss!r}")
         self.num_labels = num_labels
         self.matcher = matcher
         self.weights = weights
@@ -237,7 +230,10 @@ class Criterion(nn.Module):
             raise InputError(f"{output.logits.shape[1]} images, but {len(targets)} targets")
         if output.no_object != (self.matcher.class_cost == "softmax"):
             head, wanted = ("softmax", "sigmoid") if output.no_object else ("sigmoid", "softmax")
-            raise InputError(f"the model has a {head} class head, but the criterion was built for a {wanted} one")
+            raise InputError(
+                f"the model has a {head} class head, but the criterion was built for a {wanted} one; a detector's attribute "
+                "no_object must be what its DetectorOutput says"
+            )
         slots = output.logits.shape[3] - output.no_object
         if slots != self.num_labels:
             raise InputError(
@@ -255,73 +251,72 @@ class Criterion(nn.Module):
             )
 
 
-def build_criterion(
-    name: str,
-    *,
-    num_labels: int | None = None,
-    aux_loss: bool = True,
-    class_weight: float | None = None,
-    l1_weight: float = 5.0,
-    giou_weight: float = 2.0,
-    mask_focal_weight: float = 1.0,
-    mask_dice_weight: float = 1.0,
-    dense_weight: float = 5.0,
-    no_object_weight: float = 0.1,
-    cost_class: float | None = None,
-    cost_l1: float = 5.0,
-    cost_giou: float = 2.0,
-    mask_loss: MaskLossKind = "full",
-    mask_points: int = 12544,
-    masks_per_image: int | None = None,
-    hybrid: Scheme | Literal["auto"] = "auto",
-    one_to_many_repeats: int = 6,
-    one_to_many_weight: float = 1.0,
-    one_to_many_share: float = 2 / 3,
-    one_to_many_layers: int = 3,
-) -> Criterion:
+def build_criterion(name: str, *, num_labels: int | None = None, **overrides: Any) -> Criterion:
     """Build the criterion that belongs to a model name, with the papers' weights as defaults.
 
     Args:
         name: a model name (`list_models()`).
         num_labels: label slots; by default the published ones.
-        aux_loss: losses on the earlier decoder layers and the proposals; off for stage 2, where they train nothing.
-        class_weight: and the other weights: of the terms in the total; 0 leaves a term out.
-        l1_weight: L1 box loss.
-        giou_weight: generalized-IoU loss.
-        mask_focal_weight: focal mask loss.
-        mask_dice_weight: DICE mask loss.
-        dense_weight: dense auxiliary loss, for models built with it.
-        no_object_weight: class weight of unmatched queries (softmax heads).
-        cost_class: weights of the matching cost.
-        cost_l1: L1 box distance.
-        cost_giou: generalized IoU.
-        mask_loss: "full" or "points".
-        mask_points: places per mask for "points".
-        masks_per_image: mask losses for at most so many objects of an image, drawn anew in each step: less memory and time
-            where an image has dozens of objects. None for all.
-        hybrid: matching scheme; "auto" is the hybrid branch for h_ models and none for others.
-        one_to_many_repeats: K.
-        one_to_many_weight: lambda.
-        one_to_many_share: rho, for "epoch": the share of the training that is one-to-many, 0..1.
-        one_to_many_layers: L1, for "layer".
+        **overrides: settings of `LossConfig` that differ from the published ones.
+
+    Raises:
+        InputError: no such model, or a setting that does not exist or makes no sense.
     """
-    check_name(name)
-    head: ClassCost = "softmax" if name.startswith("detr_") else "sigmoid"
-    published = 1.0 if head == "softmax" else 2.0  # of the class, in the cost and in the total
-    cost = published if cost_class is None else cost_class
-    weight = published if class_weight is None else class_weight
-    scheme: Scheme = ("branch" if name.startswith("h_") else "none") if hybrid == "auto" else hybrid
+    check_values("loss", LossConfig, overrides)
+    model = _without_weights(name, BUILDERS.get(name.removesuffix(PANOPTIC)))
+    return criterion_for(model, default_num_labels(name) if num_labels is None else num_labels, LossConfig(**overrides))
+
+
+@cache
+def _without_weights(name: str, builder: object) -> nn.Module:
+    """The model of a name, to ask it about itself; the builder tells the cache whether the name still means the same."""
+    with torch.device("meta"):
+        return build_model(name)
+
+
+def criterion_for(model: nn.Module, num_labels: int, loss: LossConfig, *, frozen_detector: bool = False) -> Criterion:
+    """Build the criterion of a model, which says itself what its classes are, and whether it has masks and other queries.
+
+    Args:
+        model: of `build_model`. Its detector's attributes `no_object` (without it: true, as in `DetectorOutput`) and
+            `num_one_to_many` (without it: 0) decide; so nothing hangs on its name.
+        num_labels: class slots without no-object.
+        loss: settings.
+        frozen_detector: only the mask losses train anything, so the others are left out where `loss` says nothing of them.
+    """
+    detector = model.detector if isinstance(model, PanopticDETR) else model
+    softmax, queries = getattr(detector, "no_object", True), getattr(detector, "num_one_to_many", 0)
+    scheme = ("branch" if queries else "none") if loss.hybrid == "auto" else loss.hybrid
+
+    def weight(given: float | None, published: float) -> float:
+        return given if given is not None else 0.0 if frozen_detector else published
+
+    class_published = 1.0 if softmax else 2.0  # in the cost and in the total
     return Criterion(
-        num_labels=default_num_labels(name) if num_labels is None else num_labels,
-        matcher=HungarianMatcher(head, cost, cost_l1, cost_giou),
-        weights=LossWeights(weight, l1_weight, giou_weight, mask_focal_weight, mask_dice_weight, dense_weight),
-        no_object_weight=no_object_weight,
-        aux_loss=aux_loss,
-        masks=name.endswith("_panoptic"),
-        mask_loss=mask_loss,
-        mask_points=mask_points,
-        masks_per_image=masks_per_image,
-        hybrid=HybridMatching(scheme, one_to_many_repeats, one_to_many_weight, one_to_many_share, one_to_many_layers),
+        num_labels=num_labels,
+        matcher=HungarianMatcher(
+            "softmax" if softmax else "sigmoid",
+            class_published if loss.cost_class is None else loss.cost_class,
+            loss.cost_l1,
+            loss.cost_giou,
+        ),
+        weights=LossWeights(
+            weight(loss.class_weight, class_published),
+            weight(loss.l1_weight, 5.0),
+            weight(loss.giou_weight, 2.0),
+            loss.mask_focal_weight,
+            loss.mask_dice_weight,
+            weight(loss.dense_weight, 5.0),
+        ),
+        no_object_weight=loss.no_object_weight,
+        aux_loss=loss.aux_loss and not frozen_detector,
+        masks=isinstance(model, PanopticDETR),
+        mask_loss=loss.mask_loss,
+        mask_points=loss.mask_points,
+        masks_per_image=loss.masks_per_image,
+        hybrid=HybridMatching(
+            scheme, loss.one_to_many_repeats, loss.one_to_many_weight, loss.one_to_many_share, loss.one_to_many_layers
+        ),
     )
 
 

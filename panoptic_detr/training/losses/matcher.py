@@ -1,4 +1,4 @@
-"""Bipartite matching of predictions and objects (DETR paper, eq. 1; Deformable DETR, section A.2).
+"""Bipartite matching of predictions and objects (DETR paper, eq. 1; Deformable DETR, section A.2), one-to-many too (H-DETR).
 
 The costs of all decoder layers and all images are computed in one go, copied to the host once, and solved per layer and image.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_detr.boxes import cxcywh_to_xyxy, generalized_iou
+from panoptic_detr.config.stages import Scheme
 from panoptic_detr.structures import Predictions, Target
 
 ClassCost = Literal["softmax", "sigmoid"]
@@ -45,6 +46,43 @@ class Matches:
         batch = self.counts.shape[1]
         pairs = list(zip(self.queries.split(sizes), self.objects.split(sizes), strict=True))
         return pairs[row * batch : (row + 1) * batch]
+
+
+@dataclass(frozen=True)
+class HybridMatching:
+    """Which layers are matched one-to-many, and how often.
+
+    Three schemes of the paper (H-DETR, section 3): a second group of queries ("branch"), the first epochs ("epoch"), the first
+    decoder layers ("layer"). A decoder layer that is matched one-to-many sees every object K times.
+
+    Attributes:
+        scheme: "none" is plain one-to-one matching.
+        repeats: K, how often each object is matched one-to-many (paper: 6).
+        weight: lambda, the weight of the one-to-many branch (paper: 1).
+        epoch_share: rho, for "epoch": the share of the training that is one-to-many.
+        one_to_many_layers: L1, for "layer": the first decoder layers that are one-to-many. The last one never is: its queries
+            are the result.
+    """
+
+    scheme: Scheme = "none"
+    repeats: int = 6
+    weight: float = 1.0
+    epoch_share: float = 2 / 3
+    one_to_many_layers: int = 3
+
+    def main_repeats(self, num_layers: int, progress: float) -> list[int]:
+        """How often each object is matched in each decoder layer of the main queries.
+
+        Args:
+            num_layers: L.
+            progress: share of the training that is done, 0..1.
+        """
+        if self.scheme == "epoch" and progress < self.epoch_share:
+            return [self.repeats] * num_layers
+        if self.scheme == "layer":
+            first = min(self.one_to_many_layers, num_layers - 1)
+            return [self.repeats] * first + [1] * (num_layers - first)
+        return [1] * num_layers
 
 
 @dataclass(frozen=True)

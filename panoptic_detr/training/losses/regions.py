@@ -1,12 +1,12 @@
 """Losses over regions of the image: masks of matched queries, and the dense class loss of feature cells."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from panoptic_detr.config.stages import MaskLossKind
 from panoptic_detr.errors import InputError
 from panoptic_detr.models import cell_centres
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Target
@@ -18,8 +18,6 @@ from panoptic_detr.training.losses.terms import (
     mask_losses,
     sample_masks,
 )
-
-MaskLossKind = Literal["full", "points"]
 
 
 def mask_terms(

@@ -1,3 +1,3 @@
 """A run's folder: checkpoints, log, record, state."""
 
-__all__ = ["folder", "log", "record", "state"]
+__all__ = ["folder", "log", "state"]

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from panoptic_detr.config.stages import LossConfig
 from panoptic_detr.errors import CheckpointError
-from panoptic_detr.training.ema import AveragedWeights
+from panoptic_detr.training.optimizer import AveragedWeights
 from panoptic_detr.training.processes import gather, spread_like, whole
 from panoptic_detr.weights import Checkpoint
 
@@ -41,9 +43,52 @@ class RunState:
     evaluated: int = 0
     first_losses: list[float] = field(default_factory=list)
 
+
+@dataclass
+class RunPart:
+    """What a checkpoint holds besides the weights for a run to go on; plain values in the file.
+
+    Attributes:
+        state: counters.
+        optimizer: its state dict, put together from all processes.
+        scaler: of the precision (loss scaling of fp16).
+        random: state of the generators of each process.
+        processes: how many there were.
+        settings: the whole configuration.
+        ema: averages of the weights, where they are kept.
+        model: with averages, the weights that are trained: the checkpoint's own are then the averages.
+    """
+
+    state: RunState
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    random: list[dict[str, Any]]
+    processes: int
+    settings: dict[str, Any]
+    ema: dict[str, Any] | None
+    model: dict[str, Tensor] | None
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, for the file."""
+        return {**vars(self), "state": asdict(self.state)}
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "RunPart":
+        """The training part of a checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it lacks something.
+        """
+        where, values = repr(str(checkpoint.path or Path("checkpoint"))), checkpoint.training
+        if values is None:
+            raise CheckpointError(f"{where} has no training part to go on from; it was exported for use")
+        try:
+            settings: dict[str, Any] = dict(values["settings"])
+            if "loss" in settings:  # earlier versions kept only those losses that someone had set
+                settings["loss"] = {**vars(LossConfig()), **settings["loss"]}
+            return cls(**{**values, "state": RunState(**values["state"]), "settings": settings})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{where} has a damaged training part ({error}); use an older checkpoint") from None
 
 
 def capture_random_state() -> dict[str, Any]:
@@ -57,7 +102,7 @@ def capture_random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: Mapping[str, Any]) -> None:
     """Put every generator back to a captured state."""
     version, values, gauss = state["python"]
     random.setstate((version, tuple(values), gauss))
@@ -71,70 +116,63 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def take_snapshot(
     fabric: Fabric,
     model: nn.Module,
-    optimizer: Any,
+    optimizer: Optimizer,
     ema: AveragedWeights | None,
     state: RunState,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The training part of a checkpoint; every process must call it.
-
-    With EMA the checkpoint's own weights are the averaged ones, so the live ones are kept here.
-    """
-    return {
-        "state": state.to_dict(),
-        "optimizer": whole(optimizer.state_dict()),
-        "scaler": fabric.strategy.precision.state_dict(),
-        "random": gather(fabric, capture_random_state()),
-        "processes": fabric.world_size,
-        "settings": dict(settings),
-        "ema": None if ema is None else ema.state_dict(),
-        "model": None if ema is None else {name: whole(value).detach().clone() for name, value in model.state_dict().items()},
-    }
+    settings: Mapping[str, object],
+) -> RunPart:
+    """What the run needs to go on; every process must call it."""
+    return RunPart(
+        state=state,
+        optimizer=whole(optimizer.state_dict()),
+        scaler=fabric.strategy.precision.state_dict(),
+        random=gather(fabric, capture_random_state()),
+        processes=fabric.world_size,
+        settings=dict(settings),
+        ema=None if ema is None else ema.state_dict(),
+        model=None if ema is None else {name: whole(value).detach().clone() for name, value in model.state_dict().items()},
+    )
 
 
 def restore_snapshot(
-    checkpoint: Checkpoint, fabric: Fabric, model: nn.Module, optimizer: Any, ema: AveragedWeights | None
-) -> RunState:
-    """Put everything back, and return the counters.
+    checkpoint: Checkpoint, fabric: Fabric, model: nn.Module, optimizer: Optimizer, ema: AveragedWeights | None
+) -> RunPart:
+    """Put everything back, and return what was read.
 
     Raises:
         CheckpointError: the checkpoint was made for use, belongs to another model, or was written by more or fewer processes.
     """
-    training, where = checkpoint.training, repr(str(checkpoint.path or Path("checkpoint")))
-    if training is None:
-        raise CheckpointError(f"{where} has no training part to go on from; it was exported for use")
-    if training["processes"] != fabric.world_size:
+    part, where = RunPart.of(checkpoint), repr(str(checkpoint.path or Path("checkpoint")))
+    if part.processes != fabric.world_size:
         raise CheckpointError(
-            f"{where} was written by {training['processes']} processes and this run has {fabric.world_size}; an exact resume "
+            f"{where} was written by {part.processes} processes and this run has {fabric.world_size}; an exact resume "
             "needs as many. Start a new run from its weights instead (--model.weights)"
         )
     live = model.state_dict()
-    weights = {name: spread_like(value, live.get(name)) for name, value in (training["model"] or checkpoint.state_dict).items()}
+    weights = {name: spread_like(value, live.get(name)) for name, value in (part.model or checkpoint.state_dict).items()}
     replace(checkpoint, state_dict=weights).load_into(model)
-    sizes = [
-        [len(part["params"]) for part in groups] for groups in (training["optimizer"]["param_groups"], optimizer.param_groups)
-    ]
+    sizes = [[len(group["params"]) for group in groups] for groups in (part.optimizer["param_groups"], optimizer.param_groups)]
     if sizes[0] != sizes[1]:
         raise CheckpointError(
             f"{where} trains groups of {sizes[0]} parameters and this run {sizes[1]}; a resume trains the same ones, so leave "
             "what freezes (optimizer.*_lr_scale, joint) as it was, or start a new run from its weights (--model.weights)"
         )
-    rates = [(part["base_lr"], part["weight_decay"]) for part in optimizer.param_groups]
-    optimizer.load_state_dict(_spread_optimizer(training["optimizer"], optimizer))
-    for part, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
-        part["base_lr"], part["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
-    fabric.strategy.precision.load_state_dict(training["scaler"])
-    if ema is not None and training["ema"] is not None:
-        ema.load_state_dict(training["ema"])
+    rates = [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    optimizer.load_state_dict(_spread_optimizer(part.optimizer, optimizer))
+    for group, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
+        group["base_lr"], group["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
+    fabric.strategy.precision.load_state_dict(part.scaler)
+    if ema is not None and part.ema is not None:
+        ema.load_state_dict(part.ema)
     elif ema is not None:
         ema.restart(model)  # switched on with this resume: it has averaged only the random weights from before loading
-    restore_random_state(training["random"][fabric.global_rank])
-    return RunState(**training["state"])
+    restore_random_state(part.random[fabric.global_rank])
+    return part
 
 
-def _spread_optimizer(saved: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+def _spread_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """The saved state, its tensors spread over the processes as the parameters are."""
-    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         index: {name: spread_like(value, parameters[index]) for name, value in values.items()}
         for index, values in saved["state"].items()
@@ -143,13 +181,14 @@ def _spread_optimizer(saved: Mapping[str, Any], optimizer: Any) -> dict[str, Any
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One sentence per setting that differs between the saved run and this one, but for those that may."""
+    """One sentence per setting that differs between the saved run and this one, but for those that may.
+
+    A setting that only one of them has came or went with a version of the program, and means what it meant without.
+    """
     lines = []
     for section in sorted(before.keys() & now.keys()):
         old, new = before[section], now[section]
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            names = sorted((old.keys() | new.keys()) - {"resume", "output"})
-            lines += [
-                f"{section}.{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)
-            ]
+            names = sorted((old.keys() & new.keys()) - {"resume", "output"})
+            lines += [f"{section}.{name}: {old[name]} -> {new[name]}" for name in names if old[name] != new[name]]
     return lines
