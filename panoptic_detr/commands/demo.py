@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.visualization.draw import side_by_side
 
-CONFIGS = Path(train_detector.__file__).parent.with_name("configs") / "scenes"
+CONFIGS = Path(str(files("panoptic_detr.configs"))) / "scenes"  # in a checkout and in an installed package
 SIZE = 96
 MARK = "made_by_the_demo"
 PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png", "report.html")

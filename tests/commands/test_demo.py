@@ -27,6 +27,10 @@ def test_only_the_products_of_an_earlier_demo_are_removed(tmp_path):
     assert (elsewhere / "kept.txt").exists()
 
 
+def test_the_settings_of_both_stages_are_found_in_a_checkout_too():
+    assert {path.name for path in demo.CONFIGS.glob("*.yaml")} == {"detector.yaml", "masks.yaml"}
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(DataError, match="is not empty and not made by an earlier demo"):

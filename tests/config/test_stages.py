@@ -98,7 +98,7 @@ def test_saved_config_reads_back_equal(config_file, tmp_path):
         ("loss: {l1_wieght: 1}", r"unknown setting 'loss\.l1_wieght' in .*bad\.yaml; did you mean 'loss\.l1_weight'\?"),
         ("train: {steps: 1}\nloss: {}\ntrain: {seed: 1}\n", r"bad\.yaml': 'train' stands twice, in line 1 and in line 3"),
         ("train:\n  steps: 1\n  seed: 2\n  steps: 3\n", r"bad\.yaml': 'steps' stands twice, in line 2 and in line 4"),
-        ("model: &m\n  overrides: *m\n", r"bad\.yaml': what begins in line 2 holds itself"),
+        ("model: &m\n  overrides: *m\n", r"bad\.yaml': what begins in line 1 holds itself"),
         ("- a\n- b\n", r"must hold keys and values, but holds list"),
     ],
 )

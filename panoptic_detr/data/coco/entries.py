@@ -66,13 +66,13 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError) -> Entry
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise error(f"{path}: no such file; give the path of the COCO-panoptic JSON") from None
+        raise error(f"{path}: no such file; give the COCO-panoptic JSON") from None
     except OSError as reason:
         raise error(f"{path}: cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError) as reason:  # JSON and UTF-8 errors are both ValueErrors
-        raise error(f"{path}: not valid JSON ({reason}); the file may be truncated: copy or download it again") from None
+        raise error(f"{path}: not valid JSON ({reason}); it may be truncated: copy or download it again") from None
     if not isinstance(content, dict):
-        raise error(f"{path}: a COCO-panoptic JSON is an object with images, annotations, categories; this is a list or value")
+        raise error(f"{path}: not a COCO-panoptic JSON: that is an object with images, annotations, categories; this is none")
     return content
 
 

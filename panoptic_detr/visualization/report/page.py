@@ -130,8 +130,7 @@ def class_rows(per_class: Mapping[int | str, Any], categories: CategoryTable, pa
         seen = sum(quality.get(name, 0) for name in ("tp", "fp", "fn")) if "tp" in quality else None
         if category is None or seen == 0:
             continue
-        kind = "thing" if category.isthing else "stuff"
-        rows.append({"name": category.name, "kind": kind, "color": hex_color(colors[category.id]), **quality})
+        rows.append({"name": category.name, "kind": category.kind, "color": hex_color(colors[category.id]), **quality})
     return sorted(rows, key=lambda row: (-row["pq"], row["name"]))
 
 
