@@ -141,7 +141,7 @@ class PanopticSegmentation:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B).
+        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B); `segment_maps.read_id_png` reads it.
 
         Raises:
             SegmentMapError: the ending of another format.

@@ -6,7 +6,7 @@ from models.test_mask_detr import images, make, targets
 
 from panoptic_detr import build_criterion
 from panoptic_detr.structures import Target
-from panoptic_detr.training.losses.masks import build_mask_criterion, peak_loss, peaks
+from panoptic_detr.training.losses.mask_detr import build_mask_criterion, peak_loss, peaks
 from panoptic_detr.training.losses.places import around_things, everywhere, look_up, things_of
 
 

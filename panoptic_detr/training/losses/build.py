@@ -15,7 +15,7 @@ from panoptic_detr.errors import ConfigError
 from panoptic_detr.models import PanopticDETR
 from panoptic_detr.models.masks import MaskDETR
 from panoptic_detr.training.losses.criterion import Criterion, LossWeights
-from panoptic_detr.training.losses.masks import MaskCriterion, build_mask_criterion
+from panoptic_detr.training.losses.mask_detr import MaskCriterion, build_mask_criterion
 from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching
 from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, default_num_labels
 
