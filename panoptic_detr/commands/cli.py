@@ -19,9 +19,9 @@ from pathlib import Path
 from panoptic_detr.errors import InputError
 
 JOBS = (
-    "train",
     "train_detector",
     "train_masks",
+    "train",
     "evaluate",
     "predict",
     "visualize",

@@ -270,7 +270,7 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
     crowds = [f"all annotations of {category} are crowds: it is not learnt" for category in dataset.only_crowds]
     lines = [*crowds, f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
-    if trainer.evaluate is not None and validates_on_training(stage.data, train):
+    if validates_on_training(stage.data, train) and trainer.evaluate is not None:
         lines.append("note: validation and training have the same images, so the scores say nothing about new ones")
     print_groups(console, trainer.model, trainer.groups, lines)
 

@@ -162,7 +162,7 @@ def test_a_job_that_is_not_installed_is_said_and_does_not_break_the_help(monkeyp
 
 def test_every_script_is_a_job_of_the_command_and_says_what_it_does():
     parts = tuple(f"{job}_" for job in cli.JOBS)  # benchmark_data.py is a part of benchmark.py
-    paths = [path for path in TOOLS.glob("*.py") if path.stem not in ("__init__", "cli")]
+    paths = [path for path in TOOLS.glob("*.py") if path.stem not in ("__init__", "arguments", "cli")]
     scripts = {path.stem: path for path in paths if not path.stem.startswith(parts)}
     assert set(scripts) <= set(cli.JOBS)
     for job, path in scripts.items():

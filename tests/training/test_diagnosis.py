@@ -26,7 +26,7 @@ from panoptic_detr.training.build_data import TolerantPanoptic, readable_part
 from panoptic_detr.training.run.log import draw_curves
 from panoptic_detr.training.watch.diagnosis import Diagnosis, overfit_verdict, vital_signs
 from panoptic_detr.training.watch.sanity import DataFacts, inspect_samples
-from panoptic_detr.zoo import build_model
+from panoptic_detr.zoo import ModelSpec, build_model
 
 HEALTHY = {"confidence": 0.6, "box_spread": 0.2, "mask_dice": 0.4}
 
@@ -226,7 +226,7 @@ def introduction(tmp_path, model, short_side=None):
 def test_a_run_warns_of_more_segments_than_the_model_has_queries(tmp_path, monkeypatch, overrides, warned):
     facts = DataFacts(images=1, segments=[101], classes={}, sizes=[(48, 48)])
     monkeypatch.setattr(stages, "inspect_samples", lambda dataset, picture, evaluation: facts)
-    text = introduction(tmp_path, {"name": "detr_r50", "overrides": overrides})
+    text = introduction(tmp_path, ModelSpec("detr_r50", 91, overrides))
     assert (f"101 segments but the model only {overrides.get('num_queries', 100)} queries" in text) is warned
 
 
@@ -234,7 +234,7 @@ def test_a_run_compares_its_samples_with_its_own_evaluation(tmp_path, monkeypatc
     seen = []
     facts = DataFacts(images=1, segments=[1], classes={}, sizes=[(48, 48)])
     monkeypatch.setattr(stages, "inspect_samples", lambda dataset, picture, evaluation: seen.append(evaluation) or facts)
-    introduction(tmp_path, {"name": "detr_r50", "overrides": {}}, short_side=72)
+    introduction(tmp_path, ModelSpec("detr_r50", 91), short_side=72)
     assert seen == [eval_transform(72)]
 
 
