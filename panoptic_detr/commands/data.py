@@ -127,7 +127,7 @@ def split(
     Returns:
         The exit status.
     """
-    target = root.with_name(f"{root.absolute().name}_split") if out is None else out
+    target = root.resolve().with_name(f"{root.resolve().name}_split") if out is None else out
     lines = split_dataset(resolve_paths(root, split), target, val=val, group=group, seed=seed, copy_files=copy_files)
     print("\n".join(lines))
     return 0

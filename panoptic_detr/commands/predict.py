@@ -186,14 +186,21 @@ def predict_chunk(
 ) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
     """Pictures with their maps; those that cannot be read or do not fit the memory are noted."""
     read = [(file, picture) for file in files if (picture := read_picture(file, notes)) is not None]
+    return predict_read(predictor, read, notes)
+
+
+def predict_read(
+    predictor: Predictor, read: Sequence[tuple[PictureFile, np.ndarray]], notes: Notes
+) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
+    """Pictures with their maps, one by one where they do not fit the memory together; those that never do are noted."""
     try:
         maps = predictor([picture for _, picture in read])
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(files) > 1:
-            return [row for file in files for row in predict_chunk(predictor, [file], notes)]
-        notes.unreadable.append(f"{files[0].path}: too large for the memory; give a smaller copy, or --inference.short_side")
+        if len(read) > 1:
+            return [row for pair in read for row in predict_read(predictor, [pair], notes)]
+        notes.unreadable.append(f"{read[0][0].path}: too large for the memory; give a smaller copy, or --inference.short_side")
         return []
     return [(file, picture, segmentation) for (file, picture), segmentation in zip(read, maps, strict=True)]
 

@@ -153,11 +153,13 @@ def _check_node(node: yaml.Node | None, path: Path, done: dict[int, bool]) -> No
     pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
     first: dict[str, int] = {}
     for key, value in pairs:
-        if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, _line(key)) != _line(key):
+        if isinstance(key, yaml.ScalarNode) and key.value in first:
             raise ConfigError(
                 f"config file {str(path)!r}: {key.value!r} stands twice, in line {first[key.value]} and in line {_line(key)}; "
                 "join them, or remove one"
             )
+        if isinstance(key, yaml.ScalarNode):
+            first[key.value] = _line(key)
         _check_node(value, path, done)
     done[id(node)] = True
 

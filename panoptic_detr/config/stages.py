@@ -138,8 +138,21 @@ class AugmentationConfig:
     copy_paste: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("crop_probability", "horizontal_flip", "vertical_flip", "invert", "brightness"):
+        shares = (
+            "crop_probability",
+            "horizontal_flip",
+            "vertical_flip",
+            "invert",
+            "brightness",
+            "contrast",
+            "saturation",
+            "blur",
+        )
+        for name in (*shares, "copy_paste"):
             fraction(f"augmentation.{name}", getattr(self, name))
+        for name, most in (("hue", 0.5), ("rotation", 180.0)):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= most:
+                raise ConfigError(f"setting 'augmentation.{name}' must be in [0, {most:g}], but got {value}")
         for name in ("long_side", "crop_size"):
             at_least(f"augmentation.{name}", getattr(self, name), 1)
         for side in self.short_sides or ():

@@ -8,7 +8,7 @@ import numpy as np
 
 from panoptic_detr.data.coco import DataPaths, find_image
 from panoptic_detr.data.coco.defects import ImageId
-from panoptic_detr.data.coco.entries import Entries, Entry, read_entries, slashed
+from panoptic_detr.data.coco.entries import Entries, Entry, read_entries, slashed, usable_segments
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
 
@@ -100,9 +100,8 @@ def _groups(found: Entries, pattern: str | None) -> list[list[ImageId]]:
 
 def _classes(found: Entries, image_id: ImageId) -> set[int]:
     """Categories that an image shows."""
-    return {
-        row["category_id"] for row in found.annotations[image_id]["segments_info"] if row.get("category_id") in found.categories
-    }
+    rows = found.annotations[image_id]["segments_info"]
+    return {row["category_id"] for row in usable_segments(rows, found.categories, lambda defect: None)}
 
 
 def _counts(found: Entries, groups: list[list[ImageId]]) -> np.ndarray:

@@ -129,13 +129,19 @@ class PredictionFolder:
                 if number == 0:
                     self._check_head(row.get("made_by"))
                 else:
-                    self._note(row["name"], start, row["annotation"])
+                    self._note(*self._entry(row, number, start))
                 start += len(line)
             stream.truncate(start)
 
+    def _entry(self, row: Mapping[str, Any], number: int, start: int) -> tuple[str, int, Any]:
+        if "name" not in row or "annotation" not in row:
+            raise DataError(f"{self.lines}: line {number + 1} is damaged; remove the file to start anew")
+        return row["name"], start, row["annotation"]
+
     def _read(self, line: bytes, number: int) -> Mapping[str, Any]:
         try:
-            return json.loads(line)
+            row = json.loads(line)
+            return row if isinstance(row, dict) else {}
         except ValueError:
             raise DataError(f"{self.lines}: line {number + 1} is damaged; remove the file to start anew") from None
 

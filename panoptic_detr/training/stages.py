@@ -138,8 +138,12 @@ def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[st
     """The overrides of a model, and the labels of the data's stuff where the model has queries for them."""
     if "stuff_labels" not in override_types(config.name):
         return dict(config.overrides)
-    stuff = sorted(label for label, category in categories.by_label.items() if not category.isthing)
-    return {"stuff_labels": stuff, **config.overrides}
+    return {"stuff_labels": stuff_labels(categories), **config.overrides}
+
+
+def stuff_labels(categories: CategoryTable) -> list[int]:
+    """Labels of the stuff categories, in order."""
+    return sorted(label for label, category in categories.by_label.items() if not category.isthing)
 
 
 def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
@@ -153,6 +157,8 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
         )
     check_detector_settings(source, stage)
     overrides = {**source.model.overrides, **stage.model.overrides, "pretrained_backbone": False}
+    if "stuff_labels" in override_types(full_name) and "stuff_labels" not in stage.model.overrides:
+        overrides["stuff_labels"] = stuff_labels(categories)  # the source's may be those of other classes
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
     if isinstance(model.detector, MaskDETR) and not stage.joint:
@@ -193,7 +199,7 @@ def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
     """
     asked = replace(source.model, overrides={**source.model.overrides, **stage.model.overrides})
     for key, (trained, given) in detector_changes(source.model, asked).items():
-        if key != "num_queries" or not stage.joint:
+        if key != "stuff_labels" and (key != "num_queries" or not stage.joint):
             raise ConfigError(
                 f"model.overrides.{key} is {given!r}, but the detector {stage.detector!r} was trained with {trained!r}; leave "
                 "it out, because stage 2 takes the detector as it is (settings of the mask head begin with mask_)"

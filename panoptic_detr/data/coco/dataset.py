@@ -124,6 +124,8 @@ class CocoPanoptic(Dataset[Sample]):
         mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "copy_paste", 0) else {}
         try:
             return self.transforms(sample, self._generator(row), **mixing)
+        except DataError:  # of another image that was to be mixed in
+            raise
         except (ValueError, RuntimeError) as error:
             raise DataError(f"{self._where(row)}: the transforms failed: {error}") from error
 

@@ -79,6 +79,7 @@ def _build_resnet(
     block, counts = RESNETS[name]
     net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
     if isinstance(pretrained, str):
+        net.fc = nn.Identity()  # the file may be without classifier, or with one of other classes
         load_backbone_file(net, pretrained, name)
     elif pretrained:
         net.load_state_dict(_fetch_weights(name))

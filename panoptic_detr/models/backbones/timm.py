@@ -197,12 +197,20 @@ def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[s
 def freeze_stages(net: nn.Module, ends: Mapping[int, str], trained_stages: int | None) -> None:
     """Freeze everything up to the end of a stage.
 
+    Raises:
+        InputError: a stage that is not among the levels.
+
     Args:
         net: whose parameters are in the order of its layers.
         ends: level to the name of the module that ends it.
         trained_stages: how many of the four stages still train; None for all, stem included.
     """
-    end = None if trained_stages is None else ends.get(4 - trained_stages)
+    if trained_stages is not None and 4 - trained_stages not in ends:
+        raise InputError(
+            f"trained_stages is {trained_stages}, so stage {4 - trained_stages} is the last frozen one, but only the ends "
+            f"of {sorted(ends)} are known: give a number from 0 to 3, or backbone_levels with {4 - trained_stages} in it"
+        )
+    end = None if trained_stages is None else ends[4 - trained_stages]
     names = [name for name, _ in net.named_parameters()]
     last = max((place for place, name in enumerate(names) if end and name.startswith(f"{end}.")), default=-1)
     for name in names[: last + 1]:

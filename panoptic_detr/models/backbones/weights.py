@@ -9,9 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-
-class BackboneWeightsError(ValueError):
-    """A file that holds no weights of this backbone."""
+from panoptic_detr.errors import BackboneWeightsError
 
 
 def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:
@@ -29,7 +27,7 @@ def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:
         BackboneWeightsError: a missing or unreadable file, or weights of another network.
     """
     given = read_state_dict(Path(path))
-    wanted = net.state_dict()
+    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     if wanted.keys() <= given.keys():
         found = {key: given[key] for key in wanted}
     elif Path(path).suffix != ".safetensors" and _same_shapes_in_order(wanted, given):
@@ -46,7 +44,7 @@ def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:
                 f"{str(path)!r}: entry {key!r} has shape {tuple(found[key].shape)}, but backbone {name!r} needs "
                 f"{tuple(value.shape)}; name the backbone that the file belongs to"
             )
-    net.load_state_dict(found)
+    net.load_state_dict({**net.state_dict(), **found})
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
