@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         OptimizerConfig,
         TrainConfig,
     )
-    from panoptic_detr.evaluation import evaluate_panoptic
+    from panoptic_detr.evaluation import evaluate_panoptic, read_panoptic
     from panoptic_detr.inference import Predictor, load_model, merge_panoptic
     from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
     from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
@@ -43,7 +43,7 @@ _HOMES = {
         "OptimizerConfig",
         "TrainConfig",
     ),
-    "evaluation": ("evaluate_panoptic",),
+    "evaluation": ("evaluate_panoptic", "read_panoptic"),
     "inference": ("Predictor", "load_model", "merge_panoptic"),
     "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
     "quality": ("PanopticQuality", "PanopticQualityResult"),
@@ -89,12 +89,15 @@ __all__ = [
     "load_official",
     "merge_panoptic",
     "overlay",
+    "read_panoptic",
     "train_detector",
     "train_masks",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("panoptic-detr")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'panoptic_detr' has no attribute {name!r}")
     return getattr(import_module(f"panoptic_detr.{_HOME_OF[name]}"), name)

@@ -52,6 +52,10 @@ class OfficialWeightsError(InputError):
     """A state dict that does not belong to the model."""
 
 
+class BackboneWeightsError(InputError):
+    """A file that holds no weights of this backbone."""
+
+
 class WeightsUnavailableError(OSError):
     """Published weights that are neither cached nor reachable."""
 

@@ -168,19 +168,42 @@ def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
 LONGEST_NAME = 240  # letters; file systems allow 255 bytes
 
 
-def safe_path(folder: str | Path, name: str, where: str) -> Path:
+def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name") -> Path:
     """Join a file name from a JSON to its folder; names from files are not trusted to stay inside it.
 
+    A backslash separates folders as a slash does: JSONs that were written on Windows have them.
+
+    Args:
+        folder: where the file is.
+        name: of the file.
+        where: for messages: in whose entry it stands.
+        key: for messages: of the JSON.
+
     Raises:
-        DataError: an absolute name, one with `..`, or an empty one; `where` says in whose entry it stands.
+        DataError: an absolute name, one with `..`, or an empty one.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name[:1] == "\\"
     if not parts or ".." in parts or absolute:
-        raise DataError(f"{where}: file_name {name!r} leaves its folder; names must be relative to {folder}, without '..'")
+        raise DataError(f"{where}: {key} {name!r} leaves its folder; names must be relative to {folder}, without '..'")
     if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name) or max(map(len, parts)) > LONGEST_NAME:
-        raise DataError(f"{where}: file_name {name[:80]!r} is no name that a file can have; correct it in the JSON")
-    return Path(folder) / name
+        raise DataError(f"{where}: {key} {name[:80]!r} is no name that a file can have; correct it in the JSON")
+    return Path(folder).joinpath(*parts)
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read; a link to nothing, a pipe or a device (which could wait for ever), each by its name.
+    """
+    if not os.path.isfile(path):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise OSError(errno.ENOLINK, f"it is a link to {os.readlink(path)!r}, where there is nothing", str(path))
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    return Path(path).read_bytes()
 
 
 def make_folder(path: str | Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.files import write_whole
+from panoptic_detr.files import read_file, write_whole
 from panoptic_detr.segment_maps import decode_picture
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
@@ -105,7 +105,9 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * 255
     if not np.issubdtype(array.dtype, np.floating):
         raise PictureError(f"an image must be uint8, uint16 or float in 0..1, but got {array.dtype}")
-    low, high = float(np.nanmin(array)), float(np.nanmax(array))
+    if not np.isfinite(array).all():
+        raise PictureError("a float image must be in 0..1, but this one has NaN or infinity; np.nan_to_num replaces them")
+    low, high = float(array.min()), float(array.max())
     if low < -1e-3 or high > 1.001:
         raise PictureError(
             f"a float image must be in 0..1, but its values are {low:.3g}..{high:.3g}; "
@@ -125,7 +127,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         PictureError: missing, truncated or not a picture.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
     except OSError as error:
@@ -161,5 +163,10 @@ def upright_rgb(picture: Picture) -> np.ndarray:
 
 def _upright(picture: Image.Image) -> np.ndarray:
     turned = ImageOps.exif_transpose(picture)
-    plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB")
+    if turned.mode == "I":  # 32 bits that hold 16, or 8
+        values = np.asarray(turned)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError(f"an image of mode I must be in 0..65535, but its values are {values.min()}..{values.max()}")
+        return values.astype(np.uint16 if values.max() > 255 else np.uint8)
+    plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB", "F")
     return np.asarray(turned if plain else turned.convert("RGB"))

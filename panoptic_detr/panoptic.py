@@ -1,14 +1,22 @@
 """The panoptic result: a map, its segments, and what became of the queries that are none."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from panoptic_detr.categories import CategoryTable
-from panoptic_detr.segment_maps import write_id_png
+from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.errors import InputError
+from panoptic_detr.images import encode_picture
+from panoptic_detr.interop import joined, read_detectron2, read_transformers
+from panoptic_detr.segment_maps import measure, write_id_png
 from panoptic_detr.shapes import check_shape
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
 
@@ -26,6 +34,7 @@ class Segment:
         box: (left, top, width, height) in pixels of the segment map.
         query: the object query it came from, None for ground truth; of merged stuff the first.
         iscrowd: ground truth only: a group that is not told apart.
+        name: of the category; filled in by the `PanopticSegmentation` that holds the segment.
     """
 
     id: int
@@ -36,6 +45,7 @@ class Segment:
     box: tuple[int, int, int, int]
     query: int | None = None
     iscrowd: bool = False
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Dropped:
     into: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class PanopticSegmentation:
     """One stuff-and-things map with its segments.
 
@@ -81,6 +91,33 @@ class PanopticSegmentation:
 
     def __post_init__(self) -> None:
         check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
+        names = {category.id: category.name for category in self.categories.categories}
+        self.segments = [replace(s, name=names[s.category_id]) if s.category_id in names else s for s in self.segments]
+
+    def __repr__(self) -> str:
+        height, width = self.segment_map.shape
+        told = [f"{s.name or s.category_id} {s.score:.2f}" for s in self.segments]
+        reasons = Counter(dropped.reason for dropped in self.dropped)
+        return (
+            f"PanopticSegmentation of {width} x {height} pixels\n"
+            f"{len(told)} segments: {', '.join(told) or 'none'}\n"
+            f"{len(self.dropped)} other queries: {', '.join(f'{count} {why}' for why, count in reasons.items()) or 'none'}"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """The map in the colours of its categories, borders black: what a notebook shows."""
+        height, width = self.segment_map.shape
+        picture = np.full((height, width, 3), 255, np.uint8)
+        for segment in self.segments:
+            category = self.categories.by_id.get(segment.category_id)
+            picture[self.mask(segment)] = category.color if category else (128, 128, 128)
+        picture[:-1][self.segment_map[:-1] != self.segment_map[1:]] = 0
+        picture[:, :-1][self.segment_map[:, :-1] != self.segment_map[:, 1:]] = 0
+        return encode_picture(picture)
+
+    def mask(self, segment: Segment | int) -> np.ndarray:
+        """The pixels of a segment, or of the segment of an id: (H, W) bool."""
+        return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
 
     def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, object]:
         """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""
@@ -104,5 +141,132 @@ class PanopticSegmentation:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B)."""
+        """Write the segment map as a COCO-panoptic PNG (id = R + 256 G + 65536 B); `segment_maps.read_id_png` reads it.
+
+        Raises:
+            SegmentMapError: the ending of another format.
+        """
         write_id_png(path, self.segment_map)
+
+    @classmethod
+    def from_transformers(
+        cls,
+        result: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        categories: CategoryTable | Sequence[Mapping[str, Any]],
+        *,
+        id2label: Mapping[int, str] | None = None,
+        fuse_stuff: bool = True,
+        image_id: int | str | None = None,
+    ) -> "PanopticSegmentation":
+        """Read a panoptic result of Hugging Face's transformers, of whatever model.
+
+        Args:
+            result: of one image, what `post_process_panoptic_segmentation` gives (ids from 0 or 1; -1, or 0 where it is not
+                listed, is void), or the list of an image-segmentation pipeline.
+            categories: the classes of the ground truth, a table or a COCO list.
+            id2label: `model.config.id2label`, to find classes by name; None: label_id is the table's label index.
+            fuse_stuff: segments of one class of stuff become one, as COCO's format has it.
+            image_id: the data set's id of the image.
+
+        Raises:
+            InputError: something else, a label that the table does not have, or a map and a list that disagree.
+        """
+        table = CategoryTable.of(categories)
+        segment_map, pieces = read_transformers(result, table, id2label)
+        return cls._of_rows(*joined(segment_map, pieces, fuse_stuff=fuse_stuff), table, image_id)
+
+    @classmethod
+    def from_detectron2(
+        cls,
+        result: Sequence[Any] | Mapping[str, Any],
+        categories: CategoryTable | Sequence[Mapping[str, Any]],
+        *,
+        metadata: object | None = None,
+        fuse_stuff: bool = True,
+        image_id: int | str | None = None,
+    ) -> "PanopticSegmentation":
+        """Read a panoptic result of detectron2.
+
+        Args:
+            result: of one image, the pair `panoptic_seg`, or the model's output that holds it.
+            categories: the classes of the ground truth, a table or a COCO list.
+            metadata: `MetadataCatalog.get(...)` of the model's data set, which says what detectron2's contiguous ids mean;
+                None: category_id is the table's label index.
+            fuse_stuff: see `from_transformers`.
+            image_id: the data set's id of the image.
+
+        Raises:
+            InputError: something else, a category that the table does not have, or a map and a list that disagree.
+        """
+        table = CategoryTable.of(categories)
+        segment_map, pieces = read_detectron2(result, table, metadata)
+        return cls._of_rows(*joined(segment_map, pieces, fuse_stuff=fuse_stuff), table, image_id)
+
+    def to_transformers(self) -> dict[str, Any]:
+        """The result as transformers' `post_process_panoptic_segmentation` gives it.
+
+        Returns:
+            `segmentation`: (H, W) int32 tensor of segment ids, -1 for void; `segments_info`: id, label_id (the table's label
+            index), was_fused (stuff) and score of each segment.
+
+        Raises:
+            InputError: a segment of a category that the table does not have.
+        """
+        import torch
+
+        listed = [segment.id for segment in self.segments]
+        segmentation = np.where(np.isin(self.segment_map, listed), self.segment_map, -1).astype(np.int32)
+        label_of = self.categories.label_of
+        unknown = [segment for segment in self.segments if segment.category_id not in label_of]
+        if unknown:
+            raise InputError(f"segment {unknown[0].id} has category {unknown[0].category_id}, which the table does not have")
+        rows = [
+            {"id": s.id, "label_id": label_of[s.category_id], "was_fused": not s.isthing, "score": round(s.score, 6)}
+            for s in self.segments
+        ]
+        return {"segmentation": torch.from_numpy(segmentation), "segments_info": rows}
+
+    def to_supervision(self) -> "Detections":
+        """The segments as `supervision.Detections`, for its annotators, filters and trackers.
+
+        Returns:
+            xyxy (S, 4) corners in pixels, mask (S, H, W) bool, confidence (S,), class_id (S,) category ids, and in `data`
+            class_name, segment_id and isthing.
+
+        Raises:
+            InputError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError:
+            raise InputError("to_supervision needs the library supervision; install it: pip install supervision") from None
+        names = {category.id: category.name for category in self.categories.categories}
+        corners = [(left, top, left + width, top + height) for left, top, width, height in (s.box for s in self.segments)]
+        masks = np.array([self.segment_map == segment.id for segment in self.segments], bool)
+        return Detections(
+            xyxy=np.array(corners, np.float32).reshape(-1, 4),
+            mask=masks.reshape(-1, *self.segment_map.shape),
+            confidence=np.array([segment.score for segment in self.segments], np.float32),
+            class_id=np.array([segment.category_id for segment in self.segments], int),
+            data={
+                "class_name": np.array([names.get(s.category_id, f"class {s.category_id}") for s in self.segments], str),
+                "segment_id": np.array([segment.id for segment in self.segments], int),
+                "isthing": np.array([segment.isthing for segment in self.segments], bool),
+            },
+        )
+
+    @classmethod
+    def _of_rows(
+        cls,
+        segment_map: np.ndarray,
+        rows: Sequence[tuple[Category, float]],
+        categories: CategoryTable,
+        image_id: int | str | None,
+    ) -> "PanopticSegmentation":
+        """From a map of 1, 2, ... with class and score of each; areas and boxes are measured."""
+        found = measure(segment_map)
+        segments = [
+            Segment(number, category.id, category.isthing, score, *found[number])
+            for number, (category, score) in enumerate(rows, start=1)
+        ]
+        return cls(segment_map, segments, categories, image_id=image_id)

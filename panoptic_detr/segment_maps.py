@@ -10,9 +10,10 @@ import numpy as np
 from scipy import ndimage
 
 from panoptic_detr.errors import SegmentMapError
-from panoptic_detr.files import write_whole
+from panoptic_detr.files import read_file, write_whole
 
 MAX_ID = 256**3 - 1
+OTHER_ENDINGS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def decode_ids(rgb: np.ndarray) -> np.ndarray:
@@ -82,7 +83,13 @@ def png_kind(data: bytes) -> str:
 
 
 def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
-    """Write an (H, W) id map as a COCO-panoptic PNG; the file appears complete or not at all."""
+    """Write an (H, W) id map as a COCO-panoptic PNG; the file appears complete or not at all.
+
+    Raises:
+        SegmentMapError: ids out of range, or a name with the ending of another format.
+    """
+    if Path(path).suffix.lower() in OTHER_ENDINGS:
+        raise SegmentMapError(f"{path}: an id map is written as PNG, which loses nothing; name the file {Path(path).stem}.png")
     done, data = cv2.imencode(".png", encode_ids(segment_map)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise SegmentMapError(f"{path}: the id map of shape {segment_map.shape} could not be encoded as PNG")
@@ -160,7 +167,7 @@ def _extents(compact: np.ndarray, count: int) -> np.ndarray:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         raise SegmentMapError(
             f"{path}: the annotation PNG is missing; check the panoptic folder and the JSON's file_name"
@@ -193,5 +200,6 @@ def renumber(segment_map: np.ndarray, segment_ids: np.ndarray, where: str) -> np
             f"{where}: segment {int(table[1:][absent][0])} of the JSON has no pixel in the PNG; remove it from segments_info "
             "(`panoptic-detr data check --fix` can) or write the PNG again"
         )
-    positions = np.concatenate([[0], order + 1]).astype(np.uint8 if len(table) <= 256 else np.int16)
+    small = np.uint8 if len(table) <= 256 else np.int16 if len(table) <= 32768 else np.int32
+    positions = np.concatenate([[0], order + 1]).astype(small)
     return np.repeat(positions[ranks], lengths).reshape(segment_map.shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from panoptic_detr.boxes import cxcywh_to_xyxy
 from panoptic_detr.errors import InputError, ShapeError
+from panoptic_detr.query_masks import QueryMasks
 from panoptic_detr.shapes import check_shape, map_tensors, move
 
 
@@ -180,6 +181,8 @@ class DetectorOutput:
         one_to_many: the extra query group of hybrid matching, in training only.
         proposals: two-stage: (1, B, N, C) logits and (1, B, N, 4) boxes of the encoder's tokens.
         dense: class logits per cell (B, C, h, w) for the dense auxiliary loss, in training only.
+        masks: masks of all queries as a product, for losses in every layer; None where a mask head makes them.
+        fixed_labels: labels of the last queries, each of which stands for one class; these are never matched.
         segmenter: masks of chosen queries; set by panoptic models (see `segment`).
     """
 
@@ -193,6 +196,8 @@ class DetectorOutput:
     one_to_many: Predictions | None = None
     proposals: Predictions | None = None
     dense: tuple[FeatureLevel, ...] = ()
+    masks: QueryMasks | None = None
+    fixed_labels: tuple[int, ...] = ()
     segmenter: Callable[["DetectorOutput", Sequence[Tensor]], list[Tensor]] | None = None
 
     def __post_init__(self) -> None:

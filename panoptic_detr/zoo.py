@@ -13,6 +13,7 @@ from panoptic_detr.config.types import fits_type, keyword_types, type_name
 from panoptic_detr.errors import InputError
 from panoptic_detr.models import DETR, MaskHead, PanopticDETR, build_detr
 from panoptic_detr.models.deformable import DeformableDETR, build_deformable_detr
+from panoptic_detr.models.masks import MaskDETR, ProductMasks, build_mask_detr
 
 PANOPTIC = "_panoptic"
 MASK_OPTIONS: dict[str, type] = {
@@ -33,7 +34,7 @@ _h_detr = partial(
     num_one_to_many=1500,
 )
 
-BUILDERS: dict[str, Callable[..., DETR | DeformableDETR]] = {
+BUILDERS: dict[str, Callable[..., DETR | DeformableDETR | MaskDETR]] = {
     "detr_r50": build_detr,
     "detr_r101": partial(build_detr, backbone="resnet101"),
     "detr_r50_dc5": partial(build_detr, dilation=True),
@@ -47,6 +48,7 @@ BUILDERS: dict[str, Callable[..., DETR | DeformableDETR]] = {
     "h_deformable_detr_r101": partial(_h_detr, backbone="resnet101"),
     "h_deformable_detr_swin_t": partial(_h_detr, backbone="swin_t"),
     "h_deformable_detr_swin_l": partial(_h_detr, backbone="swin_l"),
+    "mask_detr_r50": build_mask_detr,
 }
 
 
@@ -138,10 +140,18 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
     model: nn.Module = detector
     if name.endswith(PANOPTIC):
         options = {key.removeprefix("mask_"): value for key, value in overrides.items() if key in MASK_OPTIONS}
-        head = MaskHead(dim=detector.hidden_dim, feature_channels=detector.mask_channels, **options)
-        model = PanopticDETR(detector, head)
+        model = PanopticDETR(detector, _mask_head(detector, options))
     model.spec = ModelSpec(name, slots, overrides)  # type: ignore[assignment]
     return model
+
+
+def _mask_head(detector: DETR | DeformableDETR | MaskDETR, options: Mapping[str, Any]) -> nn.Module:
+    """What makes the masks of a detector's queries."""
+    if not isinstance(detector, MaskDETR):
+        return MaskHead(dim=detector.hidden_dim, feature_channels=detector.mask_channels, **options)
+    if options:
+        raise InputError(f"this detector makes its masks itself; leave out {', '.join('mask_' + name for name in options)}")
+    return ProductMasks()
 
 
 def override_types(name: str) -> dict[str, object]:

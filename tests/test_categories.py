@@ -72,3 +72,15 @@ def test_colours_differ_and_are_stable():
     colors = [default_color(i) for i in range(200)]
     assert len(set(colors)) > 190
     assert default_color(5) == colors[5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "list: category 3 has name None, but a name is a text"),
+        ({"id": 10**18}, "list: category id 1000000000000000000 does not fit into 32 bits"),
+    ],
+)
+def test_names_that_are_none_and_ids_that_fit_nowhere_are_refused(change, message):
+    with pytest.raises(CategoryError, match=message):
+        CategoryTable.from_coco([{"id": 3, "name": "cat", "isthing": 1, **change}], where="list")

@@ -13,9 +13,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = ("errors", "shapes", "boxes", "categories", "coco_classes", "files", "parallel", "segment_maps", "images", "panoptic")
+GROUND = (
+    "errors",
+    "shapes",
+    "boxes",
+    "categories",
+    "coco_classes",
+    "files",
+    "parallel",
+    "segment_maps",
+    "images",
+    "interop",
+    "panoptic",
+)
 FLOORS = (
-    (*GROUND, "structures", "config"),
+    (*GROUND, "query_masks", "structures", "config"),
     ("data", "models", "quality"),
     ("visualization",),
     ("zoo",),

@@ -17,7 +17,7 @@ DETECTORS = [name for name in pd.list_models() if not name.endswith("_panoptic")
 
 
 def test_every_detector_has_a_panoptic_model():
-    assert len(DETECTORS) == 13
+    assert len(DETECTORS) == 14
     assert set(pd.list_models()) == {*DETECTORS, *(name + "_panoptic" for name in DETECTORS)}
 
 

@@ -26,6 +26,7 @@ JOBS = (
     "predict",
     "visualize",
     "data",
+    "configs",
     "convert_checkpoint",
     "benchmark",
     "demo",

@@ -16,13 +16,19 @@ Own images with COCO instances, then the check:
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
+from panoptic_detr.config.lists import gather_lists
+from panoptic_detr.config.reading import explain
+from panoptic_detr.config.types import keyword_types
+from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import find_splits, report_check
 from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.split import split_dataset
 
 
 def scenes(
@@ -55,6 +61,7 @@ def check(
     queries: int = 100,
     fix: Path | None = None,
     copy_images: bool = False,
+    things: list[str] | None = None,
     json: Path | None = None,
     figure: Path | None = None,
     limit: int | None = None,
@@ -72,6 +79,7 @@ def check(
         queries: of the detector to be trained; images with more segments are counted.
         fix: folder for a repaired copy; what cannot be repaired with certainty is left out of it. The original is not touched.
         copy_images: copy images into the repaired copy instead of linking to the originals.
+        things: names of categories that are things, whatever the JSON says; with --fix, the copy says so.
         json: write all defects and statistics to this JSON.
         figure: draw the statistics into this picture.
         limit: lines per kind of defect; all by default.
@@ -86,6 +94,7 @@ def check(
         queries=queries,
         fix=fix,
         copy_images=copy_images,
+        things=things or [],
         json_file=json,
         figure=figure,
         limit=limit,
@@ -94,7 +103,37 @@ def check(
     )
 
 
-JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes}
+def split(
+    root: Path,
+    out: Path | None = None,
+    val: float = 0.2,
+    split: str | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    copy_files: bool = False,
+) -> int:
+    """Divide one split into train and val, with every class in its share.
+
+    Args:
+        root: a folder in COCO's own layout.
+        out: root of the new data set; by default the old one's name with _split.
+        val: share of the images that are for validation.
+        split: the part to divide; by default the only one there is.
+        group: regular expression; images in whose file names it finds the same (its first group, or all of it) stay together,
+            such as frames of one film.
+        seed: of the choice among equals.
+        copy_files: copy images and PNGs instead of linking to them.
+
+    Returns:
+        The exit status.
+    """
+    target = root.resolve().with_name(f"{root.resolve().name}_split") if out is None else out
+    lines = split_dataset(resolve_paths(root, split), target, val=val, group=group, seed=seed, copy_files=copy_files)
+    print("\n".join(lines))
+    return 0
+
+
+JOBS: dict[str, Callable[..., int]] = {"check": check, "scenes": scenes, "split": split}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     converter = ArgumentParser(description="Convert other annotations to COCO-panoptic, and back.")
     _add_jobs(parser, "job", {**{name: _parser(function) for name, function in JOBS.items()}, "convert": converter})
     _add_jobs(converter, "format", {name: _parser(function) for name, function in FORMATS.items()})
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_gathered(sys.argv[1:] if argv is None else argv))
     chosen = arguments[arguments.job]
     if arguments.job != "convert":
         return JOBS[arguments.job](**chosen.as_dict())
@@ -118,8 +157,25 @@ def _add_jobs(parser: ArgumentParser, dest: str, jobs: Mapping[str, ArgumentPars
         job.prog = f"{parser.prog} {name}"  # without the " [options]" that the library puts between
 
 
+def _gathered(words: Sequence[str]) -> list[str]:
+    """The command line of the job or format that it names, each list as one word."""
+    named = [function for word in words[:2] if (function := JOBS.get(word) or FORMATS.get(word)) is not None]
+    return gather_lists(words, keyword_types(named[0]) if named else {})
+
+
+class _Parser(ArgumentParser):
+    """A parser of a function's arguments that says in a sentence what is wrong with one."""
+
+    kinds: Mapping[str, object] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"{self.prog}: {explain(self.kinds, message)}; --help explains every argument", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+
 def _parser(function: Callable[..., object]) -> ArgumentParser:
-    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0])
+    parser = _Parser(description=(function.__doc__ or "").splitlines()[0])
+    parser.kinds = keyword_types(function)
     parser.add_function_arguments(function, as_positional=True)
     return parser
 

@@ -23,7 +23,6 @@ from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.visualization.draw import side_by_side
 
-CONFIGS = packaged_configs() / "scenes"
 SIZE = 96
 MARK = "made_by_the_demo"
 PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png", "report.html")
@@ -89,7 +88,7 @@ def train(stage: Main, name: str, options: argparse.Namespace, steps: int | None
         TrainingError: the stage was stopped, which ends a training without an error.
     """
     out = options.output / name
-    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--train.output", str(out), *more]
+    arguments = ["--config", str(packaged_configs()[f"scenes/{name}"]), "--train.output", str(out), *more]
     arguments += ["--data.root", str(options.output / "scenes"), "--train.seed", str(options.seed)]
     stage([*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
     best = out / "best.pt"

@@ -24,7 +24,7 @@ Written to the output folder: `scores.json`, `classes.csv` (PQ, counts and cause
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import eval_transform
-from panoptic_detr.errors import EvaluationError
+from panoptic_detr.errors import DataError, EvaluationError
 from panoptic_detr.evaluation import (
     ModelScores,
     calibrate_thresholds,
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help="a checkpoint, or the name of a published model")
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
-    parser.add_argument("--workers", type=int, help="threads that read prediction files, or processes that read images")
+    parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
     files = parser.add_argument_group("a folder of predictions")
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
@@ -116,7 +116,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_model_options(group: "argparse._ArgumentGroup") -> None:
     """Options of a checkpoint: data set, device, settings that differ from the checkpoint's own."""
     group.add_argument("--data.root", dest="root", type=Path, metavar="DIR", help="data set in COCO's own layout")
-    group.add_argument("--data.split", dest="split", default="val2017", help="its part (default: val2017)")
+    group.add_argument("--data.split", dest="split", help="its part (default: the only one there is, or val2017)")
     group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root")
     group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs")
     group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON")
@@ -204,7 +204,20 @@ def open_data(options: argparse.Namespace, settings: InferenceSettings) -> CocoP
     )
     transform = eval_transform(settings.short_side, settings.long_side)
     dataset = CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=transform)
+    if not len(dataset):
+        raise DataError(f"{paths.annotations}: there is no image in it, so nothing to score; give another split")
     return dataset.subset(range(min(options.limit, len(dataset)))) if options.limit else dataset
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least`, for the command line."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, but is {text!r}")
+        return int(text)
+
+    return read
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from panoptic_detr.commands import evaluate, visualize
 from panoptic_detr.commands.arguments import OneLineParser, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.commands.demo import Steps, draw_overview
-from panoptic_detr.config.reading import packaged_configs, read_config
+from panoptic_detr.config.reading import PACKAGED, read_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.errors import DataError, EvaluationError, TrainingError
 from panoptic_detr.training.stages import train_detector, train_masks
 
-RECIPES = packaged_configs() / "finetune"
+RECIPES = PACKAGED / "finetune"
 CALIBRATED_ON = 200  # training images
 
 Stage = TypeVar("Stage", bound=DetectorStage)
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = Steps(console)
 
     step("Stage 1: a detector of boxes around things and stuff")
-    detector = train(DetectorStage, train_detector, "boxes", options, options.detector_steps)
+    backbone = [] if options.backbone is None else ["--model.overrides.pretrained_backbone", options.backbone]
+    detector = train(DetectorStage, train_detector, "boxes", options, options.detector_steps, *backbone)
 
     step("Stage 2: masks on the frozen detector")
     best = str(train(MaskStage, train_masks, "masks", options, options.mask_steps, "--detector", str(detector)))
@@ -114,6 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data.val_split", dest="val_split", default="val", help="to score on (default: val)")
     parser.add_argument("--detector-steps", type=whole, help="steps of stage 1; by default those of the recipe")
     parser.add_argument("--mask-steps", type=whole, help="steps of stage 2; by default those of the recipe")
+    parser.add_argument("--backbone", metavar="true|FILE", help="ImageNet weights of the backbone: fetched, or their file")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
     options = parser.parse_args(argv)
     options.output = options.output or Path("runs") / options.recipe

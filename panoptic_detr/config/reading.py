@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from panoptic_detr.config.lists import gather_lists
 from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, type_name
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.files import write_whole
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Stage = TypeVar("Stage")
+PACKAGED = Path(str(files("panoptic_detr.configs")))  # in a checkout and in an installed package
 
 
 def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: str = "", description: str = "") -> Stage:
@@ -40,7 +42,7 @@ def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: 
         ConfigError: an unreadable file, an unknown key (the message names the nearest one), a value of the wrong type (the
             message names key, expected and got), or a rule broken.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _found_configs(gather_lists(sys.argv[1:] if argv is None else argv, _typed_keys(stage)))
     parser = ArgumentParser(prog=prog or None, description=description, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; repeat it to add more")
     parser.add_class_arguments(stage, None)
@@ -48,8 +50,31 @@ def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: 
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(_explain(stage, str(error))) from None
+        line = explain(_typed_keys(stage), str(error))
+        raise ConfigError(f"setting {line}" if line.startswith("'") else line) from None
     return _build(stage, values.as_dict())
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The YAML files that come with the package by name, such as finetune/small_boxes."""
+    return {path.relative_to(PACKAGED).with_suffix("").as_posix(): path for path in sorted(PACKAGED.rglob("*.yaml"))}
+
+
+def _found_configs(arguments: list[str]) -> list[str]:
+    """The command line with the packaged file where `--config` names one, and no such file lies here."""
+    return [
+        f"--config={_found_config(word.removeprefix('--config='))}"
+        if word.startswith("--config=")
+        else _found_config(word)
+        if before == "--config"
+        else word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
+def _found_config(name: str) -> str:
+    packaged = name.removeprefix("configs/").removesuffix(".yaml")
+    return name if Path(name).exists() else str(packaged_configs().get(packaged, name))
 
 
 def read_config_or_exit(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: str, description: str) -> Stage:
@@ -70,11 +95,6 @@ def save_config(config: "DataclassInstance", path: Path) -> None:
     """Write a config as YAML that `--config` reads back; whoever is killed here keeps the settings to resume with."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     write_whole(path, text.encode())
-
-
-def packaged_configs() -> Path:
-    """The folder of the settings that come with the package, in a checkout and in an installation alike."""
-    return Path(str(resources.files("panoptic_detr.configs")))
 
 
 def known_keys(stage: type) -> Iterator[str]:
@@ -133,11 +153,13 @@ def _check_node(node: yaml.Node | None, path: Path, done: dict[int, bool]) -> No
     pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
     first: dict[str, int] = {}
     for key, value in pairs:
-        if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, _line(key)) != _line(key):
+        if isinstance(key, yaml.ScalarNode) and key.value in first:
             raise ConfigError(
                 f"config file {str(path)!r}: {key.value!r} stands twice, in line {first[key.value]} and in line {_line(key)}; "
                 "join them, or remove one"
             )
+        if isinstance(key, yaml.ScalarNode):
+            first[key.value] = _line(key)
         _check_node(value, path, done)
     done[id(node)] = True
 
@@ -188,16 +210,16 @@ def _nearest(key: str, keys: set[str]) -> list[str]:
     return [inside[found] for found in close if found in inside] or difflib.get_close_matches(key, dotted, n=1, cutoff=0.7)
 
 
-def _explain(stage: type, message: str) -> str:
-    """One line for a value that the parser refused: key, what it takes, what it got."""
+def explain(kinds: Mapping[str, object], message: str) -> str:
+    """One line for a value that the parser refused: key, what it takes, what it got; the message itself where it says else."""
     key = re.search(r'Parser key "([\w.]+)"', message)
     got = re.search(r"(?:Got value|Given value): (.*)", message)
-    kind = _typed_keys(stage).get(key.group(1)) if key else None
+    kind = kinds.get(key.group(1)) if key else None
     if key is not None and (is_dataclass(kind) or get_origin(kind) is dict):
         return f"section {key.group(1)!r} holds keys and values; give them one by one, as --{key.group(1)}.NAME VALUE"
     if key is None or got is None or kind is None:
         return " ".join(message.split())
-    return f"setting {key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
+    return f"{key.group(1)!r} must be {type_name(kind)}, but got {got.group(1).strip()!r}"
 
 
 def _build(kind: type[Stage], values: Mapping[str, object]) -> Stage:

@@ -97,7 +97,8 @@ class AugmentationConfig:
 
     Attributes:
         preset: `paper`: flip, sometimes a crop, one of several scales; `scenes`: flips and recolouring at the original size;
-            `crops`: a square window and flips, for many small things; `none`: the resize of evaluation only.
+            `crops`: a square window and flips, for many small things; `photos`: a window at a scale drawn from a wide
+            range, a flip and other colours; `none`: the resize of evaluation only.
         short_sides: one of these becomes the short side (for `crops` before the window is cut).
         long_side: limit of the long side.
         crop_probability: for `paper`, of a random crop before the resize.
@@ -107,9 +108,17 @@ class AugmentationConfig:
         permute_channels: shuffle red, green and blue.
         invert: probability of the negative.
         brightness: largest change of brightness, as a fraction.
+        window: for `photos`, height and width of what is cut out.
+        scales: for `photos`, least and largest scale of the picture before the window is cut.
+        rotation: for `photos`, largest angle in degrees.
+        contrast: for `photos`, largest change as a fraction.
+        saturation: for `photos`, largest change as a fraction.
+        hue: for `photos`, largest change as a share of the colour circle.
+        blur: for `photos`, probability of a blur.
+        copy_paste: for `photos`, probability that things of another image are pasted in.
     """
 
-    preset: Literal["paper", "scenes", "crops", "none"] = "paper"
+    preset: Literal["paper", "scenes", "crops", "photos", "none"] = "paper"
     short_sides: list[int] | None = None
     long_side: int | None = None
     crop_probability: float | None = None
@@ -119,10 +128,31 @@ class AugmentationConfig:
     permute_channels: bool | None = None
     invert: float | None = None
     brightness: float | None = None
+    window: list[int] | None = None
+    scales: list[float] | None = None
+    rotation: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    blur: float | None = None
+    copy_paste: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("crop_probability", "horizontal_flip", "vertical_flip", "invert", "brightness"):
+        shares = (
+            "crop_probability",
+            "horizontal_flip",
+            "vertical_flip",
+            "invert",
+            "brightness",
+            "contrast",
+            "saturation",
+            "blur",
+        )
+        for name in (*shares, "copy_paste"):
             fraction(f"augmentation.{name}", getattr(self, name))
+        for name, most in (("hue", 0.5), ("rotation", 180.0)):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= most:
+                raise ConfigError(f"setting 'augmentation.{name}' must be in [0, {most:g}], but got {value}")
         for name in ("long_side", "crop_size"):
             at_least(f"augmentation.{name}", getattr(self, name), 1)
         for side in self.short_sides or ():
@@ -269,6 +299,17 @@ class LossConfig:
         one_to_many_weight: lambda, weight of the one-to-many branch.
         one_to_many_share: rho, for `epoch`: the share of the training that is one-to-many, 0..1.
         one_to_many_layers: L1, for `layer`: how many decoder layers are one-to-many.
+        mask_bce_weight: for mask_detr, as are all below; cross-entropy of a thing's mask around the thing; null: 2.
+        contest_weight: cross-entropy of who wins a place, all over the image and around things; null: 2.
+        stuff_dice_weight: DICE of each stuff class in the contest; null: 2.
+        presence_weight: whether a stuff class is in the image; null: 1.
+        peaks_weight: focal loss of the map that queries for things start from; null: 1.
+        cost_mask_bce: cross-entropy of the mask in the matching cost; null: 2.
+        cost_mask_dice: DICE of the mask in the matching cost; null: 2.
+        roi_side: places around a thing are side x side; null: 12.
+        point_step: one place in so many pixels squared, all over the image; null: 4.
+        contest_layers: how many of the last predictions compete for pixels; null: 4.
+        contest_balance: places of a segment with n of them weigh n to minus this, so that thin regions count more; null: 0.
     """
 
     aux_loss: bool = True
@@ -290,12 +331,23 @@ class LossConfig:
     one_to_many_weight: float = 1.0
     one_to_many_share: float = 2 / 3
     one_to_many_layers: int = 3
+    mask_bce_weight: float | None = None
+    contest_weight: float | None = None
+    stuff_dice_weight: float | None = None
+    presence_weight: float | None = None
+    peaks_weight: float | None = None
+    cost_mask_bce: float | None = None
+    cost_mask_dice: float | None = None
+    roi_side: int | None = None
+    point_step: int | None = None
+    contest_layers: int | None = None
+    contest_balance: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if "weight" in name or name.startswith("cost_"):
                 at_least(f"loss.{name}", value, 0)
-        for name in ("mask_points", "masks_per_image", "one_to_many_repeats"):
+        for name in ("mask_points", "masks_per_image", "one_to_many_repeats", "roi_side", "point_step", "contest_layers"):
             at_least(f"loss.{name}", getattr(self, name), 1)
         at_least("loss.one_to_many_layers", self.one_to_many_layers, 0)
         fraction("loss.one_to_many_share", self.one_to_many_share)
@@ -309,6 +361,10 @@ class LossConfig:
         return not all(value is None or value for value in vars(self).values())
 
 
+MASK_DETR_ONLY = frozenset(
+    "mask_bce_weight contest_weight stuff_dice_weight presence_weight peaks_weight cost_mask_bce cost_mask_dice roi_side "
+    "point_step contest_layers contest_balance".split()
+)
 InferenceConfig = InferenceSettings  # its name as a section of a stage
 
 

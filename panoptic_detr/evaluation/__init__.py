@@ -4,7 +4,7 @@ from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, read_annotations
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names, read_annotations, read_panoptic
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
@@ -20,8 +20,10 @@ __all__ = [
     "evaluate_model",
     "evaluate_panoptic",
     "find_things",
+    "image_names",
     "match_names",
     "read_annotations",
+    "read_panoptic",
     "score_image",
     "show_scores",
     "write_scores",

@@ -148,9 +148,11 @@ def evaluate_model(
         progress: show a progress bar if there is a terminal.
 
     Raises:
-        EvaluationError: the model is in training mode, or its categories are not the data set's.
+        EvaluationError: no image, the model is in training mode, or its categories are not the data set's.
         DataError: a defect of the data set.
     """
+    if not len(dataset):
+        raise EvaluationError("the data set has no image, so there is nothing to score; choose another split")
     started = time.perf_counter()
     table, settings = categories or dataset.categories, settings or InferenceSettings()
     scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap)

@@ -4,7 +4,7 @@ Nothing in the JSON is trusted: ids, categories and file names are checked, area
 `area` or `iscrowd` is fine. What is wrong is named with its file, image and segment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -127,7 +127,22 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
         if image_id in entries:
             raise EvaluationError(f"{path}: image {image_id} has more than one annotation; keep one per image")
         entries[image_id] = row
-    return AnnotationSet(path, folder, entries, content.get("categories"), _image_names(content.get("images")))
+    return AnnotationSet(path, folder, entries, content.get("categories"), image_names(content.get("images")))
+
+
+def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegmentation]:
+    """Read ground truth or results in COCO-panoptic files, image by image, for `PanopticQuality` or to look at.
+
+    Args:
+        path: the JSON, with `annotations` and `categories`.
+        folder: its id PNGs.
+
+    Raises:
+        EvaluationError: what cannot be read; the message names file, image and segment.
+    """
+    annotations = read_annotations(path, folder)
+    categories = annotations.categories()
+    return (annotations.segmentation(image_id, categories) for image_id in annotations.entries)
 
 
 def shown(value: object) -> str:
@@ -135,7 +150,7 @@ def shown(value: object) -> str:
     return repr(value)[:60]
 
 
-def _image_names(rows: object) -> dict[ImageId, str]:
+def image_names(rows: object) -> dict[ImageId, str]:
     """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
     entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     pairs = ((row.get("id"), row.get("file_name")) for row in entries)

@@ -10,9 +10,10 @@ from panoptic_detr.inference.batch import (
     unpadded_parts,
 )
 from panoptic_detr.inference.choose import Choice
-from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures, prepare_folder, unique_name
+from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
+from panoptic_detr.inference.stream import PredictionFolder, list_digest, prepare_folder
 
 __all__ = [
     "Choice",
@@ -23,6 +24,7 @@ __all__ = [
     "choose_for",
     "find_pictures",
     "in_precision",
+    "list_digest",
     "load_model",
     "merge_image",
     "merge_panoptic",

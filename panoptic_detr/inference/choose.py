@@ -1,6 +1,7 @@
 """Which queries of an image deserve a mask: those whose best class is a known category with enough probability.
 
-The choice needs class logits only, so it runs before the mask head; the merger is handed the same choice with the masks.
+The choice needs class logits only, so it runs before the mask head; the merger is handed the same choice with the masks
+and says which of them show too little (`merge`, `contest`).
 """
 
 from collections.abc import Collection

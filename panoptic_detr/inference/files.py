@@ -1,19 +1,10 @@
-"""Pictures to predict on disk, and predictions as COCO-panoptic files."""
+"""Which pictures on disk are predicted, under which ids and names."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, write_whole
-from panoptic_detr.images import save_picture
-from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.visualization.draw import enlargement, overlay
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -25,93 +16,50 @@ class PictureFile:
     Attributes:
         path: where it lies.
         image_id: its number; that of its name where all names are different numbers, as COCO's are.
-        name: file name without ending for what is written about it; unique.
+        name: name without ending for what is written about it, unique; with folders where folders are searched through.
+        file_name: what the JSON calls it; the file's name by default.
     """
 
     path: Path
-    image_id: int
+    image_id: int | str
     name: str
+    file_name: str = ""
 
 
-def find_pictures(places: Sequence[str | Path]) -> list[PictureFile]:
-    """List pictures in the order given, those of a folder by name (folders in it are not searched).
+def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> list[PictureFile]:
+    """List pictures in the order given, those of a folder by name.
 
-    A path that does not exist is listed too: reading it says what is wrong.
+    A path that does not exist is listed too: reading it says what is wrong. What is in a folder but no regular file is not.
+
+    Args:
+        places: pictures and folders.
+        recursive: search the folders in a folder too; names then keep their folders.
 
     Raises:
         DataError: a folder without pictures.
     """
-    paths = [path for place in places for path in _pictures_in(Path(place))]
-    numbers = {int(path.stem) for path in paths if path.stem.isdecimal()}
-    numbered = len(numbers) == len(paths)
+    found = [entry for place in places for entry in _pictures_in(Path(place), recursive)]
+    numbers = {int(path.stem) for path, _ in found if path.stem.isdecimal()}
+    numbered = len(numbers) == len(found)
     taken: set[str] = set()
     return [
-        PictureFile(path, int(path.stem) if numbered else index, unique_name(path.stem, taken))
-        for index, path in enumerate(paths, start=1)
+        PictureFile(
+            path, int(path.stem) if numbered else index, unique_name(name.as_posix(), taken), name.as_posix() + path.suffix
+        )
+        for index, (path, name) in enumerate(found, start=1)
     ]
 
 
-class PredictionFolder:
-    """A folder of predictions: `predictions.json`, `panoptic/<name>.png` (segment ids), `overlays/<name>.jpg`.
-
-    Args:
-        folder: made if it is missing.
-        categories: what the predictions mean.
-        overlays: draw each prediction over its picture.
-
-    Raises:
-        DataError: the folder cannot be made or written to.
-    """
-
-    def __init__(self, folder: str | Path, categories: CategoryTable, *, overlays: bool = True) -> None:
-        self.folder = prepare_folder(folder, overlays=overlays)
-        self.categories = categories
-        self.overlays = overlays
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-
-    def add(self, file: PictureFile, picture: np.ndarray, segmentation: PanopticSegmentation) -> None:
-        """Write the pictures of one prediction and note its JSON entries.
-
-        Args:
-            file: what was predicted.
-            picture: (H, W, 3) uint8 RGB.
-            segmentation: the prediction, of the same size.
-        """
-        segmentation.save(self.folder / "panoptic" / f"{file.name}.png")
-        height, width = picture.shape[:2]
-        if self.overlays:
-            drawn = overlay(picture, segmentation, scale=enlargement(picture.shape))
-            save_picture(self.folder / "overlays" / f"{file.name}.jpg", drawn)
-        self.images.append({"id": file.image_id, "file_name": file.path.name, "height": height, "width": width})
-        self.annotations.append(segmentation.to_coco(file.image_id, f"{file.name}.png"))
-
-    def finish(self) -> Path:
-        """Write `predictions.json` of all that was added; it appears complete or not at all."""
-        content = {"images": self.images, "annotations": self.annotations, "categories": self.categories.to_coco()}
-        path = self.folder / "predictions.json"
-        write_whole(path, json.dumps(content, ensure_ascii=False).encode())
-        return path
-
-
-def prepare_folder(folder: str | Path, *, overlays: bool = True) -> Path:
-    """Make the folders that predictions are written to, so that a mistake shows before any work is done.
-
-    Raises:
-        DataError: one cannot be made or written to.
-    """
-    for part in ("", "panoptic", *(["overlays"] if overlays else [])):
-        make_folder(Path(folder) / part)
-    return Path(folder)
-
-
-def _pictures_in(place: Path) -> list[Path]:
+def _pictures_in(place: Path, recursive: bool) -> list[tuple[Path, Path]]:
+    """Pictures, each with its name: without ending, with the folders between it and `place`."""
     if not place.is_dir():
-        return [place]
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
+        return [(place, Path(place.stem))]
+    inside = (path for path in (place.rglob("*") if recursive else place.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS)
+    found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
     if not found:
-        raise DataError(f"{place}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)})")
-    return found
+        hint = "" if recursive else "; --recursive searches the folders in it too"
+        raise DataError(f"{place}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){hint}")
+    return [(path, path.relative_to(place).with_suffix("")) for path in found]
 
 
 def unique_name(stem: str, taken: set[str]) -> str:

@@ -1,5 +1,7 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -10,7 +12,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.errors import InputError
+from panoptic_detr.errors import InputError, PictureError
 from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
@@ -91,14 +93,24 @@ class Predictor:
         Raises:
             PictureError: a missing or unreadable picture; the message names it.
         """
-        settings = self.settings.with_thresholds(threshold)
-        if not isinstance(images, list | tuple):
-            return self._predict([self._sample(images)], settings)[0]
-        results: list[PanopticSegmentation] = []
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, threshold))
+        return next(self.stream([images], threshold))
+
+    def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
+        """Predict any number of pictures, in order, with a few of them in memory at a time.
+
+        Args:
+            images: as a list of `__call__`; a generator will do.
+            threshold: see `__call__`.
+
+        Raises:
+            PictureError: a missing or unreadable picture; the message names it.
+        """
+        settings, coming = self.settings.with_thresholds(threshold), iter(images)
         window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
-        for start in range(0, len(images), window):
-            results += self._predict([self._sample(image) for image in images[start : start + window]], settings)
-        return results
+        while samples := [self._sample(image) for image in islice(coming, window)]:
+            yield from self._predict(samples, settings)
 
     def prepare(self, picture: Picture) -> Tensor:
         """A picture as the model sees it: (1, 3, H, W), resized and normalised, on the model's device."""
@@ -110,6 +122,8 @@ class Predictor:
         return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
     def _sample(self, picture: Picture) -> Sample:
+        if picture is None or isinstance(picture, bytes | bytearray | Mapping | Iterator | list | tuple | set):
+            raise PictureError(_why_no_picture(picture))
         rgb = upright_rgb(picture)
         file = Path(picture) if isinstance(picture, str | Path) else None
         nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), image_id=file.stem if file else 0)
@@ -126,7 +140,7 @@ class Predictor:
         return [maps[index] for index in range(len(samples))]
 
 
-def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Predictor:
+def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto", precision: Precision = "fp32") -> Predictor:
     """Load a model for prediction.
 
     Args:
@@ -141,6 +155,15 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu", 
     """
     read = open_model(name_or_path)
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
+
+
+def _why_no_picture(thing: object) -> str:
+    way_out = "give a path, an array, a PIL image, or a list of these"
+    if isinstance(thing, bytes | bytearray):
+        way_out = "decode the bytes first: PIL.Image.open(io.BytesIO(data))"
+    elif isinstance(thing, Iterator):
+        way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
+    return f"{type(thing).__name__} is no picture: {way_out}"
 
 
 def _name_of(model: nn.Module) -> str:

@@ -124,7 +124,7 @@ def build_detr(
     backbone: str = "resnet50",
     dilation: bool = False,
     backbone_norm: NormKind = "frozen",
-    pretrained_backbone: bool = False,
+    pretrained_backbone: bool | str = False,
     drop_path: float | None = None,
     num_queries: int = 100,
     hidden_dim: int = 256,

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.shapes import map_tensors
 from panoptic_detr.structures import DetectorOutput
 
@@ -24,7 +23,7 @@ class PanopticDETR(nn.Module):
             evaluation. Off by default.
     """
 
-    def __init__(self, detector: nn.Module, mask_head: MaskHead) -> None:
+    def __init__(self, detector: nn.Module, mask_head: nn.Module) -> None:
         super().__init__()
         self.detector = detector
         self.mask_head = mask_head

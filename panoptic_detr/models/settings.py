@@ -87,7 +87,8 @@ def check_backbone_levels(levels: Sequence[int], finest: int) -> None:
     if not levels or list(levels) != sorted({*levels} & {*range(finest, 5)}):
         raise InputError(
             f"backbone_levels must be one or more of {', '.join(map(str, range(finest, 5)))}, each once and in this order, but "
-            f"got {list(levels)}" + ("; level 0 (stride 2) is for backbone=small" if finest and 0 in levels else "")
+            f"got {list(levels)}"
+            + ("; level 0 (stride 2) is for backbone=small and for networks of timm" if finest and 0 in levels else "")
         )
 
 

@@ -2,6 +2,7 @@
 
 `PanopticQuality` takes one image after the other; its state is a few integers per category, whatever the number of images, and
 merging the states of processes or machines in any order gives bit-identical scores. `evaluate_panoptic` scores files.
+What matches what, crowds and void: `matching.match_segments`.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import AugmentationConfig, DataConfig, TrainConfig
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.loading import EpochSampler, PanopticLoader, make_loader
+from panoptic_detr.data.photographs import PhotoTransform
 from panoptic_detr.data.transforms import Crop, Transform, crops_transform, eval_transform, scenes_transform, train_transform
 from panoptic_detr.errors import ConfigError, DataError, SegmentMapError
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.structures import Sample
 from panoptic_detr.training.processes import gather
+
+PHOTOS_ONLY = {"window", "scales", "rotation", "contrast", "saturation", "hue", "blur", "copy_paste"}
 
 
 def open_train_set(
@@ -97,7 +100,7 @@ def _check_meanings(trained: CategoryTable, validated: CategoryTable, path: Path
             )
 
 
-def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform:
+def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Transform | PhotoTransform:
     """The preset's pipeline with the given settings changed.
 
     Raises:
@@ -106,6 +109,10 @@ def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Tran
     given = {name: value for name, value in asdict(config).items() if value is not None and name != "preset"}
     if "short_sides" in given:
         given["short_sides"] = tuple(given["short_sides"])
+    if config.preset == "photos":
+        return _photos(given)
+    if unknown := given.keys() & PHOTOS_ONLY:
+        raise ConfigError(f"setting 'augmentation.{min(unknown)}' belongs to preset photos, not to {config.preset}")
     if config.preset == "crops":
         return _crops(given)
     if "crop_size" in given:
@@ -120,6 +127,19 @@ def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Tran
     if probability is not None:
         given["crop"] = replace(transform.crop or Crop(), probability=probability) if probability else None
     return replace(transform, **given)
+
+
+def _photos(given: dict[str, Any]) -> PhotoTransform:
+    """Preset `photos`."""
+    known = [field.name for field in fields(PhotoTransform)]
+    if unknown := sorted(given.keys() - set(known)):
+        raise ConfigError(f"setting 'augmentation.{unknown[0]}' does not go with preset photos, which has {', '.join(known)}")
+    pairs: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("window", "scales") if name in given}
+    for name, pair in pairs.items():
+        if len(pair) != 2 or min(pair) <= 0:
+            raise ConfigError(f"setting 'augmentation.{name}' must be two numbers above 0, but got {list(pair)}")
+    settings: dict[str, Any] = {"window": (512, 512), **pairs, **given}
+    return PhotoTransform(**settings)
 
 
 def _crops(given: dict[str, Any]) -> Transform:
@@ -154,7 +174,7 @@ def _open(
     data: DataConfig,
     split: str | None,
     explicit: dict[str, Path | None],
-    transform: Transform,
+    transform: Transform | PhotoTransform,
     categories: CategoryTable | None,
     seed: int,
     training: bool = False,

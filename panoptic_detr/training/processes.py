@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 
 from panoptic_detr.config.stages import TrainConfig
 from panoptic_detr.errors import ConfigError
+from panoptic_detr.parallel import usable_cores
 from panoptic_detr.training.step import transformer_layers
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
@@ -73,7 +74,7 @@ def _check_devices(train: TrainConfig) -> None:
         ConfigError: the message says how many there are.
     """
     on_gpu = train.accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available()
-    there, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    there, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (usable_cores(), "CPU cores")
     if train.devices > there:
         raise ConfigError(f"train.devices is {train.devices}, but this machine has {there} {what}; give at most so many")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -16,8 +17,9 @@ from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import CheckpointError, ConfigError, InputError, TrainingError
 from panoptic_detr.models import PanopticDETR
+from panoptic_detr.models.masks import MaskDETR
 from panoptic_detr.training.build_data import open_train_set, open_val_set, train_loader, validates_on_training
-from panoptic_detr.training.losses import Criterion, criterion_for
+from panoptic_detr.training.losses import Criterion, MaskCriterion, criterion_for
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import gather, start_fabric
 from panoptic_detr.training.run.folder import check_run_folder, only_run_in, write_record
@@ -38,7 +40,7 @@ from panoptic_detr.weights import (
     open_source,
     transfer_weights,
 )
-from panoptic_detr.zoo import PANOPTIC, build_model, spec_of
+from panoptic_detr.zoo import PANOPTIC, build_model, override_types, spec_of
 
 
 def train_detector(stage: DetectorStage) -> Path | None:
@@ -125,11 +127,23 @@ def run_stage(
 def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:
     """Build the model of a stage for the data's classes, with the weights that `model.weights` names, if any."""
     if config.weights is None:
-        return build_model(config.name, num_labels=categories.num_labels, **config.overrides)
-    overrides = {**config.overrides, "pretrained_backbone": False}
+        return build_model(config.name, num_labels=categories.num_labels, **with_stuff_labels(config, categories))
+    overrides = {**with_stuff_labels(config, categories), "pretrained_backbone": False}
     model = build_model(config.name, num_labels=categories.num_labels, **overrides)
     transfer_weights(open_source(config.weights), model, categories).print(console)
     return model
+
+
+def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, Any]:
+    """The overrides of a model, and the labels of the data's stuff where the model has queries for them."""
+    if "stuff_labels" not in override_types(config.name):
+        return dict(config.overrides)
+    return {"stuff_labels": stuff_labels(categories), **config.overrides}
+
+
+def stuff_labels(categories: CategoryTable) -> list[int]:
+    """Labels of the stuff categories, in order."""
+    return sorted(label for label, category in categories.by_label.items() if not category.isthing)
 
 
 def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
@@ -143,8 +157,15 @@ def panoptic_model(source: Checkpoint, stage: MaskStage, categories: CategoryTab
         )
     check_detector_settings(source, stage)
     overrides = {**source.model.overrides, **stage.model.overrides, "pretrained_backbone": False}
+    if "stuff_labels" in override_types(full_name) and "stuff_labels" not in stage.model.overrides:
+        overrides["stuff_labels"] = stuff_labels(categories)  # the source's may be those of other classes
     model = build_model(full_name, num_labels=categories.num_labels, **overrides)
     assert isinstance(model, PanopticDETR)
+    if isinstance(model.detector, MaskDETR) and not stage.joint:
+        raise ConfigError(
+            f"{name} makes its masks itself, so there is no mask head to train on the frozen detector; give --joint true, with "
+            "which everything goes on training"
+        )
     model.detector_bf16 = stage.detector_bf16
     if name == full_name and stage.model.weights is None:  # otherwise the mask head comes from elsewhere
         check_mask_settings(source, model)
@@ -178,7 +199,7 @@ def check_detector_settings(source: Checkpoint, stage: MaskStage) -> None:
     """
     asked = replace(source.model, overrides={**source.model.overrides, **stage.model.overrides})
     for key, (trained, given) in detector_changes(source.model, asked).items():
-        if key != "num_queries" or not stage.joint:
+        if key != "stuff_labels" and (key != "num_queries" or not stage.joint):
             raise ConfigError(
                 f"model.overrides.{key} is {given!r}, but the detector {stage.detector!r} was trained with {trained!r}; leave "
                 "it out, because stage 2 takes the detector as it is (settings of the mask head begin with mask_)"
@@ -201,7 +222,7 @@ def prepare(model: nn.Module, config: ModelConfig, optimizer: OptimizerConfig) -
     return frozen
 
 
-def check_one_to_many(model: nn.Module, criterion: Criterion) -> None:
+def check_one_to_many(model: nn.Module, criterion: Criterion | MaskCriterion) -> None:
     """Refuse one-to-many queries that no loss trains, and a hybrid branch without queries.
 
     Raises:
@@ -248,10 +269,13 @@ def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, co
     facts = inspect_samples(
         dataset, train.output / "samples.png", eval_transform(stage.inference.short_side, stage.inference.long_side)
     )
+    in_cells = getattr(getattr(trainer.model, "detector", trainer.model), "measures_in_cells", False)
+    facts = replace(facts, fractions=not in_cells)
     epochs = trainer.total_steps * batch / len(dataset)
     length = f"{trainer.total_steps} steps of {batch} images = {epochs:.1f} epochs of {len(dataset)}"
     place = f"{fabric.world_size} x {fabric.device.type}, {train.precision}, seed {train.seed}"
-    lines = [f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
+    crowds = [f"all annotations of {category} are crowds: it is not learnt" for category in dataset.only_crowds]
+    lines = [*crowds, f"{length}; {place}; folder {train.output}", *facts.lines(trainer.template.model.setting("num_queries"))]
     if validates_on_training(stage.data, train) and trainer.evaluate is not None:
         lines.append("note: validation and training have the same images, so the scores say nothing about new ones")
     print_groups(console, trainer.model, trainer.groups, lines)

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.losses import Criterion, GlobalCounts
+from panoptic_detr.training.losses import Criterion, GlobalCounts, MaskCriterion
 from panoptic_detr.training.watch.diagnosis import vital_signs
 
 
@@ -33,7 +33,7 @@ class TrainingStep(nn.Module):
         criterion: its losses.
     """
 
-    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion | MaskCriterion) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion

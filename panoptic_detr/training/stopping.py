@@ -1,4 +1,7 @@
-"""What ends a run before its last step: a signal, a loader process that died, numbers that are not finite."""
+"""What ends a run before its last step: a signal, a loader process that died, numbers that are not finite.
+
+A signal only raises a flag: `Trainer` finishes its step, saves, and says how to go on.
+"""
 
 import math
 import os

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
-from panoptic_detr.training.losses import Criterion
+from panoptic_detr.training.losses import Criterion, MaskCriterion
 from panoptic_detr.training.optimizer import AveragedWeights, build_optimizer, parameter_groups, rate_factor, set_rates
 from panoptic_detr.training.processes import any_process, gather, share_buffers, whole, whole_modules
 from panoptic_detr.training.run.folder import RunFiles
@@ -68,7 +68,7 @@ class Trainer:
         self,
         fabric: Fabric,
         model: nn.Module,
-        criterion: Criterion,
+        criterion: Criterion | MaskCriterion,
         loader: Loader,
         *,
         optimizer: OptimizerConfig,

@@ -114,7 +114,7 @@ def choose_device(wanted: str | torch.device, local_rank: int = 0) -> torch.devi
     except RuntimeError:
         raise InputError(f"there is no device {str(wanted)!r}; give auto, cpu, cuda, cuda:1 and so on, or mps") from None
     count = torch.cuda.device_count() if device.type == "cuda" and available["cuda"] else 1
-    if not available.get(device.type, True) or (device.index or 0) >= count:
+    if not available.get(device.type, False) or (device.index or 0) >= count:
         there = ", ".join(repr(kind) for kind, found in available.items() if found)
         raise InputError(f"device {str(wanted)!r} is not available on this machine; use {there} or 'auto'")
     if device.type == "cuda" and device.index is None:

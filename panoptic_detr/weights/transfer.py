@@ -15,6 +15,7 @@ from panoptic_detr.weights.checkpoints import Checkpoint
 from panoptic_detr.zoo import PANOPTIC, ModelSpec, override_types, spec_of
 
 CLASS_HEADS = ("class_embed", "dense_heads")
+STUFF_QUERIES = "stuff_embed.weight"  # one row for each stuff class, in the order of `stuff_labels`
 QUERIES = "query_embed"
 # Settings that change nothing in what trained weights compute.
 TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretrained_backbone")
@@ -106,6 +107,8 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
         elif _is_class_head(name) and _same_width(name, state, theirs) and len(given) >= source.categories.num_labels:
             _copy_rows(value, given, {0: 0} if _is_proposal_head(name, state) else rows, source.categories, categories)
             result.copied.append(name)
+        elif name.endswith(STUFF_QUERIES) and value.shape[1:] == given.shape[1:]:
+            result.fresh += _copy_stuff_queries(name, value, given, rows, spec_of(model), source)
         elif value.shape == given.shape and not _is_class_head(name):
             value.copy_(given)
             result.copied.append(name)
@@ -165,6 +168,21 @@ def check_mask_settings(source: Checkpoint, model: nn.Module) -> None:
                 f"the mask head of {str(source.path or source.model.name)!r} was trained with {name} {there}, "
                 f"but this model has {here}; give --model.overrides.{name} {there}"
             )
+
+
+def _copy_stuff_queries(
+    name: str, value: Tensor, given: Tensor, rows: dict[int, int], spec: ModelSpec, source: Checkpoint
+) -> list[str]:
+    """Copy the query of each stuff class that both have; says which of ours are new."""
+    theirs = list(source.model.setting("stuff_labels"))
+    fresh = []
+    there_of = {here: there for there, here in rows.items()}
+    for place, label in enumerate(spec.setting("stuff_labels")):
+        if there_of.get(label) in theirs:
+            value[place] = given[theirs.index(there_of[label])]
+        else:
+            fresh.append(f"{name}: the query of label {label} is new")
+    return fresh
 
 
 def _common_labels(source: CategoryTable, target: CategoryTable) -> dict[int, int]:

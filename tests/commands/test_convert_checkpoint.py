@@ -194,3 +194,32 @@ def test_a_category_file_of_another_kind_is_refused_by_name(text, published, tmp
         convert_checkpoint.main(
             [str(published), str(tmp_path / "o.pth"), *MODEL, "--num-labels", "2", "--categories", str(classes)]
         )
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model", "model.bin"])
+def test_other_formats_are_not_written_under_their_endings(name, published, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert_checkpoint.main([str(published), str(tmp_path / name), *MODEL])
+    assert f"checkpoints are written as .pt, .pth, .safetensors, but the output is {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+def test_weights_of_another_library_are_one_short_error(tmp_path):
+    path = tmp_path / "pytorch_model.pt"
+    names = [f"model.encoder.layers.{i}.self_attn.q_proj.weight" for i in range(300)]
+    weights = {name: torch.zeros(2) for name in [*names, "class_labels_classifier.weight", "bbox_predictor.layers.0.weight"]}
+    torch.save(weights, path)
+    with pytest.raises(
+        OfficialWeightsError, match=r"302 unexpected: .* and so on. These are the names of the transformers"
+    ) as error:
+        convert_checkpoint.main([str(path), str(tmp_path / "ours.pt"), "--model", "detr_r50"])
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 900
+
+
+def test_weights_that_are_no_numbers_are_refused_with_their_name(model, tmp_path):
+    weights = to_official(model.state_dict())
+    weights["class_embed.bias"] = torch.full_like(weights["class_embed.bias"], torch.nan)
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(OfficialWeightsError, match=r"nan\.pth'.*class_embed\.bias has 3 of 3 values that are NaN"):
+        convert_checkpoint.main([str(tmp_path / "nan.pth"), str(tmp_path / "ours.pt"), *MODEL, "--num-labels", "2"])

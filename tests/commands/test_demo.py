@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from panoptic_detr.commands import demo
+from panoptic_detr.config.reading import packaged_configs
 from panoptic_detr.errors import DataError, TrainingError
 
 
@@ -28,7 +29,7 @@ def test_only_the_products_of_an_earlier_demo_are_removed(tmp_path):
 
 
 def test_the_settings_of_both_stages_are_found_in_a_checkout_too():
-    assert {path.name for path in demo.CONFIGS.glob("*.yaml")} == {"detector.yaml", "masks.yaml"}
+    assert all(packaged_configs()[f"scenes/{name}"].is_file() for name in ("detector", "masks"))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -295,3 +295,19 @@ def test_calibration_needs_a_checkpoint(options, message, capsys):
     with pytest.raises(SystemExit):
         evaluate.parse(options)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--data.limit", "0"], ["--batch-size", "0"], ["--workers", "-3"], ["--batch-size", "two"]])
+def test_numbers_out_of_range_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parse(["model.pt", *option])
+    assert f"argument {option[0]}: must be a whole number, " in capsys.readouterr().err
+
+
+def test_an_empty_split_is_nothing_to_score(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "panoptic_val.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": [], "annotations": []}))
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    told = failing([checkpoint, "--data.root", str(tmp_path / "data"), "--data.split", "val", "--device", "cpu"], capsys)
+    assert "panoptic_val.json: there is no image in it, so nothing to score" in told

@@ -1,7 +1,9 @@
 """The predict job from the command line: files written, messages, exit statuses."""
 
 import json
+import multiprocessing
 import os
+import signal
 
 import cv2
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import cli, predict
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import ConfigError
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError
+from panoptic_detr.inference import PredictionFolder, stream
 from panoptic_detr.inference.predictor import Predictor
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import areas, read_id_png
 from panoptic_detr.zoo import build_model
 
@@ -144,3 +148,124 @@ def test_batches_give_the_same_files(checkpoint, photos, tmp_path, monkeypatch):
         maps = [read_id_png(tmp_path / n / "panoptic" / first["file_name"]) for n in "12"]
         assert first["file_name"] == second["file_name"]
         assert (maps[0] == maps[1]).mean() > 0.99
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def killed_at(arguments, where, count):
+    """Run the job in a process of its own that is killed at the `count`-th call of `where`: (owner, name of a function)."""
+    owner, name = where
+    original, calls = getattr(owner, name), []
+
+    def deadly(*given, **named):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*given, **named)
+
+    def work():
+        setattr(owner, name, deadly)
+        predict.main(arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
+def test_a_kill_at_any_moment_loses_nothing(checkpoint, photos, tmp_path, capsys):
+    for number in range(3):
+        (photos / f"c{number}.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "broken.png").write_bytes(b"not a picture")
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output"]
+    assert predict.main([*arguments, str(tmp_path / "whole")]) == 1
+    moments = [(PanopticSegmentation, "save"), (stream, "save_picture"), (stream, "_line"), (stream, "write_json")]
+    for where in moments:
+        for count in (1, 3, 4) if where[1] != "write_json" else (1,):
+            out = tmp_path / f"{where[1]}{count}"
+            assert killed_at([*arguments, str(out)], where, count) == -signal.SIGKILL
+            with open(out / "predictions.jsonl", "ab") as lines:
+                lines.write(b'{"name": "half a li')
+            assert not (out / "predictions.json").exists()
+            assert predict.main([*arguments, str(out)]) == 1
+            assert tree(out) == tree(tmp_path / "whole")
+    assert "going on: 5 of 6 pictures are there already" in capsys.readouterr().out
+
+
+def test_signals_finish_the_picture_and_say_how_to_go_on(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    original = predict.take_notes
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(*arguments)
+
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "take_notes", interrupted)
+        assert predict.main(arguments) == 128 + signal.SIGTERM
+    assert "stopped after 1 of 2 pictures; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    for change in (["--threshold", "0.2"], ["--precision", "bf16"], ["--no-overlays"], [str(photos / "a.png")]):
+        with pytest.raises(DataError, match=r"this output was started with other (settings|precision|overlays|pictures)"):
+            predict.main([*arguments, *change] if change[0][0] == "-" else [arguments[0], *change, *arguments[1:]])
+    assert predict.main(arguments) == 0
+    assert sorted(tree(tmp_path / "out")) == [
+        "overlays/a.jpg",
+        "overlays/b.jpg",
+        "panoptic/a.png",
+        "panoptic/b.png",
+        "predictions.json",
+    ]
+
+
+def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
+    with PredictionFolder(tmp_path, TABLE), pytest.raises(DataError, match="another process writes predictions here"):
+        PredictionFolder(tmp_path, TABLE).__enter__()
+
+
+def test_pictures_that_do_not_fit_and_names_that_cannot_be_written_are_passed_over(
+    checkpoint, photos, tmp_path, monkeypatch, capsys
+):
+    picture = (photos / "a.png").read_bytes()
+    with open(os.fsencode(photos) + b"/\xff.png", "wb") as file:
+        file.write(picture)
+    original = Predictor.__call__
+
+    def small_memory(self, pictures):
+        if any(len(image) == 60 for image in pictures):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to")
+        return original(self, pictures)
+
+    monkeypatch.setattr(Predictor, "__call__", small_memory)
+    assert predict.main([str(checkpoint), str(photos), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    content, _ = predictions(tmp_path / "out")
+    assert [image["file_name"] for image in content["images"]] == ["a.png"]
+    complaint = capsys.readouterr().err
+    assert "b.png: too large for the memory" in complaint
+    assert "\\xff.png: the name is not UTF-8" in complaint
+
+
+def test_ids_and_names_of_a_ground_truth_and_folders_in_folders(checkpoint, photos, tmp_path, capsys):
+    (photos / "in").mkdir()
+    (photos / "a.png").rename(photos / "in" / "a.png")
+    rows = [{"id": "x7", "file_name": "b.jpg"}, {"id": 5, "file_name": "val/in/a.jpg"}, {"id": 6, "file_name": "gone.jpg"}]
+    (photos / "c.png").write_bytes((photos / "b.png").read_bytes())
+    (tmp_path / "gt.json").write_text(json.dumps({"images": rows}))
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--recursive", "--output"]
+    assert predict.main([*arguments, str(tmp_path / "like"), "--like", str(tmp_path / "gt.json")]) == 0
+    content, _ = predictions(tmp_path / "like")
+    assert [(i["id"], i["file_name"]) for i in content["images"]] == [("x7", "b.jpg"), (5, "val/in/a.jpg")]
+    assert [(a["image_id"], a["file_name"]) for a in content["annotations"]] == [("x7", "b.png"), (5, "in/a.png")]
+    printed = capsys.readouterr().out
+    assert "left out: 1 pictures" in printed
+    assert "no picture is there for 1 of the 3 images" in printed
+    assert predict.main([*arguments, str(tmp_path / "all")]) == 0
+    content, _ = predictions(tmp_path / "all")
+    assert [i["file_name"] for i in content["images"]] == ["b.png", "c.png", "in/a.png"]
+    (tmp_path / "gt.json").write_text(json.dumps({"images": rows[2:]}))
+    with pytest.raises(EvaluationError, match="none of its 1 images has the name of one of the 3 pictures"):
+        predict.main([*arguments, str(tmp_path / "none"), "--like", str(tmp_path / "gt.json")])

@@ -25,7 +25,7 @@ from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import ConfigError, DataError
 from panoptic_detr.structures import Sample, Target
 from panoptic_detr.training import build_data, stages
-from panoptic_detr.training.losses import build_criterion, criterion_for
+from panoptic_detr.training.losses import MaskCriterion, build_criterion, criterion_for
 from panoptic_detr.training.optimizer import parameter_groups, rate_factor
 from panoptic_detr.training.watch.sanity import DataFacts
 from panoptic_detr.weights.published import PUBLISHED
@@ -45,7 +45,9 @@ def test_there_are_configs():
     assert {f"{model}_{stage}" for model in PAPER for stage in ("boxes", "masks")} <= names
     assert {path.stem for path in CONFIGS if path.parent.name == "scenes"} >= {"detector", "masks"}
     finetune = {path.stem for path in CONFIGS if path.parent.name == "finetune"}
-    assert finetune >= {f"{name}_{stage}" for name in ("detr_r50", "nuclei", "overfit") for stage in ("boxes", "masks")}
+    assert finetune >= {
+        f"{name}_{stage}" for name in ("detr_r50", "nuclei", "overfit", "photos") for stage in ("boxes", "masks")
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -57,17 +59,19 @@ def test_config_builds(path):
         model = build_model(name, num_labels=133, **overrides)
     groups = {group.name: group.lr for group in parameter_groups(model, stage.optimizer)}
     assert groups["transformer and heads"] == stage.optimizer.lr
-    assert criterion_for(model, 133, stage.loss).masks is isinstance(stage, MaskStage)
+    criterion = criterion_for(model, 133, stage.loss)
+    assert isinstance(criterion, MaskCriterion) or criterion.masks is isinstance(stage, MaskStage)
     build_data.build_augmentation(stage.augmentation, eval_transform())
     InferenceSettings.from_dict(plain(stage)["inference"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_evaluates_images_of_sizes_that_it_trains_on(path):
-    stage = read(path)
+    stage, detector = read(path), read(path.with_name(path.name.replace("masks", "boxes" if "_" in path.stem else "detector")))
     whole = eval_transform(stage.inference.short_side, stage.inference.long_side)
     augmentation = build_data.build_augmentation(stage.augmentation, whole)
-    facts = DataFacts(20, [1], {}, sizes_of(augmentation), eval_sizes=sizes_of(whole)[:1])
+    in_fractions = not detector.model.name.startswith("mask_detr")
+    facts = DataFacts(20, [1], {}, sizes_of(augmentation), eval_sizes=sizes_of(whole)[:1], fractions=in_fractions)
     assert not [line for line in facts.lines(100) if "warning" in line]
 
 

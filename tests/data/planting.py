@@ -175,7 +175,18 @@ def plant_no_list(layout):
     layout.jpg.unlink()
 
 
+def plant_no_things(layout):
+    for category in layout.content["categories"]:
+        category["isthing"] = 0
+
+
+def plant_crowds_only(layout):
+    segment(layout, CUBE)["iscrowd"] = 1
+
+
 PLANTED_IN_JSON = [
+    (plant_no_things, {"no_things"}, None),
+    (plant_crowds_only, {"category_all_crowds"}, None),
     (plant_area, {"area_wrong"}, CUBE),
     (plant_area_missing, {"area_wrong"}, CUBE),
     (plant_area_infinite, {"area_wrong"}, CUBE),

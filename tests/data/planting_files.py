@@ -38,6 +38,13 @@ def plant_umlaut(layout):
     layout.png.rename(layout.png.with_name("Bär.png"))
 
 
+def plant_backslash(layout):
+    for path, entry in ((layout.jpg, layout.content["images"][0]), (layout.png, layout.content["annotations"][0])):
+        (path.parent / "cam").mkdir()
+        path.rename(path.parent / "cam" / path.name)
+        entry["file_name"] = f"cam\\{path.name}"
+
+
 def plant_ending(layout):
     layout.jpg.rename(layout.jpg.with_name("7.png"))
 
@@ -147,6 +154,7 @@ PLANTED_IN_FILES = [
     (plant_unsafe_png, {"file_name_unsafe"}, None),
     (plant_blank, {"file_name_unusual"}, None),
     (plant_umlaut, {"file_name_unusual"}, None),
+    (plant_backslash, {"file_name_backslash"}, None),
     (plant_ending, {"image_ending"}, None),
     (plant_image_missing, {"image_missing"}, None),
     (plant_image_truncated, {"image_unreadable"}, None),

@@ -308,3 +308,21 @@ def test_header_of_an_impossible_size_is_an_unreadable_image(layout, capfd):
     layout.jpg.write_bytes(data)
     with pytest.raises(DataError, match=r"7\.jpg: not a readable image"):
         open_set(layout)[0]
+
+
+def test_more_segments_than_16_bits_number_are_all_read(layout):
+    ids = np.arange(1, 40_001, dtype=np.int32).reshape(200, 200)
+    layout.save_map(ids)
+    layout.save_image(np.zeros((200, 200, 3), np.uint8))
+    layout.segments[:] = [{"id": value, "category_id": 2} for value in range(40_000, 0, -1)]
+    layout.save()
+    target = open_set(layout).target(0)
+    assert len(target) == 40_000
+    assert target.segment_map.flatten()[[0, -1]].tolist() == [40_000, 1]
+
+
+def test_classes_of_crowds_only_are_told(layout):
+    assert open_set(layout).only_crowds == []
+    layout.segments[3]["iscrowd"] = 1
+    layout.save()
+    assert [str(category) for category in open_set(layout).only_crowds] == ["'cube' (thing)"]

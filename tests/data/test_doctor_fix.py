@@ -22,6 +22,7 @@ from data.planting import (
     segment,
 )
 from data.planting_files import (
+    plant_backslash,
     plant_ending,
     plant_json_size,
     plant_png_16_bit,
@@ -48,6 +49,7 @@ REPAIRABLE = [
     plant_png_only,
     plant_crowd_missing,
     plant_stuff_twice,
+    plant_backslash,
     plant_ending,
     plant_json_size,
     plant_png_grey,
@@ -74,7 +76,7 @@ def test_repaired_copy_is_clean_and_the_original_untouched(clean, plant, copy_im
     assert all(defect.repairable for defect in found)
     assert fingerprint(source) == before
     assert check(clean.root / "fixed") == []
-    (image,) = (clean.root / "fixed" / "val").iterdir()
+    (image,) = (path for path in (clean.root / "fixed" / "val").rglob("*") if not path.is_dir())
     assert image.is_symlink() != copy_images
     assert len(CocoPanoptic.from_root(clean.root / "fixed", "val")[0].target) >= 2
 
@@ -122,3 +124,30 @@ def test_nothing_is_left_of_a_copy_that_fails(clean, monkeypatch):
         check(clean.root, fix=clean.root / "fixed")
     assert fingerprint(clean.root) == before
     assert {path.name for path in clean.root.iterdir()} == {"annotations", "panoptic_val", "val"}
+
+
+def test_names_with_backslashes_are_written_with_slashes(clean):
+    plant_backslash(clean)
+    clean.save()
+    check(clean.root, fix=clean.root / "fixed")
+    content = json.loads((clean.root / "fixed" / "annotations" / "panoptic_val.json").read_text())
+    assert content["images"][0]["file_name"] == "cam/7.jpg"
+    assert content["annotations"][0]["file_name"] == "cam/7.png"
+
+
+def test_stuff_is_not_joined_where_nobody_said_what_is_a_thing(clean):
+    segment(clean, CUBE)["category_id"] = 2  # a second ball
+    segment(clean, CROWD).update(category_id=2, iscrowd=1)
+    for category in clean.content["categories"]:
+        category["isthing"] = 0
+    clean.save()
+    found = {defect.kind: defect for defect in check(clean.root, fix=clean.root / "fixed")}
+    assert found.keys() == {"stuff_repeated", "no_things"}
+    assert not found["stuff_repeated"].repairable
+    assert "or set isthing to 1" in found["stuff_repeated"].line()
+    assert check(clean.root, fix=clean.root / "set", things=["ball"]) == []
+    content = json.loads((clean.root / "set" / "annotations" / "panoptic_val.json").read_text())
+    assert [row["isthing"] for row in content["categories"]] == [1, 0, 0]
+    assert {BALL, CUBE} <= {row["id"] for row in content["annotations"][0]["segments_info"]}
+    with pytest.raises(DataError, match="no category is called 'bal'; the categories are ball, cube, lawn"):
+        check(clean.root, things=["bal"])

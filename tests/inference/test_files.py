@@ -1,6 +1,7 @@
 """Which pictures are predicted, under which names, and what is written about them."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.inference.files import PictureFile, PredictionFolder, find_pictures
+from panoptic_detr.inference.files import PictureFile, find_pictures
+from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
 
@@ -93,3 +95,13 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, table):
     (tmp_path / "out").touch()
     with pytest.raises(DataError, match="out: the folder cannot be made"):
         PredictionFolder(tmp_path / "out", table)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_listed(tmp_path):
+    touch(tmp_path / "a.jpg", tmp_path / "in" / "a.jpg", tmp_path / "in" / "scan.1.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    assert [f.path.name for f in find_pictures([tmp_path])] == ["a.jpg"]
+    found = find_pictures([tmp_path], recursive=True)
+    assert [(f.name, f.file_name) for f in found] == [("a", "a.jpg"), ("in/a", "in/a.jpg"), ("in/scan.1", "in/scan.1.jpg")]

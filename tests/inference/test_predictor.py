@@ -309,3 +309,31 @@ def test_unusable_arguments(model, table):
 def test_categories_of_the_predictor_are_those_of_the_table(predictor):
     assert isinstance(predictor.categories, CategoryTable)
     assert not predictor.model.training
+
+
+def test_what_is_no_picture_gets_a_sentence_of_its_own(predictor):
+    for thing, told in [
+        (None, "NoneType is no picture: give a path"),
+        (b"png", "bytes is no picture: decode the bytes first"),
+        ({"a": 1}, "dict is no picture: give a path"),
+        ((photo() for _ in range(2)), "generator is no picture: predictor.stream"),
+        ([[photo()]], "list is no picture"),
+        (np.full((8, 8, 3), np.nan), "this one has NaN or infinity"),
+    ]:
+        with pytest.raises(PictureError, match=told):
+            predictor(thing)
+
+
+def test_a_stream_takes_pictures_as_they_come(predictor):
+    taken = []
+
+    def pictures():
+        for seed in range(3):
+            taken.append(seed)
+            yield photo(seed=seed)
+
+    results = predictor.stream(pictures())
+    same(next(results), predictor(photo(seed=0)))
+    assert taken == [0]
+    for result, seed in zip(results, (1, 2), strict=True):
+        same(result, predictor(photo(seed=seed)))

@@ -25,7 +25,7 @@ PANOPTIC_MODELS = [name for name in list_models() if name.endswith("_panoptic")]
 
 def tiny(name, **overrides):
     dilated = {"backbone": "resnet50"} if "dc5" in name else {}  # the small backbone has no dilated form
-    dense = {} if name.startswith("detr_") else {"dense_aux": True}
+    dense = {} if name.startswith(("detr_", "mask_detr_")) else {"dense_aux": True}
     return build_model(name, num_labels=5, **(TINY | dilated | dense | overrides))
 
 

@@ -98,12 +98,18 @@ def test_every_number_of_a_builder_has_a_rule(build, kind, value):
             build(**(TINY | {name: value}))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "swin_t", "resnext50_32x4d"])
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
 @pytest.mark.parametrize("levels", [(0, 1), (2, 2), (4, 3), (5,), ()])
 def test_levels_that_a_backbone_does_not_have(backbone, levels):
     with pytest.raises(ValueError, match=r"^backbone_levels must be one or more of 1, 2, 3, 4, each once") as error:
         build_backbone(backbone, levels=levels)
     assert ("level 0 (stride 2) is for backbone=small" in str(error.value)) == (0 in levels)
+
+
+@pytest.mark.parametrize("levels", [(2, 2), (4, 3), (5,), ()])
+def test_levels_that_a_network_of_timm_does_not_have(levels):
+    with pytest.raises(ValueError, match=r"^backbone_levels must be one or more of 0, 1, 2, 3, 4, each once"):
+        build_backbone("resnext50_32x4d", levels=levels)
 
 
 @pytest.mark.parametrize("num_heads", [0, -8])

@@ -354,3 +354,9 @@ def test_both_schemes_are_legible_and_nothing_sticks_out_on_a_phone(page, scheme
     assert overflow <= 0
     assert abs(ink - paper) > 150
     assert (ink < paper) == (scheme == "light")
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"step,loss\n\xff\x00\x93")
+    with pytest.raises(PictureError, match=r"log\.csv: not a CSV file of text"):
+        read_curves(tmp_path / "log.csv")

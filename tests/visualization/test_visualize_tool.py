@@ -20,7 +20,7 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.inference.files import PictureFile, PredictionFolder
+from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import areas, boxes_of, write_id_png

@@ -110,7 +110,7 @@ class Runner:
             self.model.to(memory_format=torch.channels_last)
         # In stage 2 the losses of boxes and classes train nothing, and only the last layer is matched.
         self.criterion = build_criterion(name, aux_loss=variant.stage == 1, mask_loss=variant.mask_loss)
-        matcher = self.criterion.matcher
+        matcher: HungarianMatcher = self.criterion.matcher  # type: ignore[assignment]
         settings = {f.name: getattr(matcher, f.name) for f in fields(matcher)}
         self.criterion.matcher = TimedMatcher(**settings, watch=self.watch)
         config = OptimizerConfig()

@@ -7,28 +7,31 @@ from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
 from panoptic_detr.data.coco.index import CocoIndex, read_index
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, resolve_paths
+from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, list_splits, resolve_paths, with_ending
 
 if TYPE_CHECKING:
-    from panoptic_detr.data.coco.dataset import CocoPanoptic, retarget
+    from panoptic_detr.data.coco.dataset import CocoPanoptic, Others, retarget
 
 __all__ = [
     "IMAGE_ENDINGS",
     "CocoIndex",
     "CocoPanoptic",
     "DataPaths",
+    "Others",
     "defects",
     "entries",
     "find_image",
+    "list_splits",
     "read_index",
     "read_json",
     "resolve_paths",
     "retarget",
+    "with_ending",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("CocoPanoptic", "retarget"):
+    if name not in ("CocoPanoptic", "Others", "retarget"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from panoptic_detr.data.coco import dataset
 

@@ -5,8 +5,9 @@ Masks are never stacked: the id map travels through augmentation as one channel 
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panoptic_detr.categories import CategoryTable
+from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import find_image, resolve_paths
 from panoptic_detr.errors import DataError, SegmentMapError
@@ -25,6 +26,21 @@ from panoptic_detr.segment_maps import read_id_png, renumber
 from panoptic_detr.structures import Sample, Target
 
 Transform = Callable[[Sample, torch.Generator], Sample]
+
+
+@dataclass(frozen=True)
+class Others:
+    """The other images of a data set, for augmentation that mixes several.
+
+    Attributes:
+        samples: the i-th, as read from disk.
+        count: how many there are.
+        thing_labels: labels of things.
+    """
+
+    samples: Callable[[int], Sample]
+    count: int
+    thing_labels: tuple[int, ...]
 
 
 class CocoPanoptic(Dataset[Sample]):
@@ -74,7 +90,7 @@ class CocoPanoptic(Dataset[Sample]):
     def from_root(
         cls,
         root: str | Path,
-        split: str,
+        split: str | None = None,
         *,
         categories: CategoryTable | None = None,
         transforms: Transform | None = None,
@@ -102,6 +118,19 @@ class CocoPanoptic(Dataset[Sample]):
         Raises:
             DataError, SegmentMapError: a defect of the files, with the place and the way out.
         """
+        row, sample = self._row(i), self._sample(i)
+        if self.transforms is None:
+            return sample
+        mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "copy_paste", 0) else {}
+        try:
+            return self.transforms(sample, self._generator(row), **mixing)
+        except DataError:  # of another image that was to be mixed in
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"{self._where(row)}: the transforms failed: {error}") from error
+
+    def _sample(self, i: int) -> Sample:
+        """The i-th sample as it is on disk."""
         row = self._row(i)
         image, places = self._decoded(row)
         labels, image_id = self._labels(row), self._index.image_ids[row]
@@ -110,13 +139,11 @@ class CocoPanoptic(Dataset[Sample]):
         else:
             target = retarget(torch.from_numpy(places), labels, image_id)
         image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
-        sample = Sample(image_tensor, target, places.shape, self._index.image_names[row])
-        if self.transforms is None:
-            return sample
-        try:
-            return self.transforms(sample, self._generator(row))
-        except (ValueError, RuntimeError) as error:
-            raise DataError(f"{self._where(row)}: the transforms failed: {error}") from error
+        return Sample(image_tensor, target, places.shape, self._index.image_names[row])
+
+    def _others(self) -> Others:
+        things = tuple(label for label, category in self.categories.by_label.items() if category.isthing)
+        return Others(self._sample, len(self), things)
 
     @property
     def categories(self) -> CategoryTable:
@@ -143,6 +170,13 @@ class CocoPanoptic(Dataset[Sample]):
         """Segments of all samples; crowds are not counted."""
         before = np.concatenate([[0], np.cumsum(~self._index.iscrowd)])[self._index.offsets]
         return int(np.diff(before)[self._chosen].sum())
+
+    @property
+    def only_crowds(self) -> list[Category]:
+        """Categories all of whose segments are crowds, so that they are neither learnt nor scored."""
+        crowd = self._index.iscrowd
+        ids = np.setdiff1d(self._index.category_ids[crowd], self._index.category_ids[~crowd])
+        return [self.categories.by_id[i] for i in ids.tolist()]
 
     def image(self, i: int) -> np.ndarray:
         """The i-th image as it is stored: (H, W, 3) uint8 RGB."""
@@ -222,7 +256,7 @@ class CocoPanoptic(Dataset[Sample]):
         return np.concatenate([[0], np.where(crowd, 0, np.cumsum(~crowd))]).astype(ranks.dtype)[ranks]
 
     def _read_map(self, row: int) -> np.ndarray:
-        """The annotation PNG with ids replaced by 1 + position in the JSON's segments_info: (H, W) uint8, or int16 for many."""
+        """The annotation PNG with ids replaced by 1 + position in the JSON's segments_info: (H, W) uint8, int16 or int32."""
         path = safe_path(self.panoptic, self._index.png_names[row], self._where(row))
         try:
             segment_map = read_id_png(path)
@@ -235,7 +269,7 @@ def retarget(segment_map: Tensor, labels: Tensor, image_id: int | str) -> Target
     """Make a target from an id map; segments without a pixel are left out and the others renumbered.
 
     Args:
-        segment_map: (H, W) uint8 or int16 on the CPU: 0 void, i + 1 the segment of labels[i].
+        segment_map: (H, W) uint8, int16 or int32 on the CPU: 0 void, i + 1 the segment of labels[i].
         labels: (S,) int64.
         image_id: of the image.
 

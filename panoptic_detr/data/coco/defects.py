@@ -120,12 +120,22 @@ ERRORS = {
     "category_unknown": Kind("segment of an unknown category", "add the category, or correct category_id"),
     "area_wrong": Kind("area is not the number of pixels", "count the pixels"),
     "bbox_wrong": Kind("bbox is not the box of the pixels", "measure [left, top, width, height] on the pixels"),
-    "stuff_repeated": Kind("stuff category twice in an image", "give all pixels of a stuff category one id"),
+    "stuff_repeated": Kind(
+        "stuff category twice in an image", "give all pixels of a stuff category one id, or set isthing to 1"
+    ),
 }
 NOTES = {
     "category_name_repeated": Kind("two categories with one name", "rename one, or merge the two"),
     "annotation_empty": Kind("image without any segment", "nothing, if there is nothing to see in it"),
     "file_name_unusual": Kind("file name with blanks or letters outside ASCII", "rename the file if a tool trips over it"),
+    "file_name_backslash": Kind("file name with a backslash", "write / between folders; other tools find no such file"),
+    "no_things": Kind(
+        "no category is a thing", "set isthing to 1 for what can be counted (`--things NAME` does), unless all is stuff indeed"
+    ),
+    "category_all_crowds": Kind(
+        "all annotations of a category are crowds",
+        "a labelling tool's brush export does that: nothing is learnt or scored for it; set iscrowd to 0 for single objects",
+    ),
     "image_ending": Kind("image has another ending than the JSON says", "correct the file_name in the JSON"),
     "image_repeated": Kind("same picture twice in a split", "remove one, unless it is meant"),
     "exif_rotation": Kind(

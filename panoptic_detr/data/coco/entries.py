@@ -101,6 +101,11 @@ def read_entries(path: str | Path, *, categories: CategoryTable | None = None) -
     return found
 
 
+def slashed(name: str) -> str:
+    """A file name with slashes only; JSONs written on Windows have backslashes."""
+    return name.replace("\\", "/")
+
+
 def is_id(value: object) -> TypeGuard[ImageId]:
     """Ids of images are integers or texts."""
     return isinstance(value, int | str) and not isinstance(value, bool)
@@ -197,7 +202,7 @@ def _read_images(rows: list[Any], found: Entries) -> None:
             continue
         found.images[image_id] = row
         if _check_name(row, image_id, "image_invalid", found):
-            _check_shared(row["file_name"], image_id, files, "image_file_duplicate", found)
+            _check_shared(slashed(row["file_name"]), image_id, files, "image_file_duplicate", found)
 
 
 def _read_annotations(rows: list[Any], found: Entries) -> None:
@@ -213,7 +218,7 @@ def _read_annotations(rows: list[Any], found: Entries) -> None:
             continue
         found.annotations[image_id] = row
         if _check_name(row, image_id, "annotation_invalid", found, place="annotation"):
-            _check_shared(row["file_name"], image_id, files, "png_shared", found)
+            _check_shared(slashed(row["file_name"]), image_id, files, "png_shared", found)
         if not isinstance(row.get("segments_info"), list):
             what = f"its annotation has no list 'segments_info' ({show(row.get('segments_info'))})"
             found.add("annotation_invalid", what, image_id)
@@ -246,6 +251,8 @@ def _check_name(row: Entry, image_id: ImageId, kind: str, found: Entries, place:
     except DataError as error:
         found.add("file_name_unsafe", str(error).removeprefix(": ").partition(";")[0], image_id, place=place)
         return False
+    if "\\" in name:
+        found.add("file_name_backslash", f"file_name {show(name)}", image_id, place=place, repairable=True)
     if not name.isascii() or any(letter.isspace() for letter in name):
         found.add("file_name_unusual", f"file_name {show(name)}", image_id, place=place)
     return True

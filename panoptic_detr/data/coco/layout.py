@@ -9,6 +9,7 @@ from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+_ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of pictures elsewhere
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class DataPaths:
     annotations: Path
 
 
+def list_splits(root: str | Path) -> list[str]:
+    """Names of the splits under a root in COCO's own layout: those of `annotations/panoptic_<split>.json`."""
+    return sorted(path.stem.removeprefix("panoptic_") for path in (Path(root) / "annotations").glob("panoptic_*.json"))
+
+
 def resolve_paths(
     root: str | Path | None = None,
     split: str | None = None,
@@ -38,7 +44,7 @@ def resolve_paths(
 
     Args:
         root: folder with `<split>/`, `panoptic_<split>/` (here or in `annotations/`) and `annotations/panoptic_<split>.json`.
-        split: for example train2017.
+        split: for example train2017; by default the only one there is, or val2017.
         images: folder of the images.
         panoptic: folder of the annotation PNGs.
         annotations: the JSON.
@@ -46,7 +52,13 @@ def resolve_paths(
     Raises:
         DataError: something is not there; the message lists every place that was looked at.
     """
-    if (root is None or split is None) and (images is None or panoptic is None or annotations is None):
+    named = images is not None and panoptic is not None and annotations is not None
+    splits = [] if root is None else list_splits(root)
+    if split is None and not named:
+        split = splits[0] if len(splits) == 1 else "val2017" if "val2017" in splits else None
+    if split is None and len(splits) > 1 and not named:
+        raise DataError(f"{root} has the splits {', '.join(splits)}; say which one")
+    if (root is None or split is None) and not named:
         raise DataError(
             "the data set is not fully named: give a root folder and a split (COCO's own layout), "
             "or all of: the image folder, the panoptic folder and the annotation JSON"
@@ -61,20 +73,36 @@ def resolve_paths(
     }
     missing = [f"no {name} at {' or '.join(map(str, value))}" for name, value in found.items() if isinstance(value, list)]
     if missing:
-        raise DataError(f"{'; '.join(missing)}; check the root and the split, or name the paths one by one")
+        others = f" (the splits there are: {', '.join(splits)})" if splits and split not in splits else ""
+        raise DataError(f"{'; '.join(missing)}; check the root and the split{others}, or name the paths one by one")
     return DataPaths(*(value for value in found.values() if isinstance(value, Path)))
 
 
-def find_image(folder: str | Path, name: str, where: str) -> Path:
-    """The image file of an entry: as written; if that is missing, the same name ending in .jpg, .jpeg or .png.
+def with_ending(name: str, ending: str) -> str:
+    """A picture's name with another ending; after a dot that begins no picture's ending the name goes on (`scan.1`)."""
+    stem, dot, last = name.rpartition(".")
+    return f"{stem if stem and dot + last.lower() in _ENDINGS else name}{ending}"
+
+
+def find_image(folder: str | Path, name: str, where: str, key: str = "file_name") -> Path:
+    """The image file of an entry: as written; if that is missing, with .jpg, .jpeg or .png after the name or as its ending.
+
+    Args:
+        folder: of the images.
+        name: in the JSON.
+        where: for messages: in whose entry it stands.
+        key: for messages: of the JSON.
 
     Raises:
         DataError: neither exists.
     """
-    path = safe_path(folder, name, where)
-    for candidate in (path, *(path.with_suffix(ending) for ending in IMAGE_ENDINGS)):
+    path = safe_path(folder, name, where, key)
+    longer = [path.with_name(path.name + ending) for ending in IMAGE_ENDINGS]
+    for candidate in (path, *longer, *(path.with_name(with_ending(path.name, ending)) for ending in IMAGE_ENDINGS)):
         if os.path.isfile(candidate):  # unlike Path.is_file, False also for names that the file system refuses
             return candidate
+    if os.path.islink(path):
+        raise DataError(f"{where}: the image {path} is a link to {os.readlink(path)!r}, where there is nothing; mend the link")
     raise DataError(f"{where}: the image {path} is missing (also not as {', '.join(IMAGE_ENDINGS)}); check the image folder")
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from panoptic_detr.data.coco import CocoIndex, read_index
+from panoptic_detr.data.coco import CocoIndex, read_index, with_ending
 from panoptic_detr.data.convert.output import Conversion
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, safe_path, staged_file, staged_folder, write_json, write_whole
@@ -123,7 +123,7 @@ def _instances(item: _Annotation, *, kept: frozenset[int]) -> tuple[Entry, list[
 def _semantic(item: _Annotation, *, folder: Path, void: int, dtype: type) -> tuple[int, int, int]:
     """Write one semantic PNG; its pixels, void pixels and segments."""
     places = item.read()
-    path = safe_path(folder, str(Path(item.image_name).with_suffix(".png")), f"image {item.image_id!r}")
+    path = safe_path(folder, with_ending(item.image_name, ".png"), f"image {item.image_id!r}")
     make_folder(path.parent)
     if path.exists():
         raise DataError(f"image {item.image_id!r}: another image wants {path.name} too; rename one of them")

@@ -1,15 +1,17 @@
 """Regions drawn into a map: polygons and run lengths as masks, overlaps resolved. What is broken is refused, never drawn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from panoptic_detr.data.convert.sources import VOID, whole
 from panoptic_detr.data.doctor import show
 from panoptic_detr.errors import DataError
+from panoptic_detr.segment_maps import resize_ids
 
 LARGEST_COORDINATE = 100_000  # pixels; no picture is that wide
 
@@ -19,47 +21,66 @@ class Region:
     """One annotated thing or piece of stuff, before it is painted.
 
     Attributes:
-        category_id: of its class.
+        category_id: of its class; None for pixels that are void whatever lies below them.
         patch: (h, w) bool mask; cut out of the image's, so that hundreds of regions take little memory.
         top: row of the patch in the image.
         left: column of the patch in the image.
         iscrowd: a group that is not told apart.
+        layer: regions of lower layers lie below those of higher ones, whatever their sizes.
     """
 
-    category_id: int
+    category_id: int | None
     patch: np.ndarray
     top: int
     left: int
     iscrowd: bool = False
+    layer: int = 0
+
+    def joined(self, other: "Region") -> "Region":
+        """This region with the pixels of another one."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        bottom = max(part.top + part.patch.shape[0] for part in (self, other))
+        right = max(part.left + part.patch.shape[1] for part in (self, other))
+        patch = np.zeros((bottom - top, right - left), bool)
+        for part in (self, other):
+            height, width = part.patch.shape
+            patch[part.top - top :, part.left - left :][:height, :width] |= part.patch
+        return replace(self, patch=patch, top=top, left=left)
 
 
-def region_of(mask: np.ndarray, category_id: int, *, iscrowd: bool = False) -> Region | None:
+def region_of(mask: np.ndarray, category_id: int | None, *, iscrowd: bool = False, layer: int = 0) -> Region | None:
     """Cut a region out of an (H, W) mask; None if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
     top, left = int(rows[0]), int(columns[0])
     patch = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(bool)
-    return Region(category_id, patch, top, left, iscrowd)
+    return Region(category_id, patch, top, left, iscrowd, layer)
+
+
+def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another (height, width), by the nearest pixel centre."""
+    return mask if mask.shape == size else resize_ids(mask, size)
 
 
 def paint(shape: tuple[int, int], regions: Sequence[Region]) -> tuple[np.ndarray, list[tuple[int, bool]]]:
-    """Resolve overlaps: crowds lie lowest, then larger regions below smaller ones; of equal areas the later one is on top.
+    """Resolve overlaps: in each layer larger regions lie below smaller ones; of equal areas the later one is on top.
 
     Args:
         shape: (H, W) of the image.
         regions: in the order of the annotation.
 
     Returns:
-        (H, W) int32, 0 where no region is, i + 1 for the i-th region; and the regions' category_id and iscrowd.
+        (H, W) int32, 0 where no region is, i + 1 for the i-th that has a category, VOID for those that have none; and the
+        category_id and iscrowd of those that have one.
     """
     places = np.zeros(shape, np.int32)
-    order = sorted(range(len(regions)), key=lambda i: (not regions[i].iscrowd, -int(regions[i].patch.sum())))
-    for i in order:
-        region = regions[i]
+    numbers = np.cumsum([region.category_id is not None for region in regions]).tolist()
+    for region, number in sorted(zip(regions, numbers, strict=True), key=lambda row: (row[0].layer, -int(row[0].patch.sum()))):
         height, width = region.patch.shape
-        places[region.top : region.top + height, region.left : region.left + width][region.patch] = i + 1
-    return places, [(region.category_id, region.iscrowd) for region in regions]
+        window = places[region.top : region.top + height, region.left : region.left + width]
+        window[region.patch] = VOID if region.category_id is None else number
+    return places, [(region.category_id, region.iscrowd) for region in regions if region.category_id is not None]
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
@@ -126,8 +147,10 @@ def _runs_mask(segmentation: dict[str, Any], size: tuple[int, int], where: str) 
             f"{where}: its run lengths are for size {show(segmentation.get('size'))}, but the image is {list(size)}"
         )
     counts = segmentation.get("counts")
-    runs = packed_runs(counts, where) if isinstance(counts, str) else counts
-    if not _whole(runs) or sum(runs) != size[0] * size[1]:
+    if not isinstance(counts, str | list):
+        counts = None
+    runs = packed_runs(counts, where) if isinstance(counts, str) else [whole(run) for run in counts or ()]
+    if not _are_lengths(runs) or sum(runs) != size[0] * size[1]:
         raise DataError(f"{where}: its run lengths {show(counts)} do not add up to {size[0] * size[1]} pixels")
     return _unroll(runs, size)
 
@@ -138,8 +161,8 @@ def _unroll(runs: list[int], size: tuple[int, int]) -> np.ndarray:
     return np.repeat(inside, np.array(runs, np.int64)).reshape(size[1], size[0]).T
 
 
-def _whole(runs: Any) -> TypeGuard[list[int]]:
-    return isinstance(runs, list) and all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs)
+def _are_lengths(runs: list[Any]) -> TypeGuard[list[int]]:
+    return all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs)
 
 
 def _polygon(row: Any, where: str) -> list[float]:

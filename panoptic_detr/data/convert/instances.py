@@ -1,27 +1,31 @@
 """COCO instances (polygons, run lengths, crowds), with or without COCO-stuff maps, to COCO-panoptic."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
-from panoptic_detr.data.coco import find_image, read_json
-from panoptic_detr.data.convert.drawing import Region, paint, region_of, segmentation_mask
+from panoptic_detr.data.coco import find_image, read_json, with_ending
+from panoptic_detr.data.convert.drawing import Region, paint, region_of, resized, segmentation_mask
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
     Entry,
     check_size,
+    drawn_size,
     number_classes,
     read_categories,
     rows_of,
-    stored_size,
+    whole,
 )
 from panoptic_detr.data.doctor import read_values, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
+
+STUFF, CROWD = -2, -1  # layers below the objects
 
 
 def coco_instances(
@@ -33,12 +37,16 @@ def coco_instances(
     stuff_maps: Path | None = None,
     stuff_categories: Path | None = None,
     stuff_offset: int = 0,
+    stuff: list[str] | None = None,
+    crowds: Literal["groups", "objects"] = "groups",
+    resize_annotations: bool = False,
     copy_images: bool = False,
     workers: int | None = None,
 ) -> Conversion:
     """Convert COCO instances, with or without COCO-stuff maps.
 
-    Where instances overlap, the smaller one is on top; crowds lie below all others, stuff below crowds.
+    Where instances overlap, the smaller one is on top; crowds lie below all others, stuff below crowds. Categories that say
+    isthing keep it; pieces of a stuff class in an image are one segment.
 
     Args:
         annotations: the instances JSON.
@@ -49,6 +57,10 @@ def coco_instances(
         stuff_maps: folder with a PNG for each image whose values are stuff categories (stuffthingmaps or stuff pixelmaps).
         stuff_categories: JSON with the list of their categories, such as COCO's stuff_train2017.json.
         stuff_offset: category id minus value in the maps: 1 for stuffthingmaps, 0 for stuff pixelmaps.
+        stuff: names of categories that are stuff: `--stuff sky,road` or `--stuff sky road`. Others are things unless their
+            category says otherwise.
+        crowds: what annotations with iscrowd 1 are: groups that are not told apart, or objects like all others.
+        resize_annotations: scale annotations whose image was resized since, from the size in the JSON to the file's.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
     """
@@ -57,16 +69,23 @@ def coco_instances(
             "stuff maps need their categories and the other way round: give both --stuff_maps and --stuff_categories"
         )
     content = read_json(annotations)
-    things = [{**row, "isthing": 1} for row in _rows(content, "categories", annotations)]
-    thing_ids = {show(row.get("id")) for row in things}
-    stuff = [] if stuff_categories is None else read_categories(stuff_categories)
-    rows = [*things, *({**row, "isthing": 0} for row in stuff if show(row.get("id")) not in thing_ids)]
-    classes = number_classes(rows, str(annotations), rest)
-    items = _by_image(content, annotations)
-    read = partial(
-        _read, where=str(annotations), images=images, classes=classes, stuff_maps=stuff_maps, stuff_offset=stuff_offset
+    rows = [{**row, "id": whole(row.get("id"))} for row in _rows(content, "categories", annotations)]
+    ids = {show(row["id"]) for row in rows}
+    below = [] if stuff_categories is None else read_categories(stuff_categories)
+    rows += [{**row, "isthing": 0} for row in below if show(row.get("id")) not in ids]
+    classes = number_classes(rows, str(annotations), rest, stuff or [])
+    as_objects = crowds == "objects"
+    source = _Source(str(annotations), images, classes, as_objects, resize_annotations, stuff_maps, stuff_offset)
+    return write_dataset(
+        partial(_read, source=source),
+        _by_image(content, annotations),
+        classes,
+        out=out,
+        split=split,
+        copy_images=copy_images,
+        workers=workers,
+        crowds="; a labelling tool's brush export does that to single objects: --crowds objects takes them as such",
     )
-    return write_dataset(read, items, classes, out=out, split=split, copy_images=copy_images, workers=workers)
 
 
 def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[Entry]:
@@ -77,55 +96,74 @@ def _by_image(content: Mapping[str, Any], path: Path) -> list[tuple[Entry, list[
     """Every image entry with its annotations."""
     groups: dict[int | str, tuple[Entry, list[Entry]]] = {}
     for number, row in enumerate(_rows(content, "images", path)):
-        image_id = row.get("id")
-        if not isinstance(image_id, int | str) or isinstance(image_id, bool) or image_id in groups:
-            raise DataError(f"{path}: images[{number}]: id {show(image_id)} is no number or text, or is used already")
-        groups[image_id] = row, []
+        image_id = whole(row.get("id"))
+        if not _is_id(image_id) or image_id in groups:
+            reason = "is used already" if _is_id(image_id) else "must be an integer or a text"
+            raise DataError(f"{path}: images[{number}]: id {show(image_id)} {reason}; give every image an id of its own")
+        groups[image_id] = {**row, "id": image_id}, []
     for number, row in enumerate(_rows(content, "annotations", path)):
-        image_id = row.get("image_id")
-        if not isinstance(image_id, int | str) or isinstance(image_id, bool) or image_id not in groups:
+        image_id = whole(row.get("image_id"))
+        if not _is_id(image_id) or image_id not in groups:
             raise DataError(f"{path}: annotations[{number}]: image_id {show(image_id)} is not among the images")
         groups[image_id][1].append(row)
     return list(groups.values())
 
 
-def _read(
-    item: tuple[Entry, list[Entry]],
-    *,
-    where: str,
-    images: Path,
-    classes: Classes,
-    stuff_maps: Path | None,
-    stuff_offset: int,
-) -> Labelled:
+def _is_id(value: object) -> TypeGuard[int | str]:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is the same for all images; `where` names the JSON in messages."""
+
+    where: str
+    images: Path
+    classes: Classes
+    crowds_are_objects: bool
+    resize: bool
+    stuff_maps: Path | None
+    stuff_offset: int
+
+
+def _read(item: tuple[Entry, list[Entry]], *, source: _Source) -> Labelled:
     entry, annotations = item
-    where = f"{where}: image {entry['id']!r}"
+    where = f"{source.where}: image {entry['id']!r}"
     name = entry.get("file_name")
     if not isinstance(name, str):
         raise DataError(f"{where}: file_name is {show(name)}, but must be a text")
-    image = find_image(images, name, where)
-    size = stored_size(image)
-    drawn = [_region(row, size, classes, f"{where}, annotation {show(row.get('id'))}") for row in annotations]
-    regions = [region for region in drawn if region is not None]
-    notes = ["instance without a pixel (degenerate or empty segmentation)"] * (len(drawn) - len(regions))
-    places, segments = paint(size, regions)
-    visible = np.bincount(places.ravel(), minlength=len(regions) + 1)[1:]
+    image = find_image(source.images, name, where)
+    drawn, stored = drawn_size(entry, ("height", "width"), image, where, source.resize)
+    regions: dict[Hashable, Region] = {}
+    notes: list[str] = []
+    for place, row in enumerate(annotations):
+        region = _region(row, drawn, stored, source, f"{where}, annotation {show(row.get('id'))}")
+        if region is None:
+            notes.append("instance without a pixel (degenerate or empty segmentation)")
+            continue
+        key: Hashable = place if region.iscrowd or region.layer != STUFF else ("stuff", region.category_id)
+        regions[key] = regions[key].joined(region) if key in regions else region
+    places, segments = paint(stored, list(regions.values()))
+    visible = np.bincount(places.ravel(), minlength=len(segments) + 1)[1:]
     notes += ["instance wholly covered by smaller ones"] * int((visible == 0).sum())
-    if stuff_maps is not None:
-        path = safe_path(stuff_maps, str(Path(name).with_suffix(".png")), where)
-        values = read_values(path) + stuff_offset
-        check_size(values.shape, size, f"{where}, stuff map {path}")
-        _add_stuff(places, segments, values, classes)
-    return Labelled(image, Path(name).with_suffix(image.suffix).as_posix(), entry["id"], places, segments, notes)
+    if source.stuff_maps is not None:
+        path = safe_path(source.stuff_maps, with_ending(name, ".png"), where)
+        values = read_values(path) + source.stuff_offset
+        check_size(values.shape, stored, f"{where}, stuff map {path}")
+        _add_stuff(places, segments, values, source.classes)
+    return Labelled(image, image.relative_to(source.images).as_posix(), entry["id"], places, segments, notes)
 
 
-def _region(row: Entry, size: tuple[int, int], classes: Classes, where: str) -> Region | None:
-    category_id, crowd = row.get("category_id"), row.get("iscrowd", 0)
-    if not isinstance(category_id, int) or isinstance(category_id, bool) or not classes.isthing.get(category_id):
+def _region(row: Entry, drawn: tuple[int, int], stored: tuple[int, int], source: _Source, where: str) -> Region | None:
+    category_id, crowd = whole(row.get("category_id")), row.get("iscrowd", 0)
+    if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id not in source.classes.isthing:
         raise DataError(f"{where}: category_id {show(category_id)} is not among the categories; add or correct it")
     if crowd not in (0, 1):
         raise DataError(f"{where}: iscrowd is {show(crowd)}, but must be 0 or 1")
-    return region_of(segmentation_mask(row.get("segmentation"), size, where), category_id, iscrowd=bool(crowd))
+    crowd = bool(crowd) and not source.crowds_are_objects
+    layer = (CROWD if crowd else 0) if source.classes.isthing[category_id] else STUFF
+    mask = segmentation_mask(row.get("segmentation"), drawn, where)
+    return region_of(resized(mask, stored), category_id, iscrowd=crowd, layer=layer)
 
 
 def _add_stuff(places: np.ndarray, segments: list[tuple[int, bool]], values: np.ndarray, classes: Classes) -> None:
@@ -133,5 +171,6 @@ def _add_stuff(places: np.ndarray, segments: list[tuple[int, bool]], values: np.
     free = places == 0
     for category_id in np.unique(values[free]).tolist():
         if classes.isthing.get(category_id) is False:
-            segments.append((category_id, False))
-            places[free & (values == category_id)] = len(segments)
+            if (category_id, False) not in segments:
+                segments.append((category_id, False))
+            places[free & (values == category_id)] = segments.index((category_id, False)) + 1

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Hashable, Iterable
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -10,22 +11,24 @@ import cv2
 import numpy as np
 
 from panoptic_detr.data.coco import find_image, read_json
-from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, are_coordinates, paint, region_of
+from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, Region, are_coordinates, paint, region_of, resized
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
     Entry,
+    alike,
+    drawn_size,
     find_by_key,
     number_classes,
-    number_labels,
     read_categories,
     rows_of,
-    stored_size,
 )
 from panoptic_detr.data.doctor import raw_values, show
 from panoptic_detr.errors import DataError
 
-CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points that a shape needs; other shapes have no area
+CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points that a shape with area needs
+WITHOUT_AREA = ("point", "points", "line", "lines", "linestrip", "polyline", "keypoint")
+IGNORED = "__ignore__"  # LabelMe's own label for pixels that mean nothing
 
 
 def labelme(
@@ -36,36 +39,43 @@ def labelme(
     stuff: list[str] | None = None,
     categories: Path | None = None,
     rest: str | None = None,
+    resize_annotations: bool = False,
     copy_images: bool = False,
     workers: int | None = None,
 ) -> Conversion:
-    """Convert LabelMe JSON files: polygons, rectangles, circles and masks.
+    """Convert LabelMe JSON files: polygons, rectangles, circles, masks, and other shapes by their corners.
 
     Shapes of one label and group_id are one segment; all shapes of a stuff label are one segment. Where segments overlap, the
-    smaller one is on top. Shapes without area (points, lines) are skipped and counted.
+    smaller one is on top. Shapes without area (points, lines) are skipped and counted; `__ignore__` is void.
 
     Args:
         folder: of the JSON files, folders below it included.
         out: root of the new data set.
         split: name of the new split.
         images: folder of the images, where they are looked up by their bare names; by default they lie beside their JSON.
-        stuff: labels that are stuff; all others are things.
+        stuff: labels that are stuff, `--stuff sky,grass` or `--stuff sky grass`; all others are things.
         categories: JSON with the `categories` to use, so that splits agree: that of the first split, say. By default the labels
             that occur, in alphabetical order.
         rest: name of a stuff class for all pixels of no segment; void by default.
+        resize_annotations: scale shapes whose image was resized since, from the size in the JSON to the file's.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
     """
     files = find_by_key(folder, "", (".json",))
-    if categories is not None:
-        rows = read_categories(categories)
-    else:
-        labels = (_label(shape, path) for path in files.values() for shape in _shapes(read_json(path), path))
-        rows = number_labels(labels, stuff or [])
-    classes = number_classes(rows, str(categories or folder), rest)
+    rows, warnings = _found_categories(files.values()) if categories is None else (read_categories(categories), [])
+    declared = stuff or [] if categories is None else stuff  # without --stuff given categories must say it themselves
+    classes = number_classes(rows, str(categories or folder), rest, declared)
     items = [(number, key, path) for number, (key, path) in enumerate(files.items(), start=1)]
-    read = partial(_read, images=images, classes=classes)
-    return write_dataset(read, items, classes, out=out, split=split, copy_images=copy_images, workers=workers)
+    read = partial(_read, images=images, classes=classes, resize=resize_annotations)
+    return write_dataset(
+        read, items, classes, out=out, split=split, copy_images=copy_images, workers=workers, warnings=warnings
+    )
+
+
+def _found_categories(files: Iterable[Path]) -> tuple[list[Entry], list[str]]:
+    """Every label that occurs, numbered in alphabetical order; and what is odd about them."""
+    labels = sorted({_label(shape, path) for path in files for shape in _shapes(read_json(path), path)} - {IGNORED})
+    return [{"id": i, "name": name} for i, name in enumerate(labels, start=1)], alike(labels)
 
 
 def _shapes(content: Entry, path: Path) -> list[Entry]:
@@ -78,71 +88,76 @@ def _label(shape: Entry, path: Path) -> str:
     return shape["label"]
 
 
-def _read(item: tuple[int, str, Path], *, images: Path | None, classes: Classes) -> Labelled:
+def _read(item: tuple[int, str, Path], *, images: Path | None, classes: Classes, resize: bool) -> Labelled:
     number, key, path = item
     content = read_json(path)
+    image = _find(content, path, images)
+    drawn, stored = drawn_size(content, ("imageHeight", "imageWidth"), image, str(path), resize)
+    regions: dict[Hashable, Region] = {}
+    notes: list[str] = []
+    for place, shape in enumerate(_shapes(content, path)):
+        category_id, segment = _segment_key(shape, place, classes, path)
+        mask, note = _shape_mask(shape, drawn, f"{path}: shape {place}")
+        if note:
+            notes.append(f"{note}: {show(shape.get('shape_type'))}")
+            category_id, segment = None, ("unknown", place)
+        region = None if mask is None else region_of(resized(mask, stored), category_id)
+        if region is not None:
+            regions[segment] = regions[segment].joined(region) if segment in regions else region
+    return Labelled(image, f"{key}{image.suffix}", number, *paint(stored, list(regions.values())), notes)
+
+
+def _find(content: Entry, path: Path, images: Path | None) -> Path:
+    """The image beside its JSON, or in the folder of all images, where its bare name counts."""
     name = content.get("imagePath")
     if not isinstance(name, str):
         raise DataError(f"{path}: imagePath is {show(name)}, but must be a text")
-    image = find_image(path.parent, name, str(path)) if images is None else _named(images, name, path)
-    size = stored_size(image)
-    _check_drawn_size(content, size, f"{path}: {image.name}")
-    masks: dict[tuple[int, Any], np.ndarray] = {}
-    notes: list[str] = []
-    for place, shape in enumerate(_shapes(content, path)):
-        segment = _segment_key(shape, place, classes, path)
-        mask = _shape_mask(shape, size, f"{path}: shape {place}")
-        if mask is None:
-            notes.append(f"shape without area: {show(shape.get('shape_type'))}")
-        else:
-            masks[segment] = masks[segment] | mask if segment in masks else mask
-    regions = [region for (c, _), mask in masks.items() if (region := region_of(mask, c)) is not None]
-    return Labelled(image, f"{key}{image.suffix}", number, *paint(size, regions), notes)
+    if images is not None:
+        return find_image(images, PureWindowsPath(name).name, str(path), "imagePath")
+    try:
+        return find_image(path.parent, name, str(path), "imagePath")
+    except DataError as error:
+        raise DataError(f"{error}; if the images lie in a folder of their own, name it with --images") from None
 
 
-def _named(images: Path, name: str, path: Path) -> Path:
-    """The image of this name in a folder, wherever its JSON says it was."""
-    return find_image(images, PureWindowsPath(name).name, str(path))
-
-
-def _check_drawn_size(content: Entry, size: tuple[int, int], where: str) -> None:
-    """LabelMe turns a picture upright by its EXIF orientation before it is drawn on; the data set has the stored pixels."""
-    drawn = (content.get("imageHeight"), content.get("imageWidth"))
-    if None not in drawn and drawn != size:
-        raise DataError(
-            f"{where} was drawn on at {show(drawn[1])}x{show(drawn[0])} pixels, but is stored at {size[1]}x{size[0]}: it was "
-            "resized since, or turned by its EXIF orientation; save it as it was drawn on (upright, without EXIF)"
-        )
-
-
-def _segment_key(shape: Entry, place: int, classes: Classes, path: Path) -> tuple[int, Any]:
-    """Shapes with the same key are one segment."""
+def _segment_key(shape: Entry, place: int, classes: Classes, path: Path) -> tuple[int | None, Hashable]:
+    """Category id (None: void), and a key: shapes with the same are one segment."""
     label = _label(shape, path)
+    if label == IGNORED and label not in classes.id_of:
+        return None, ("shape", place)
     if label not in classes.id_of:
         raise DataError(f"{path}: label {label!r} is not among the categories {', '.join(classes.id_of)}; add or correct it")
     category_id, group = classes.id_of[label], shape.get("group_id")
     if not classes.isthing[category_id]:
-        return category_id, "stuff"
-    return category_id, ("shape", place) if group is None else ("group", str(group))
+        return category_id, ("stuff", category_id)
+    return category_id, ("shape", place) if group is None else ("group", category_id, str(group))
 
 
-def _shape_mask(shape: Entry, size: tuple[int, int], where: str) -> np.ndarray | None:
-    """(H, W) bool; None for a shape without area."""
-    kind = shape.get("shape_type", "polygon")
-    if not isinstance(kind, str) or kind not in CORNERS:
-        return None
+def _shape_mask(shape: Entry, size: tuple[int, int], where: str) -> tuple[np.ndarray | None, str]:
+    """(H, W) bool, None for a shape without area; and a note unless the pixels are known to be the shape's."""
+    kind = shape.get("shape_type") or "polygon"
+    if not isinstance(kind, str) or kind in WITHOUT_AREA:
+        return None, "shape without area"
     points = _points(shape.get("points"), where)
+    if kind not in CORNERS and len(points) == 2:  # an ellipse in a box, say
+        return _filled("rectangle", points, size), "unknown shape, with area, so its box is void"
+    if kind not in CORNERS:
+        kind = "polygon"
     if len(points) < CORNERS[kind]:
-        return None
-    if kind == "mask":
-        return _packed_mask(shape.get("mask"), points, size, where)
+        return None, "shape without area"
+    return _packed_mask(shape.get("mask"), points, size, where) if kind == "mask" else _filled(kind, points, size), ""
+
+
+def _filled(kind: str, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool of a polygon, of the box of all points, or of a circle around the first through the second."""
     canvas = np.zeros(size, np.uint8)
     if kind == "circle":
         radius = int(np.hypot(*(points[1] - points[0])).round())
         cv2.circle(canvas, tuple(points[0].round().astype(int).tolist()), radius, 1, cv2.FILLED)
-    else:
-        corners = points if kind == "polygon" else points[[0, 0, 1, 1]] * [1, 0] + points[[0, 1, 1, 0]] * [0, 1]
-        cv2.fillPoly(canvas, [corners.round().astype(np.int32)], 1)
+        return canvas.astype(bool)
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    corners = points if kind == "polygon" else np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    cv2.fillPoly(canvas, [corners.round().astype(np.int32)], 1)
     return canvas.astype(bool)
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from panoptic_detr.data.coco import DataPaths
+from panoptic_detr.data.coco import DataPaths, with_ending
 from panoptic_detr.data.convert.sources import Classes, Entry
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
@@ -18,7 +18,7 @@ from panoptic_detr.segment_maps import MAX_ID, measure, write_id_png
 
 Item = TypeVar("Item")
 
-VOID = -1
+CROWDS = "crowds (groups that are not told apart), so this class is neither learnt nor scored"
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Conversion:
         pixels: of all images.
         void: those of no segment.
         notes: how often what was skipped.
+        warnings: what is legal, and probably not meant.
     """
 
     output: Path
@@ -61,6 +62,7 @@ class Conversion:
     pixels: int = 0
     void: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
 
     def count(self, pixels: int, void: int, segments: int) -> None:
         """Add one image."""
@@ -73,7 +75,8 @@ class Conversion:
         """What to tell the user."""
         share = f", {self.void / self.pixels:.1%} of the pixels void" if self.pixels else ""
         rows = [f"{count} times: {note}" for note, count in self.notes.most_common()]
-        return [*rows, f"{self.images} images, {self.segments} segments{share}: {self.output}"]
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return [*warnings, *rows, f"{self.images} images, {self.segments} segments{share}: {self.output}"]
 
 
 def write_dataset(
@@ -85,6 +88,8 @@ def write_dataset(
     split: str,
     copy_images: bool,
     workers: int | None,
+    crowds: str = "",
+    warnings: Sequence[str] = (),
 ) -> Conversion:
     """Convert every item and write the data set in COCO's own layout; it appears complete or not at all.
 
@@ -96,6 +101,8 @@ def write_dataset(
         split: name of this one.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
+        crowds: what to do if all segments of a class are crowds, which is hardly ever meant.
+        warnings: what else the conversion should tell.
 
     Raises:
         DataError: an unusable input, two images of one name, or the split is there already.
@@ -103,7 +110,7 @@ def write_dataset(
     parts = _split_parts(split)
     if not items:
         raise DataError("there is no image to convert; check the folders and the suffixes of the file names")
-    conversion = Conversion(Path(out) / parts[-1])
+    conversion, single = Conversion(Path(out) / parts[-1], warnings=[*warnings]), Counter[int]()
     with staged_folder(out, parts) as staged:
         folders = DataPaths(make_folder(staged / parts[0]), make_folder(staged / parts[1]), staged / parts[2])
         make_folder(folders.annotations.parent)
@@ -115,6 +122,10 @@ def write_dataset(
             pixels, areas = entry["width"] * entry["height"], [row["area"] for row in annotation["segments_info"]]
             conversion.count(pixels, pixels - sum(areas), len(areas))
             conversion.notes.update(notes)
+            for row in annotation["segments_info"]:
+                single[row["category_id"]] += not row["iscrowd"]  # a key for every class that occurs
+        names = [classes.table.by_id[category_id].name for category_id, count in sorted(single.items()) if not count]
+        conversion.warnings += [f"ALL segments of {name!r} are {CROWDS}{crowds}" for name in names]
         with open(folders.annotations, "w", encoding="utf-8") as file:
             lists = {"images": (row[0] for row in rows.values()), "annotations": (row[1] for row in rows.values())}
             head = {"info": {"description": f"converted: {split}"}}
@@ -139,7 +150,7 @@ def _convert(
         raise DataError(f"{where}: {len(labelled.segments)} segments are more than ids have room for")
     segment_map = _fill_rest(labelled, rest_id)
     measures = measure(segment_map)
-    png_name = str(Path(labelled.file_name).with_suffix(".png").as_posix())
+    png_name = with_ending(labelled.file_name, ".png")
     png = safe_path(folders.panoptic, png_name, where)
     make_folder(png.parent)
     write_id_png(png, segment_map)

@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.data.coco import IMAGE_ENDINGS
-from panoptic_detr.data.convert.output import VOID, Conversion, Labelled, write_dataset
-from panoptic_detr.data.convert.sources import Classes, check_size, find_by_key, number_classes, read_categories, stored_size
+from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
+from panoptic_detr.data.convert.sources import (
+    VOID,
+    Classes,
+    check_size,
+    find_by_key,
+    number_classes,
+    read_categories,
+    stored_size,
+)
 from panoptic_detr.data.doctor import read_values
 from panoptic_detr.errors import DataError
 
@@ -88,7 +96,8 @@ def semantic_instance(
     files = _matched((images, image_suffix), (semantic, semantic_suffix), (instance, instance_suffix))
     nothing = frozenset([0, 255] if void is None else void)
     read = partial(_read_pair, classes=classes, void=nothing, first_instance=first_instance)
-    return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers)
+    hint = f"; their instance values are below --first_instance {first_instance}: lower it if they are single objects"
+    return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers, crowds=hint)
 
 
 def cityscapes(
@@ -180,7 +189,7 @@ def _read_pair(files: _Files, *, classes: Classes, void: frozenset[int] | None, 
             f"{files.masks[0]}: value {unknown[0]} is no category id; add the category, or name the value in --void"
         )
     is_thing = np.isin(semantic, [category_id for category_id, thing in isthing.items() if thing])
-    number = np.where(is_thing & (instance >= first_instance), instance, 0)
+    number = np.where(is_thing & (instance >= first_instance), instance.astype(np.int64) - first_instance + 1, 0)
     most = int(number.max(initial=0)) + 1
 
     def meaning(code: int) -> tuple[int, bool] | None:

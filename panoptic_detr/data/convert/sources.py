@@ -9,9 +9,12 @@ from typing import Any
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import DataError
-from panoptic_detr.images import read_image
+from panoptic_detr.images import exif_orientation, read_image
 
 Entry = dict[str, Any]
+
+MOST_PIXELS = 1 << 28
+VOID = -1  # in a map of places: void in any case, whatever the rest is
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,21 @@ class Classes:
         return {category.name: category.id for category in self.table.categories}
 
 
-def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None) -> Classes:
-    """The classes of COCO categories with isthing.
+def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None, stuff: Sequence[str] | None = None) -> Classes:
+    """The classes of COCO categories.
 
     Args:
         rows: the categories.
         where: for messages.
         rest: name of the class of all pixels of no segment: one of the stuff categories, or a new one; None for void.
+        stuff: names of categories that are stuff; others that do not say what they are (isthing) are things. None: all say so.
 
     Raises:
         CategoryError: unusable categories.
-        DataError: `rest` is a thing.
+        DataError: `rest` is a thing, or a name in `stuff` is no category, or one that says that it is a thing.
     """
+    if stuff is not None:
+        rows = _with_isthing(rows, stuff, where)
     table = CategoryTable.from_coco(rows, where=where)
     if rest is None:
         return Classes(table)
@@ -61,17 +67,35 @@ def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None) -
     return Classes(table, known.id)
 
 
-def number_labels(labels: Iterable[str], stuff: Sequence[str]) -> list[Entry]:
-    """COCO categories of labels, in alphabetical order from 1.
+def _with_isthing(rows: Sequence[Entry], stuff: Sequence[str], where: str) -> list[Entry]:
+    names = [row.get("name") for row in rows]
+    for name in stuff:
+        if name not in names:
+            known = ", ".join(sorted(map(str, names))[:20])
+            raise DataError(f"{where}: no shape has the stuff label {name!r} that --stuff names; the labels are {known}")
+        if any(row.get("name") == name and row.get("isthing") == 1 for row in rows):
+            raise DataError(
+                f"{where}: --stuff names {name!r}, but the categories say that it is a thing (isthing 1); correct one of them"
+            )
+    return [{**row, "isthing": row.get("isthing", int(row.get("name") not in stuff))} for row in rows]
 
-    Raises:
-        DataError: a stuff label that does not occur.
-    """
-    names = sorted(set(labels))
-    absent = [label for label in stuff if label not in names]
-    if absent:
-        raise DataError(f"no shape has the stuff label {absent[0]!r}; the labels are {', '.join(names[:20])}")
-    return [{"id": i, "name": name, "isthing": int(name not in stuff)} for i, name in enumerate(names, start=1)]
+
+def alike(names: Iterable[str]) -> list[str]:
+    """A warning for each group of names that differ in case or blanks only: a slip of the hand makes classes of its own."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    return [
+        f"the labels {', '.join(map(repr, group))} differ in case or blanks only, and are classes of their own; correct "
+        "them if they are meant to be one"
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def whole(value: Any) -> Any:
+    """A whole number written as a float (1.0, as pandas does it) as an integer; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def rows_of(content: Mapping[str, Any], key: str, path: Path, hint: str) -> list[Entry]:
@@ -114,6 +138,44 @@ def stored_size(image: Path) -> tuple[int, int]:
     """(height, width) of a picture as it is stored; it is decoded whole, so that a broken one is refused."""
     height, width = read_image(image).shape[:2]
     return height, width
+
+
+def drawn_size(
+    entry: Entry, keys: tuple[str, str], image: Path, where: str, resize: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sizes (height, width) at which an image was annotated and at which it is stored; they differ with `resize` only.
+
+    Args:
+        entry: of the JSON.
+        keys: of height and width in it; the stored size counts where they are missing or no sizes.
+        image: the file.
+        where: for messages.
+        resize: annotations of a picture that was resized since are to be scaled.
+
+    Raises:
+        DataError: the sizes differ, and `resize` is off or cannot help.
+        PictureError: no readable picture.
+    """
+    stored = stored_size(image)
+    height, width = (whole(entry.get(key)) for key in keys)
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (height, width)):
+        return stored, stored
+    if (height, width) == stored:
+        return stored, stored
+    sizes = f"{where}: annotated at {width}x{height} pixels, but {image} is stored at {stored[1]}x{stored[0]}"
+    if (turn := exif_orientation(image.read_bytes())) > 4 and (width, height) == stored:
+        raise DataError(
+            f"{sizes}, and its EXIF orientation ({turn}) asks viewers to turn it: save it upright, without EXIF, as it was "
+            "annotated"
+        )
+    if not resize:
+        raise DataError(
+            f"{sizes}: it was resized or turned since; give the picture that was annotated, or --resize_annotations true to "
+            "scale the annotations"
+        )
+    if height * width > MOST_PIXELS:
+        raise DataError(f"{sizes}, which is too large to be scaled; correct the size in the JSON")
+    return (height, width), stored
 
 
 def check_size(shape: tuple[int, ...], image_shape: tuple[int, ...], where: str) -> None:

@@ -5,13 +5,13 @@ Images are looked at one by one on all cores; nothing in the files raises, whate
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, resolve_paths
+from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, list_splits, resolve_paths
 from panoptic_detr.data.coco.defects import Defect, ImageId, Report, show
 from panoptic_detr.data.coco.entries import Entries, Entry, read_entries
 from panoptic_detr.data.doctor.image import Check, Findings, ImageTask, examine
@@ -63,13 +63,12 @@ def find_splits(
     if root is None or split is not None or annotations is not None:
         paths = resolve_paths(root, split, images=images, panoptic=panoptic, annotations=annotations)
         return {split or paths.annotations.stem.removeprefix("panoptic_"): paths}
-    files = sorted((Path(root) / "annotations").glob("panoptic_*.json"))
-    if not files:
+    names = list_splits(root)
+    if not names:
         raise DataError(
             f"no {Path(root) / 'annotations' / 'panoptic_<split>.json'}; check the root, name the paths one by one "
             "(--images --panoptic --annotations), or convert other forms with `panoptic-detr data convert`"
         )
-    names = [file.stem.removeprefix("panoptic_") for file in files]
     return {name: resolve_paths(root, name, images=images, panoptic=panoptic) for name in names}
 
 
@@ -79,6 +78,7 @@ def check_dataset(
     *,
     fix: str | Path | None = None,
     copy_images: bool = False,
+    things: Sequence[str] = (),
     void_share: float = 0.5,
     workers: int | None = None,
     progress: bool = False,
@@ -91,15 +91,17 @@ def check_dataset(
         fix: folder for a repaired copy in COCO's own layout; images that cannot be repaired are left out of it. The original
             is never touched.
         copy_images: copy images into the repaired copy instead of linking to the originals.
+        things: names of categories that are things, whatever the JSON says; the repaired copy says so.
         void_share: a larger share of void in an image is noted.
         workers: processes; by default one per core.
         progress: show a bar.
 
     Raises:
-        DataError: the repaired copy cannot be written.
+        DataError: the repaired copy cannot be written, or no category has one of the names.
     """
     session = _Session(Diagnosis(), sink, copy_images, void_share, workers, progress)
     listings = [_read(paths, split) for split, paths in splits.items()]
+    _set_things(listings, things)
     with ExitStack() as stack:
         staged = None if fix is None else stack.enter_context(staged_folder(fix, _parts(listings)))
         for listing in listings:
@@ -165,9 +167,24 @@ class _Session:
                 rows.append(findings.repaired)
             else:
                 lost.append(findings.image_id)
+        for defect in _odd_categories(listing, statistics):
+            self.report(defect)
         if fixed is not None:
             _write_fixed(fixed, listing, rows)
             self.diagnosis.fixed[listing.split], self.diagnosis.left_out[listing.split] = len(rows), lost
+
+
+def _set_things(listings: list[_Listing], names: Sequence[str]) -> None:
+    """Make things of the categories with these names."""
+    known = {category.name for listing in listings for category in listing.entries.categories.values()}
+    if unknown := [name for name in names if name not in known]:
+        raise DataError(f"no category is called {unknown[0]!r}; the categories are {', '.join(sorted(known))}")
+    for listing in listings:
+        entries = listing.entries
+        entries.categories = {i: replace(c, isthing=c.isthing or c.name in names) for i, c in entries.categories.items()}
+        entries.category_rows = [
+            {**row, "isthing": 1} if entries.categories[row["id"]].isthing else row for row in entries.category_rows
+        ]
 
 
 def _parts(listings: list[_Listing]) -> list[str]:
@@ -203,6 +220,17 @@ def _seen_before(findings: Findings, listing: _Listing, seen: dict[bytes, tuple[
     where = "" if split == listing.split else f" of {split}"
     file = str(listing.paths.images / findings.name)
     yield Defect(kind, f"the same bytes as image {show(image_id)}{where}", listing.split, findings.image_id, file)
+
+
+def _odd_categories(listing: _Listing, statistics: Statistics) -> Iterator[Defect]:
+    """No category that is a thing; categories of crowds only."""
+    file = str(listing.paths.annotations)
+    if listing.entries.categories and not any(category.isthing for category in listing.entries.categories.values()):
+        yield Defect("no_things", f"all {len(listing.entries.categories)} categories are stuff", listing.split, file=file)
+    for category_id, (count, *_) in statistics.ranked():
+        if statistics.crowds[category_id] == count > 1:
+            what = f"all {count} annotations of {listing.entries.categories[category_id]} are crowds"
+            yield Defect("category_all_crowds", what, listing.split, file=file)
 
 
 def _differing_categories(listings: list[_Listing]) -> Iterator[Defect]:

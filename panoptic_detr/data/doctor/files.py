@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_detr.errors import DataError
+from panoptic_detr.files import read_file
 from panoptic_detr.images import PILLOW_ERRORS
 from panoptic_detr.segment_maps import decode_ids, decode_picture, png_kind
 
@@ -15,7 +16,7 @@ _MOST_PIXELS = 1 << 28
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    """Read a mask file by its raw values: palette indices, grey levels of 8 or 16 bits, or 24-bit ids of a coloured one.
+    """Read a mask file by its raw values: palette indices, grey levels or labels up to 32 bits, 24-bit ids of a coloured one.
 
     Args:
         path: PNG, TIFF, BMP, GIF or whatever OpenCV reads.
@@ -24,30 +25,35 @@ def read_values(path: str | Path) -> np.ndarray:
         (H, W) int32.
 
     Raises:
-        DataError: missing, or no picture.
+        DataError: missing, no picture, or one whose values are not those that were drawn.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise DataError(f"{path}: the mask cannot be read: {error.strerror}") from None
+    if problem := _why_not_a_mask(data):
+        raise DataError(f"{path}: {problem}")
     values = raw_values(data)
     if values is None:
-        raise DataError(f"{path}: not a readable mask (truncated, or not a picture); copy or write it again")
+        raise DataError(f"{path}: not a readable mask (truncated, or not a picture of whole numbers); copy or write it again")
+    if values.size and values.min() < 0:
+        raise DataError(f"{path}: the mask has the value {values.min()}; numbers must be from 0 to {2**31 - 1}")
     return values
 
 
 def raw_values(data: bytes) -> np.ndarray | None:
-    """What `read_values` says, of the bytes of a file; None if they are no picture."""
-    if png_kind(data).endswith("palette") or data[:4] == b"GIF8":
-        return _palette_indices(data)
+    """What `read_values` says, of the bytes of a file; None if they are no picture of whole numbers."""
+    values = _plain_values(data)
+    if values is not None:
+        return values
     picture = decode_picture(data)
-    if picture is None or picture.dtype not in (np.uint8, np.uint16):
+    if picture is None:
         return None
     if picture.ndim == 2 or picture.shape[2] <= 2:
-        return picture.reshape(*picture.shape[:2], -1)[..., 0].astype(np.int32)
+        return _whole(picture.reshape(*picture.shape[:2], -1)[..., 0])
     blue, green, red = (picture[..., channel] for channel in range(3))
     if np.array_equal(blue, green) and np.array_equal(green, red):  # a grey picture saved in colour
-        return red.astype(np.int32)
+        return _whole(red)
     return decode_ids(picture[..., 2::-1]) if picture.dtype == np.uint8 else None
 
 
@@ -62,14 +68,44 @@ def readings(data: bytes) -> list[np.ndarray]:
     return found if values is None else [*found, values]
 
 
-def _palette_indices(data: bytes) -> np.ndarray | None:
-    """OpenCV resolves palettes to colours; the indices are wanted."""
+def _plain_values(data: bytes) -> np.ndarray | None:
+    """Values of a picture of one channel as they are stored: OpenCV resolves palettes to colours and stretches 1 bit to 255."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about the file is reported as a defect, not as a warning
             with Image.open(io.BytesIO(data)) as picture:
-                if picture.mode not in ("P", "L", "1") or picture.width * picture.height > _MOST_PIXELS:
+                plain = picture.mode in ("1", "L", "P", "I", "F") or picture.mode.startswith("I;16")
+                if not plain or picture.width * picture.height > _MOST_PIXELS:
                     return None
-                return np.asarray(picture).astype(np.int32)
+                values = np.asarray(picture)
     except PILLOW_ERRORS:
         return None
+    if png_kind(data) in ("2-bit grey", "4-bit grey"):  # which Pillow stretches as well
+        values = values // (255 // (2 ** int(png_kind(data)[0]) - 1))
+    return _whole(values)
+
+
+def _whole(values: np.ndarray) -> np.ndarray | None:
+    """Whole numbers of any type as int32; None if some are none."""
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int32)
+    return whole if np.array_equal(whole, values) else None
+
+
+def _why_not_a_mask(data: bytes) -> str:
+    """What keeps the numbers of a picture from being those that were drawn; empty if nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as picture:
+                kind = f"{picture.format} {picture.info.get('compression', '')}".upper()
+                pages = getattr(picture, "n_frames", 1)
+    except PILLOW_ERRORS:
+        return ""
+    if "JPEG" in kind or kind.startswith(("MPO", "AVIF")) or (kind.startswith("WEBP") and b"VP8 " in data[:4096]):
+        return f"{kind.strip()} changes values a little, so its numbers are not those that were drawn; export the masks as PNG"
+    if pages > 1:
+        return (
+            f"{pages} pages in one file, but an image has one mask; write the one that is meant, or all of them into one page"
+        )
+    return ""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.categories import Category
-from panoptic_detr.data.coco import DataPaths, find_image
+from panoptic_detr.data.coco import DataPaths, find_image, with_ending
 from panoptic_detr.data.coco.defects import Defect, ImageId, show
-from panoptic_detr.data.coco.entries import Entry
+from panoptic_detr.data.coco.entries import Entry, slashed
 from panoptic_detr.data.doctor.files import readings
 from panoptic_detr.data.doctor.segments import examine_segments, listed_ids
 from panoptic_detr.errors import DataError, SegmentMapError
@@ -104,8 +104,7 @@ class _Examination:
     def __init__(self, task: ImageTask, check: Check) -> None:
         self.task, self.check = task, check
         self.findings = Findings(task.image_id)
-        self.entry: Entry = dict(task.entry)
-        self.annotation: Entry = dict(task.annotation or {})
+        self.entry, self.annotation = _slashed(task.entry), _slashed(task.annotation or {})
         self.image_path: Path | None = None
         self.png_path: Path | None = None
         self.ids: np.ndarray | None = None  # (H, W) int32, repaired step by step
@@ -136,7 +135,7 @@ class _Examination:
         """Write the repaired PNG, place the image, and keep the entries for the JSON."""
         if self.image_path is None or self.png_path is None or self.ids is None:
             return
-        self.annotation["file_name"] = str(Path(self.annotation["file_name"]).with_suffix(".png"))
+        self.annotation["file_name"] = with_ending(self.annotation["file_name"], ".png")
         place_image(self.image_path, fixed.images, self.entry["file_name"], copy=self.check.copy_images)
         place_image(self.png_path, fixed.panoptic, self.annotation["file_name"], copy=True)
         if self.redraw:
@@ -169,7 +168,7 @@ class _Examination:
         self.findings.digest, self.findings.size = hashlib.blake2b(data, digest_size=16).digest(), size
         if path.name != Path(name).name:
             self.add("image_ending", f"the JSON says {show(name)}, but the file is {path.name}", path, repairable=True)
-            self.entry["file_name"] = str(Path(name).with_suffix(path.suffix))
+            self.entry["file_name"] = path.relative_to(self.check.paths.images).as_posix()
         if (turned := exif_orientation(data)) != 1:
             self.add("exif_rotation", f"EXIF orientation {turned}; the stored picture is {size[1]}x{size[0]}", path)
         stated = (self.entry.get("height"), self.entry.get("width"))
@@ -229,6 +228,12 @@ class _Examination:
         share = report.void / max(1, self.ids.size)
         if share > self.check.void_share:
             self.add("void_share", f"{share:.0%} of the pixels are void", self.png_path or "")
+
+
+def _slashed(entry: Entry) -> Entry:
+    """A copy that may be repaired, its file name with slashes only."""
+    name = entry.get("file_name")
+    return {**entry, "file_name": slashed(name)} if isinstance(name, str) else dict(entry)
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -23,6 +23,7 @@ def report_check(
     queries: int,
     fix: Path | None,
     copy_images: bool,
+    things: list[str],
     json_file: Path | None,
     figure: Path | None,
     limit: int | None,
@@ -36,6 +37,7 @@ def report_check(
         queries: the detector's; images with more segments are counted.
         fix: folder for the repaired copy; None for no copy.
         copy_images: copy images there instead of linking.
+        things: names of categories that are things, whatever the JSON says.
         json_file: all defects and statistics as JSON; None for no file.
         figure: a picture of the statistics; None for no picture.
         limit: lines per kind of defect; None for all.
@@ -50,7 +52,9 @@ def report_check(
     """
     with _defect_file(json_file) as file:
         printer = _Printer(file, limit)
-        diagnosis = check_dataset(splits, printer.add, fix=fix, copy_images=copy_images, workers=workers, progress=True)
+        diagnosis = check_dataset(
+            splits, printer.add, fix=fix, copy_images=copy_images, things=things, workers=workers, progress=True
+        )
         file.finish(summary(diagnosis, queries))
     _print_tables(diagnosis, queries)
     if figure is not None:

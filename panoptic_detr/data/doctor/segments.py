@@ -136,8 +136,10 @@ def _one_segment_per_stuff(rows: list[Entry], categories: Mapping[int, Category]
         keeper = first.setdefault(category.id, row)
         if keeper is not row:
             what = f"category {category.id} {category} already has segment {keeper['id']}"
-            report.add("stuff_repeated", what, row["id"], repairable=True)
-            merged[row["id"]] = keeper["id"]
+            certain = any(other.isthing for other in categories.values())  # or perhaps nobody said what is a thing
+            report.add("stuff_repeated", what, row["id"], repairable=certain)
+            if certain:
+                merged[row["id"]] = keeper["id"]
     if merged and report.ids is not None:
         report.ids = report.ids.copy()
         for old, new in merged.items():

@@ -26,7 +26,7 @@ class Statistics:
         segments: per image, without crowds: what a query detector must find.
         sizes: how many images have (height, width).
         by_category: category id to (segments, images, pixels).
-        crowds: segments that are groups.
+        crowds: how many segments are groups, by category.
         pixels: of all readable annotations.
         void: those of no segment.
         areas: (24,) how many segments have an area between the powers of two in AREA_EDGES.
@@ -36,7 +36,7 @@ class Statistics:
     segments: list[int] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     by_category: dict[int, np.ndarray] = field(default_factory=dict)
-    crowds: int = 0
+    crowds: Counter[int] = field(default_factory=Counter)
     pixels: int = 0
     void: int = 0
     areas: np.ndarray = field(default_factory=lambda: np.zeros(len(AREA_EDGES) - 1, np.int64))
@@ -53,7 +53,7 @@ class Statistics:
             self.sizes[size] += 1
         crowd = segments[:, 2] > 0
         self.segments.append(int((~crowd).sum()))
-        self.crowds += int(crowd.sum())
+        self.crowds.update(segments[crowd, 0].tolist())
         self.pixels += int(segments[:, 1].sum()) + void
         self.void += void
         self.areas += np.histogram(segments[:, 1], AREA_EDGES)[0]
@@ -73,7 +73,7 @@ class Statistics:
             "segments_per_image": _spread(self.segments),
             "queries": queries,
             "images_over_queries": self.over(queries),
-            "crowds": self.crowds,
+            "crowds": self.crowds.total(),
             "void_share": self.void / max(1, self.pixels),
             "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in self.sizes.most_common()],
             "categories": [
@@ -161,7 +161,7 @@ def _overview_column(statistics: Statistics, queries: int) -> dict[str, str]:
         "segments (without crowds)": str(sum(statistics.segments)),
         "segments per image: mean, median, most": f"{spread['mean']:.1f}, {spread['median']:.0f}, {spread['most']:.0f}",
         f"images with more than {queries} segments": str(statistics.over(queries)),
-        "crowds": str(statistics.crowds),
+        "crowds": str(statistics.crowds.total()),
         "void": f"{statistics.void / max(1, statistics.pixels):.1%}",
     }
 

@@ -20,6 +20,7 @@ from panoptic_detr.models.backbones.resnet import (
     missing_weights,
 )
 from panoptic_detr.models.backbones.timm import SWIN, build_timm_backbone
+from panoptic_detr.models.backbones.weights import load_backbone_file
 from panoptic_detr.models.settings import check_backbone_levels
 
 
@@ -29,8 +30,8 @@ def build_backbone(
     norm: NormKind = "frozen",
     dilation: bool = False,
     levels: Sequence[int] = (1, 2, 3, 4),
-    pretrained: bool = False,
-    trained_stages: int = 3,
+    pretrained: bool | str = False,
+    trained_stages: int | None = None,
     drop_path: float | None = None,
 ) -> Backbone:
     """Build a backbone by name.
@@ -41,16 +42,16 @@ def build_backbone(
         norm: "frozen" BatchNorm for pretrained weights, "batch" for training from random weights.
         dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
         levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
-        pretrained: load torchvision's ImageNet weights.
-        trained_stages: how many of the last stages train; the stem and the others are frozen (paper: 3). Only for torchvision's
-            ResNets with frozen norm; for other networks see `build_timm_backbone`.
+        pretrained: ImageNet weights: true fetches torchvision's or timm's, a path reads a state dict of theirs from a file.
+        trained_stages: how many of the last stages train where norms are frozen; the stem and the others are frozen too. None
+            for 3 of a ResNet (paper) and all of other networks.
         drop_path: stochastic depth of Swin, by default 0.2; other backbones have none.
 
     Raises:
         InputError: an unknown name, or an option the backbone does not have.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
-    check_backbone_levels(levels, finest=0 if name == "small" else 1)
+    check_backbone_levels(levels, finest=1 if name in (*RESNETS, *SWIN) else 0)
     if drop_path is not None and name not in SWIN:
         raise InputError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
@@ -60,12 +61,14 @@ def build_backbone(
     if name not in RESNETS:
         if dilation:
             raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
-        return build_timm_backbone(name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path)
-    return _build_resnet(name, norm, dilation, levels, pretrained, trained_stages)
+        return build_timm_backbone(
+            name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path, trained_stages=trained_stages
+        )
+    return _build_resnet(name, norm, dilation, levels, pretrained, 3 if trained_stages is None else trained_stages)
 
 
 def _build_resnet(
-    name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool, trained_stages: int
+    name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool | str, trained_stages: int
 ) -> Backbone:
     """One of torchvision's ResNets; arguments as `build_backbone`."""
     if dilation and RESNETS[name][0] is Basic:
@@ -75,7 +78,10 @@ def _build_resnet(
     layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
     block, counts = RESNETS[name]
     net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
-    if pretrained:
+    if isinstance(pretrained, str):
+        net.fc = nn.Identity()  # the file may be without classifier, or with one of other classes
+        load_backbone_file(net, pretrained, name)
+    elif pretrained:
         net.load_state_dict(_fetch_weights(name))
     if norm == "frozen":
         _freeze_early_stages(net, trained_stages)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.errors import WeightsUnavailableError
+from panoptic_detr.models.backbones.statistics import InputStatistics
 from panoptic_detr.structures import FeatureLevel
 
 NormKind = Literal["frozen", "batch"]
@@ -134,11 +135,19 @@ class Backbone(nn.Module):
         body: maps (B, 3, H, W) to an ordered dict of feature maps, fine to coarse.
         strides: pixels per cell of each level.
         num_channels: channels of each level.
+        statistics: where the body wants images of other mean and deviation than ImageNet's.
     """
 
-    def __init__(self, body: nn.Module, strides: Sequence[int], num_channels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        strides: Sequence[int],
+        num_channels: Sequence[int],
+        statistics: InputStatistics | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
+        self.statistics = statistics
         self.strides = tuple(strides)
         self.num_channels = tuple(num_channels)
 
@@ -152,6 +161,8 @@ class Backbone(nn.Module):
         Returns:
             One level per stride with (B, C_l, ceil(H / stride), ceil(W / stride)) features.
         """
+        if self.statistics is not None:
+            images = self.statistics(images, padding_mask)
         maps = self.body(images).values()
         return [
             FeatureLevel(features, resize_padding_mask(padding_mask, features.shape[-2:]), stride)

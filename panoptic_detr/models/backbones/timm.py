@@ -5,7 +5,7 @@ need it: as in the published detectors a block first pads its map to whole windo
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones.resnet import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
+from panoptic_detr.models.backbones.statistics import IMAGENET_MEAN, IMAGENET_STD, InputStatistics
+from panoptic_detr.models.backbones.weights import load_backbone_file
 from panoptic_detr.models.settings import check_shares
 
 SWIN = {
@@ -128,9 +130,10 @@ def build_timm_backbone(
     name: str,
     *,
     levels: Sequence[int] = (1, 2, 3, 4),
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     norm: NormKind = "frozen",
     drop_path: float | None = None,
+    trained_stages: int | None = None,
 ) -> Backbone:
     """Build a backbone from timm.
 
@@ -138,9 +141,11 @@ def build_timm_backbone(
         name: swin_t, swin_s, swin_b, swin_l, or timm's name of a convolutional network with levels at strides 4 to 32,
             for example resnext50_32x4d.
         levels: which levels to return, 1 (stride 4) to 4 (stride 32).
-        pretrained: load timm's ImageNet weights.
+        pretrained: true fetches timm's ImageNet weights; a path reads a state dict from a file.
         norm: "frozen" replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1
             to layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on.
+        trained_stages: how many of the last stages train, where the norm is frozen and the network is no ResNet; None for all,
+            stem included.
         drop_path: for Swin: how often the last block is left out in training (stochastic depth; the others in proportion to
             their depth); by default 0.2, as for H-DETR's Swin-T.
 
@@ -166,21 +171,61 @@ def build_timm_backbone(
     net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
     if norm == "frozen":
         freeze_norms(net, name)
-        if net.feature_info.module_name() == [f"layer{level}" for level in levels]:  # built like a ResNet
+        ends = dict(zip(levels, net.feature_info.module_name(), strict=True))
+        if all(end == f"layer{level}" for level, end in ends.items() if level):  # built like a ResNet
             for parameter_name, parameter in net.named_parameters():
                 parameter.requires_grad_(parameter_name.startswith(TRAINED_STAGES))
-    return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels())
+        else:
+            freeze_stages(net, ends, trained_stages)
+    return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels(), _statistics(net, bool(pretrained)))
 
 
-def _create(timm: ModuleType, name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        net = timm.create_model(name, pretrained=pretrained is True, **options)
+        if isinstance(pretrained, str):
+            load_backbone_file(net, pretrained, name)
+        return net
     except OSError as error:
         remedy = (
             f"run timm.create_model({name!r}, pretrained=True) on a machine with a network and copy its ~/.cache/huggingface "
             "here (HF_HOME names another folder)"
         )
         raise missing_weights(name, error, remedy) from None
+
+
+def freeze_stages(net: nn.Module, ends: Mapping[int, str], trained_stages: int | None) -> None:
+    """Freeze everything up to the end of a stage.
+
+    Raises:
+        InputError: a stage that is not among the levels.
+
+    Args:
+        net: whose parameters are in the order of its layers.
+        ends: level to the name of the module that ends it.
+        trained_stages: how many of the four stages still train; None for all, stem included.
+    """
+    if trained_stages is not None and 4 - trained_stages not in ends:
+        raise InputError(
+            f"trained_stages is {trained_stages}, so stage {4 - trained_stages} is the last frozen one, but only the ends "
+            f"of {sorted(ends)} are known: give a number from 0 to 3, or backbone_levels with {4 - trained_stages} in it"
+        )
+    end = None if trained_stages is None else ends[4 - trained_stages]
+    names = [name for name, _ in net.named_parameters()]
+    last = max((place for place, name in enumerate(names) if end and name.startswith(f"{end}.")), default=-1)
+    for name in names[: last + 1]:
+        net.get_parameter(name).requires_grad_(False)
+
+
+def _statistics(net: Any, pretrained: bool) -> InputStatistics | None:
+    """What turns images into those that a network was trained on, if that is not ImageNet's normalisation."""
+    mean, std = (tuple(net.pretrained_cfg.get(key, usual)) for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return None
+    statistics = InputStatistics()
+    if pretrained:
+        statistics.use(mean, std)
+    return statistics
 
 
 def freeze_norms(module: nn.Module, backbone: str) -> None:

@@ -206,7 +206,7 @@ def build_deformable_detr(
     backbone: str = "resnet50",
     dilation: bool = False,
     backbone_norm: NormKind = "frozen",
-    pretrained_backbone: bool = False,
+    pretrained_backbone: bool | str = False,
     drop_path: float | None = None,
     backbone_levels: Sequence[int] = (1, 2, 3, 4),
     num_levels: int = 4,
@@ -236,7 +236,7 @@ def build_deformable_detr(
         backbone: see `build_backbone`.
         dilation: DC5.
         backbone_norm: "frozen" or "batch".
-        pretrained_backbone: ImageNet weights.
+        pretrained_backbone: ImageNet weights: true fetches them, a path reads them from a file.
         drop_path: stochastic depth of a Swin backbone, by default 0.2.
         backbone_levels: backbone stages to compute; those finer than the memory are handed to the mask head.
         num_levels: levels L of the transformer.

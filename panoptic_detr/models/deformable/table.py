@@ -17,7 +17,7 @@ FRAME = 3  # columns (rows) that the frame adds: one before, two after, since th
 
 
 def sample_with_table(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples; see `deformable_attention.sample_levels`."""
+    """Weighted sum of bilinear samples; see `attention.sample_levels`."""
     batch, _, heads, width = value.shape
     table = frame_levels(value.flatten(2), shapes)  # (B, N', M * d)
     cells = table.shape[1]

@@ -19,7 +19,7 @@ BLOCK_QUERIES = 16
 
 
 def sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples; see `deformable_attention.sample_levels`. Computes in float32."""
+    """Weighted sum of bilinear samples; see `attention.sample_levels`. Computes in float32."""
     return Sampling.apply(value, locations.float(), weights.float(), tuple(shapes)).to(locations.dtype)
 
 

@@ -2,22 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.config.stages import LossConfig, MaskLossKind
-from panoptic_detr.config.types import check_values
+from panoptic_detr.config.stages import MaskLossKind
 from panoptic_detr.errors import InputError
-from panoptic_detr.models import PanopticDETR
 from panoptic_detr.structures import DetectorOutput, Predictions, Target
 from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching, Matches
 from panoptic_detr.training.losses.regions import dense_term, mask_terms
 from panoptic_detr.training.losses.terms import box_losses, sigmoid_class_loss, softmax_class_loss, sum_per_layer
-from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, default_num_labels
 
 
 @dataclass(frozen=True)
@@ -150,11 +145,11 @@ class Criterion(nn.Module):
         pairs = matches.of_layer(-1)
         if output.proposals is not None and self.aux_loss:
             terms |= self._proposals(output.proposals, targets, counts)
-        weights = {name: self.weights.of(_term(name)) for name in terms}
+        weights = {name: self.weights.of(term_of(name)) for name in terms}
         if output.one_to_many is not None and self.hybrid.scheme == "branch":
             extra = self._one_to_many(self._trained_layers(output.one_to_many), targets, counts)
             terms |= extra
-            weights |= {name: self.weights.of(_term(name)) * self.hybrid.weight for name in extra}
+            weights |= {name: self.weights.of(term_of(name)) * self.hybrid.weight for name in extra}
         if output.dense and self.weights.dense:
             share = counts.share_of(len(targets))
             terms["dense"], weights["dense"] = share * dense_term(output.dense, targets, self.num_labels), self.weights.dense
@@ -251,81 +246,12 @@ class Criterion(nn.Module):
             )
 
 
-def build_criterion(name: str, *, num_labels: int | None = None, **overrides: Any) -> Criterion:
-    """Build the criterion that belongs to a model name, with the papers' weights as defaults.
-
-    Args:
-        name: a model name (`list_models()`).
-        num_labels: label slots; by default the published ones.
-        **overrides: settings of `LossConfig` that differ from the published ones.
-
-    Raises:
-        InputError: no such model, or a setting that does not exist or makes no sense.
-    """
-    check_values("loss", LossConfig, overrides)
-    model = _without_weights(name, BUILDERS.get(name.removesuffix(PANOPTIC)))
-    return criterion_for(model, default_num_labels(name) if num_labels is None else num_labels, LossConfig(**overrides))
-
-
-@cache
-def _without_weights(name: str, builder: object) -> nn.Module:
-    """The model of a name, to ask it about itself; the builder tells the cache whether the name still means the same."""
-    with torch.device("meta"):
-        return build_model(name)
-
-
-def criterion_for(model: nn.Module, num_labels: int, loss: LossConfig, *, frozen_detector: bool = False) -> Criterion:
-    """Build the criterion of a model, which says itself what its classes are, and whether it has masks and other queries.
-
-    Args:
-        model: of `build_model`. Its detector's attributes `no_object` (without it: true, as in `DetectorOutput`) and
-            `num_one_to_many` (without it: 0) decide; so nothing hangs on its name.
-        num_labels: class slots without no-object.
-        loss: settings.
-        frozen_detector: only the mask losses train anything, so the others are left out where `loss` says nothing of them.
-    """
-    detector = model.detector if isinstance(model, PanopticDETR) else model
-    softmax, queries = getattr(detector, "no_object", True), getattr(detector, "num_one_to_many", 0)
-    scheme = ("branch" if queries else "none") if loss.hybrid == "auto" else loss.hybrid
-
-    def weight(given: float | None, published: float) -> float:
-        return given if given is not None else 0.0 if frozen_detector else published
-
-    class_published = 1.0 if softmax else 2.0  # in the cost and in the total
-    return Criterion(
-        num_labels=num_labels,
-        matcher=HungarianMatcher(
-            "softmax" if softmax else "sigmoid",
-            class_published if loss.cost_class is None else loss.cost_class,
-            loss.cost_l1,
-            loss.cost_giou,
-        ),
-        weights=LossWeights(
-            weight(loss.class_weight, class_published),
-            weight(loss.l1_weight, 5.0),
-            weight(loss.giou_weight, 2.0),
-            loss.mask_focal_weight,
-            loss.mask_dice_weight,
-            weight(loss.dense_weight, 5.0),
-        ),
-        no_object_weight=loss.no_object_weight,
-        aux_loss=loss.aux_loss and not frozen_detector,
-        masks=isinstance(model, PanopticDETR),
-        mask_loss=loss.mask_loss,
-        mask_points=loss.mask_points,
-        masks_per_image=loss.masks_per_image,
-        hybrid=HybridMatching(
-            scheme, loss.one_to_many_repeats, loss.one_to_many_weight, loss.one_to_many_share, loss.one_to_many_layers
-        ),
-    )
-
-
 def _flat_objects(matches: Matches, targets: Sequence[Target]) -> Tensor:
     """Index of each matched object in the concatenation of all targets: (P,)."""
     starts = torch.tensor([0, *[len(target) for target in targets]]).cumsum(0).to(matches.images.device)
     return starts[matches.images] + matches.objects
 
 
-def _term(name: str) -> str:
+def term_of(name: str) -> str:
     """A term's name without the suffixes of layer and group."""
     return name.split("_layer")[0].removesuffix("_one_to_many").removesuffix("_proposals")

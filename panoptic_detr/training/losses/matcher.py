@@ -1,6 +1,7 @@
 """Bipartite matching of predictions and objects (DETR paper, eq. 1; Deformable DETR, section A.2), one-to-many too (H-DETR).
 
 The costs of all decoder layers and all images are computed in one go, copied to the host once, and solved per layer and image.
+Mask-DETR matches by masks too, in `mask_detr`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The losses as pure functions. Every one returns sums; the criterion divides by the global counts."""
+"""The losses as pure functions: classes, boxes, focal, DICE. All return sums; the criterion divides by the global counts."""
 
 import torch
 from torch import Tensor

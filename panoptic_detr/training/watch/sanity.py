@@ -42,6 +42,7 @@ class DataFacts:
         sides: square roots of the box areas of things in the samples, in pixels; only of boxes inside of the picture, because
             those at its border may be cut.
         eval_sides: the same in evaluation.
+        fractions: the detector measures boxes as fractions of the image, so the size of the image matters.
     """
 
     images: int
@@ -52,6 +53,7 @@ class DataFacts:
     eval_sizes: list[tuple[int, int]] = field(default_factory=list)
     sides: list[float] = field(default_factory=list)
     eval_sides: list[float] = field(default_factory=list)
+    fractions: bool = True
 
     def lines(self, num_queries: int) -> list[str]:
         """The facts as sentences, with a warning where something cannot work."""
@@ -78,7 +80,7 @@ class DataFacts:
         """Where evaluation shows images or things of other sizes than training does, as far as a few draws can tell."""
         found = []
         trained, tested = (np.sqrt([h * w for h, w in sizes]) for sizes in (self.sizes, self.eval_sizes))
-        if self.eval_sizes and (self.images >= ENOUGH or len(set(self.sizes)) == 1 < self.images):
+        if self.fractions and self.eval_sizes and (self.images >= ENOUGH or len(set(self.sizes)) == 1 < self.images):
             middle = float(np.median(tested))
             if not min(trained) / SIZE_MARGIN <= middle <= max(trained) * SIZE_MARGIN:
                 found.append(

@@ -1,4 +1,7 @@
-"""Where a label goes: deep inside its segment, on free ground, covering little of others; or at the corner of its box."""
+"""Where a label goes: deep inside its segment, on free ground, covering little of others; or at the corner of its box.
+
+`text.draw_plate` draws it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

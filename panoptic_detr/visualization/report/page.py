@@ -160,12 +160,15 @@ def read_curves(*paths: str | Path) -> dict[str, list[tuple[float, float]]]:
     for path in map(Path, paths):
         if not path.is_file():
             continue
-        with open(path, newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if "step" not in (reader.fieldnames or ()):
-                raise PictureError(f"{path}: a run's log has a 'step' column, but this file has {reader.fieldnames}")
-            for row in reader:
-                _add_points(curves, row)
+        try:
+            with open(path, newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
+                if "step" not in (reader.fieldnames or ()):
+                    raise PictureError(f"{path}: a run's log has a 'step' column, but this file has {reader.fieldnames}")
+                for row in reader:
+                    _add_points(curves, row)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise PictureError(f"{path}: not a CSV file of text ({error}); a run writes log.csv and scores.csv") from None
     return {name: points for name, points in curves.items() if name != "epoch"}
 
 

@@ -1,0 +1,158 @@
+"""Augmentation for photographs: large-scale jitter, rotation, colour jitter and blur, on an image and its id map together.
+
+As in `transforms`, `torchvision.transforms.v2.functional` moves image and map, and every number is drawn from the sample's
+generator. The picture is resampled once: the window is found in the pixels of the original.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from panoptic_detr.data.coco import Others, retarget
+from panoptic_detr.data.transforms import normalize, resize, resize_map
+from panoptic_detr.errors import InputError
+from panoptic_detr.structures import Sample
+
+
+@dataclass(frozen=True)
+class PhotoTransform:
+    """A pipeline as plain settings; calling it transforms a sample.
+
+    Attributes:
+        window: (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale.
+        scales: the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021).
+        horizontal_flip: probability of mirroring left and right.
+        rotation: largest angle in degrees; what comes in from outside is black and void.
+        brightness: largest change as a fraction; and the next two.
+        contrast: of the difference to the mean.
+        saturation: of the difference to grey.
+        hue: largest change as a share of the colour circle, at most 0.5.
+        blur: probability of a Gaussian blur.
+        copy_paste: probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance.
+    """
+
+    window: tuple[int, int]
+    scales: tuple[float, float] = (0.8, 1.6)
+    horizontal_flip: float = 0.5
+    rotation: float = 0.0
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    hue: float = 0.03
+    blur: float = 0.0
+    copy_paste: float = 0.0
+
+    def __call__(self, sample: Sample, generator: torch.Generator | None = None, others: Others | None = None) -> Sample:
+        """Transform a sample read from disk.
+
+        Args:
+            sample: its image is uint8, its target has a segment map.
+            generator: source of every random number.
+            others: where other images come from, for `copy_paste`; without it nothing is pasted.
+
+        Returns:
+            A sample with a normalised float32 image; segments that left the picture are gone from its target.
+
+        Raises:
+            InputError: a target without segment map.
+        """
+        draw, target = generator or torch.Generator(), sample.target
+        if target.segment_map is None and len(target):
+            raise InputError(f"image {target.image_id}: crops and rotations need a segment map, but its target has boxes only")
+        nothing = torch.zeros(sample.image.shape[1:], dtype=torch.uint8)
+        places = nothing if target.segment_map is None else target.segment_map
+        image, segment_map = self.move(tv_tensors.Image(sample.image), tv_tensors.Mask(places)[None], draw)
+        labels = target.labels
+        if others is not None and self.copy_paste and _uniform(draw) < self.copy_paste:
+            image, segment_map, labels = self._paste(image, segment_map, labels, others, draw)
+        target = retarget(segment_map.as_subclass(Tensor)[0].contiguous(), labels, target.image_id)
+        return replace(sample, image=normalize(self.recolor(image, draw)), target=target)
+
+    def _paste(
+        self, image: Tensor, segment_map: Tensor, labels: Tensor, others: Others, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Put some things of another image, moved in its own way, in front."""
+        other = others.samples(int(_uniform(draw) * others.count))
+        given, given_map = self.move(tv_tensors.Image(other.image), tv_tensors.Mask(other.target.segment_map)[None], draw)
+        number = torch.arange(len(other.target.labels))
+        is_thing = torch.isin(other.target.labels, torch.tensor(others.thing_labels))
+        chosen = number[is_thing & (torch.rand(len(number), generator=draw) < 0.5)]
+        return paste(image, segment_map, labels, given, given_map, other.target.labels, chosen)
+
+    def move(self, image: Tensor, segment_map: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rotate, cut, resize and flip image (3, H, W) uint8 and map (1, H, W) together."""
+        if self.rotation:
+            angle = self.rotation * (2 * _uniform(draw) - 1)
+            image = F.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
+            segment_map = F.rotate(segment_map, angle, interpolation=InterpolationMode.NEAREST)
+        low, high = (math.log(scale) for scale in self.scales)
+        scale = math.exp(low + (high - low) * _uniform(draw))
+        full = image.shape[-2:]
+        size = [min(side, max(1, round(length * scale))) for side, length in zip(self.window, full, strict=True)]
+        extent = [min(length, max(1, round(side / scale))) for side, length in zip(size, full, strict=True)]
+        corner = [int(_uniform(draw) * (length - part + 1)) for length, part in zip(full, extent, strict=True)]
+        image, segment_map = (F.crop(part, *corner, *extent) for part in (image, segment_map))
+        image, segment_map = resize(image, (size[0], size[1])), resize_map(segment_map, (size[0], size[1]))
+        if self.horizontal_flip and _uniform(draw) < self.horizontal_flip:
+            image, segment_map = F.horizontal_flip(image), F.horizontal_flip(segment_map)
+        return image, segment_map
+
+    def recolor(self, image: Tensor, draw: torch.Generator) -> Tensor:
+        """Change the colours of a uint8 image, and blur it."""
+        for change, most in (
+            (F.adjust_brightness, self.brightness),
+            (F.adjust_contrast, self.contrast),
+            (F.adjust_saturation, self.saturation),
+        ):
+            if most:
+                image = change(image, 1 + most * (2 * _uniform(draw) - 1))
+        if self.hue:
+            image = F.adjust_hue(image, self.hue * (2 * _uniform(draw) - 1))
+        if self.blur and _uniform(draw) < self.blur:
+            image = F.gaussian_blur(image, [5, 5], [0.1 + 1.4 * _uniform(draw)] * 2)
+        return image
+
+
+def paste(
+    image: Tensor,
+    segment_map: Tensor,
+    labels: Tensor,
+    given: Tensor,
+    given_map: Tensor,
+    given_labels: Tensor,
+    chosen: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Copy segments of one picture over another, at the places that they have.
+
+    Args:
+        image: (3, H, W) uint8.
+        segment_map: (1, H, W), i + 1 where the segment of labels[i] is.
+        labels: (S,).
+        given: (3, h, w) uint8, where the segments come from; the part that both pictures cover is used.
+        given_map: (1, h, w).
+        given_labels: (T,).
+        chosen: (K,) which of these segments.
+
+    Returns:
+        Image, map and labels; nothing is pasted where the numbers would exceed those that the map's type holds.
+    """
+    if not len(chosen) or len(labels) + len(chosen) > torch.iinfo(segment_map.dtype).max:
+        return image, segment_map, labels
+    height, width = (min(a, b) for a, b in zip(image.shape[1:], given.shape[1:], strict=True))
+    numbers = torch.zeros(len(given_labels) + 1, dtype=segment_map.dtype)
+    numbers[chosen + 1] = torch.arange(len(labels) + 1, len(labels) + len(chosen) + 1, dtype=segment_map.dtype)
+    new = numbers[given_map.as_subclass(Tensor)[:, :height, :width].long()]  # (1, h, w)
+    image, segment_map = image.as_subclass(Tensor).clone(), segment_map.as_subclass(Tensor).clone()
+    window = (slice(None), slice(height), slice(width))
+    image[window] = torch.where(new > 0, given.as_subclass(Tensor)[window], image[window])
+    segment_map[window] = torch.where(new > 0, new, segment_map[window])
+    return image, segment_map, torch.cat([labels, given_labels[chosen]])
+
+
+def _uniform(draw: torch.Generator) -> float:
+    return float(torch.rand((), generator=draw))

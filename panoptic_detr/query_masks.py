@@ -1,0 +1,130 @@
+"""Masks as a product: what queries ask for and what pixels offer, so that any mask can be had at any place.
+
+Bilinear interpolation and the product are both linear, so the logits at a place between cells are those of interpolated pixel
+features: losses sample the features once, whatever the number of queries and decoder layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from panoptic_detr.shapes import check_shape
+
+LARGEST_PENALTY = 30.0
+
+
+@dataclass
+class QueryMasks:
+    """Masks of all queries of all decoder layers, not yet multiplied out.
+
+    Attributes:
+        embeddings: (L, B, Q, E) of the queries.
+        biases: (L, B, Q) added to every logit.
+        pixels: (B, E, h, w) of the cells.
+        padding_mask: (B, h, w) bool, True on padding.
+        boxes: (L, B, Q, 4) cxcywh; outside of them logits fall by `steepness`.
+        steepness: (Q,) how far a logit falls at one box size from the box; 0 for queries that are not bound to a box.
+    """
+
+    embeddings: Tensor
+    biases: Tensor
+    pixels: Tensor
+    padding_mask: Tensor
+    boxes: Tensor
+    steepness: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("QueryMasks.embeddings", self.embeddings, ("L", "B", "Q", "E"))
+        check_shape("QueryMasks.biases", self.biases, self.embeddings.shape[:3])
+        check_shape("QueryMasks.pixels", self.pixels, (self.embeddings.shape[1], self.embeddings.shape[3], "h", "w"))
+        check_shape("QueryMasks.boxes", self.boxes, (*self.embeddings.shape[:3], 4))
+        check_shape("QueryMasks.steepness", self.steepness, (self.embeddings.shape[2],))
+
+    def at_cells(self, image: int, queries: Tensor, layer: int = -1) -> Tensor:
+        """Logits of chosen queries of an image: (K,) to (K, h, w) float32."""
+        cells = self.pixels[image]  # (E, h, w)
+        points = cell_points(self.padding_mask[image])  # (h * w, 2)
+        logits = self.of_features(image, queries, cells.flatten(1).T, points, layer)
+        return logits.view(-1, *cells.shape[1:])
+
+    def sample(self, points: Sequence[Tensor]) -> list[Tensor]:
+        """Pixel features at places of every image.
+
+        Args:
+            points: for each image (P_i, 2), x and y as fractions of the unpadded image.
+
+        Returns:
+            For each image (P_i, E) float32.
+        """
+        height, width = self.padding_mask.shape[1:]
+        share = points[0].new_tensor([_extent(mask) for mask in self.padding_mask]) / points[0].new_tensor([width, height])
+        grid = 2 * pad_sequence(list(points), batch_first=True) * share[:, None] - 1  # (B, P, 2)
+        found = F.grid_sample(self.pixels.float(), grid[:, None], padding_mode="border", align_corners=False)  # (B, E, 1, P)
+        rows = found[:, :, 0].transpose(1, 2).unbind()
+        return [row[: len(own)] for row, own in zip(rows, points, strict=True)]
+
+    def of_features(self, image: int, queries: Tensor, features: Tensor, points: Tensor, layer: int = -1) -> Tensor:
+        """Logits from pixel features that were sampled before.
+
+        Args:
+            image: which.
+            queries: (K,) its queries.
+            features: (P, E) of `sample`.
+            points: (P, 2) where.
+            layer: of the decoder.
+
+        Returns:
+            (K, P) float32.
+        """
+        embeddings = self.embeddings[layer, image].index_select(0, queries).float()  # (K, E)
+        logits = embeddings @ features.float().T + self.biases[layer, image].index_select(0, queries).float()[:, None]
+        boxes = self.boxes[layer, image].index_select(0, queries).float()  # (K, 4)
+        return logits - self.steepness[queries].float()[:, None] * distance_from_boxes(boxes, points, self._margin(image))
+
+    def each_at(self, image: int, queries: Tensor, features: Tensor, points: Tensor, layer: int = -1) -> Tensor:
+        """As `of_features`, but every query at places of its own: features (K, P, E) and points (K, P, 2) to (K, P)."""
+        embeddings = self.embeddings[layer, image].index_select(0, queries).float()  # (K, E)
+        logits = (features @ embeddings[:, :, None])[..., 0] + self.biases[layer, image].index_select(0, queries).float()[
+            :, None
+        ]
+        boxes = self.boxes[layer, image].index_select(0, queries).float()[:, None]  # (K, 1, 4)
+        return logits - self.steepness[queries, None] * distance_from_boxes(boxes, points, self._margin(image))
+
+    def _margin(self, image: int) -> Tensor:
+        """The size of a cell as fractions (x, y) of the unpadded image: (2,)."""
+        return 1 / self.boxes.new_tensor(_extent(self.padding_mask[image]), dtype=torch.float32)
+
+
+def distance_from_boxes(boxes_cxcywh: Tensor, points: Tensor, margin: Tensor) -> Tensor:
+    """How far points lie outside of boxes, in half box sizes.
+
+    Args:
+        boxes_cxcywh: (K, 4) or (..., 1, 4).
+        points: (P, 2) or (..., P, 2) x, y.
+        margin: (2,) by which a box is widened on every side.
+
+    Returns:
+        (K, P) or (..., P); 0 inside.
+    """
+    boxes = boxes_cxcywh[:, None] if boxes_cxcywh.dim() == 2 else boxes_cxcywh
+    half = boxes[..., 2:] / 2 + margin
+    outside = ((points - boxes[..., :2]).abs() / half - 1).clamp(min=0)  # (..., P, 2)
+    return outside.sum(-1).clamp(max=LARGEST_PENALTY)
+
+
+def cell_points(padding_mask: Tensor) -> Tensor:
+    """Centres (x, y) of the cells of a map (h, w), row by row: (h * w, 2) as fractions of the unpadded extent."""
+    height, width = padding_mask.shape
+    columns, rows = _extent(padding_mask)
+    x = (torch.arange(width, device=padding_mask.device) + 0.5) / columns
+    y = (torch.arange(height, device=padding_mask.device) + 0.5) / rows
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
+
+
+def _extent(padding_mask: Tensor) -> tuple[int, int]:
+    """Unpadded columns and rows of a map (h, w)."""
+    return int((~padding_mask[0]).sum()), int((~padding_mask[:, 0]).sum())

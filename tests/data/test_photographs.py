@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+from panoptic_detr.data.coco.dataset import Others
+from panoptic_detr.data.photographs import PhotoTransform, paste
+from panoptic_detr.structures import Sample, Target
+
+PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+def sample(seed=0, height=60, width=80, segments=5):
+    """Every segment has a colour of its own, so that the picture says where each lies."""
+    generator = torch.Generator().manual_seed(seed)
+    segment_map = torch.zeros(height, width, dtype=torch.uint8)
+    for number in range(1, segments + 1):
+        top, left = (int(torch.randint(0, side - 20, (), generator=generator)) for side in (height, width))
+        segment_map[top : top + 20, left : left + 20] = number
+    image = (segment_map * 40).expand(3, -1, -1).contiguous()
+    labels = torch.arange(segments)
+    return Sample(image, Target(labels, torch.rand(segments, 4), segment_map, f"image {seed}"), (height, width))
+
+
+def shown(moved):
+    """Brightness of the red channel, as it was in the picture."""
+    return (moved.image[0] * 0.229 + 0.485) * 255
+
+
+@pytest.mark.parametrize("rotation", [0.0, 10.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_picture_and_map_move_together(seed, rotation):
+    transform = PhotoTransform((48, 64), (0.7, 2.0), rotation=rotation, **PLAIN)
+    moved = transform(sample(), torch.Generator().manual_seed(seed))
+    segment_map = moved.target.segment_map
+    colour = torch.cat([torch.zeros(1), 40.0 * (moved.target.labels + 1)])[segment_map.long()]
+    # Only where two segments meet does interpolation give a mixed colour.
+    assert ((shown(moved) - colour).abs() < 2).float().mean() > 0.8
+    assert segment_map.dtype == torch.uint8
+    assert sorted(segment_map.unique().tolist()) in ([*range(len(moved.target) + 1)], [*range(1, len(moved.target) + 1)])
+
+
+def test_no_id_appears_that_was_not_there_and_boxes_are_those_of_the_map():
+    transform = PhotoTransform((48, 64), (0.5, 2.0), rotation=15, blur=1.0, copy_paste=0.0)
+    for seed in range(10):
+        target = transform(sample(seed), torch.Generator().manual_seed(seed)).target
+        for place, (x, y, width, height) in enumerate(target.boxes.tolist()):
+            rows, columns = np.nonzero(target.segment_map.numpy() == place + 1)
+            size = target.segment_map.shape
+            assert x * size[1] == pytest.approx((columns.min() + columns.max() + 1) / 2, abs=1e-3)
+            assert y * size[0] == pytest.approx((rows.min() + rows.max() + 1) / 2, abs=1e-3)
+            assert (width * size[1], height * size[0]) == pytest.approx((np.ptp(columns) + 1, np.ptp(rows) + 1), abs=1e-3)
+
+
+def test_the_window_has_one_size_and_small_pictures_are_not_stretched():
+    large = PhotoTransform((48, 64), (1.0, 2.0))
+    assert {tuple(large(sample(), torch.Generator().manual_seed(seed)).image.shape) for seed in range(5)} == {(3, 48, 64)}
+    small = PhotoTransform((48, 64), (0.5, 0.5))
+    assert small(sample(), torch.Generator().manual_seed(0)).image.shape == (3, 30, 40)
+
+
+def test_the_same_generator_gives_the_same_sample():
+    transform = PhotoTransform((48, 64), rotation=5, blur=0.5)
+    first, second = (transform(sample(), torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first.image, second.image)
+    assert torch.equal(first.target.segment_map, second.target.segment_map)
+
+
+def test_colours_change_the_picture_only():
+    plain, coloured = (
+        PhotoTransform((60, 80), (1.0, 1.0), horizontal_flip=0.0, **settings)
+        for settings in (PLAIN, {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1})
+    )
+    first, second = (transform(sample(), torch.Generator().manual_seed(0)) for transform in (plain, coloured))
+    assert torch.equal(first.target.segment_map, second.target.segment_map)
+    assert not torch.equal(first.image, second.image)
+
+
+def test_pasted_segments_lie_in_front_with_their_pixels():
+    under, over = sample(0), sample(1)
+    image, segment_map, labels = paste(
+        under.image,
+        under.target.segment_map[None],
+        under.target.labels,
+        over.image,
+        over.target.segment_map[None],
+        over.target.labels,
+        torch.tensor([1, 4]),
+    )
+    for number, place in ((6, 2), (7, 5)):
+        where = over.target.segment_map == place
+        assert torch.equal(segment_map[0] == number, where)
+        assert (image[:, where] == over.image[:, where]).all()
+        assert labels[number - 1] == over.target.labels[place - 1]
+    elsewhere = segment_map[0] <= 5
+    assert torch.equal(segment_map[0][elsewhere], under.target.segment_map[elsewhere])
+    assert (image[:, elsewhere] == under.image[:, elsewhere]).all()
+
+
+def test_only_things_of_other_images_are_pasted():
+    transform = PhotoTransform((60, 80), (1.0, 1.0), horizontal_flip=0.0, copy_paste=1.0, **PLAIN)
+    others = Others(lambda index: sample(index + 1), 3, (2,))
+    pasted = [transform(sample(segments=1), torch.Generator().manual_seed(seed), others).target.labels for seed in range(12)]
+    assert {tuple(labels.tolist()) for labels in pasted} <= {(0,), (0, 2), (2,)}
+    assert any(2 in labels for labels in pasted)
+
+
+def test_nothing_is_pasted_where_the_map_has_no_number_left():
+    target = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    result = paste(image, target, torch.zeros(255, dtype=torch.long), image, target + 1, torch.tensor([0]), torch.tensor([0]))
+    assert result[0] is image
+
+
+def test_a_target_without_map_is_refused():
+    boxes_only = Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), Target(torch.tensor([0]), torch.rand(1, 4)), (8, 8))
+    with pytest.raises(ValueError, match="need a segment map"):
+        PhotoTransform((8, 8))(boxes_only)

@@ -1,0 +1,77 @@
+"""A panoptic result as its user sees it."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import panoptic_detr as pd
+from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
+from panoptic_detr.segment_maps import write_id_png
+
+TABLE = pd.CategoryTable.from_coco(
+    [{"id": 3, "name": "cat", "isthing": 1, "color": [9, 8, 7]}, {"id": 10, "name": "sky", "isthing": 0}]
+)
+
+
+@pytest.fixture
+def result():
+    segment_map = np.zeros((4, 6), np.int32)
+    segment_map[:2, :3], segment_map[:, 4:] = 1, 2
+    segments = [Segment(1, 3, True, 0.914, 6, (0, 0, 3, 2), 5), Segment(2, 10, False, 0.8, 8, (4, 0, 2, 4), 7)]
+    dropped = [Dropped(1, "low score", 0.3), Dropped(2, "low score", 0.2), Dropped(3, "no object", 0.9)]
+    return PanopticSegmentation(segment_map, segments, TABLE, dropped)
+
+
+def test_three_lines_say_what_it_is(result):
+    assert repr(result).splitlines() == [
+        "PanopticSegmentation of 6 x 4 pixels",
+        "2 segments: cat 0.91, sky 0.80",
+        "3 other queries: 2 low score, 1 no object",
+    ]
+    nothing = PanopticSegmentation(np.zeros((2, 3), np.int32), [], TABLE)
+    assert repr(nothing).endswith("0 segments: none\n0 other queries: none")
+
+
+def test_segments_have_names_and_masks(result):
+    assert [segment.name for segment in result.segments] == ["cat", "sky"]
+    assert result.mask(result.segments[0]).sum() == result.mask(1).sum() == 6
+    assert result.segments[0] == Segment(1, 3, True, 0.914, 6, (0, 0, 3, 2), 5)
+
+
+def test_notebooks_show_the_map(result):
+    picture = cv2.imdecode(np.frombuffer(result._repr_png_(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert picture.shape == (4, 6, 3)
+    assert picture[0, 0].tolist() == [9, 8, 7]
+    assert picture[3, 0].tolist() == [255, 255, 255]
+    assert picture[1, 0].tolist() == [0, 0, 0]
+
+
+def test_the_version_is_the_packages():
+    assert pd.__version__.count(".") >= 2
+
+
+def test_ground_truth_in_files_goes_into_panoptic_quality(tmp_path, result):
+    result.save(tmp_path / "7.png")
+    zero = np.where(result.segment_map == 2, 0, 1).astype(np.int32)
+    write_id_png(tmp_path / "8.png", zero)
+    rows = [
+        result.to_coco(7, "7.png"),
+        {
+            "image_id": 8,
+            "file_name": "8.png",
+            "segments_info": [{"id": 0, "category_id": 10, "iscrowd": 0}, {"id": 1, "category_id": 3, "iscrowd": 1}],
+        },
+    ]
+    (tmp_path / "gt.json").write_text(json.dumps({"annotations": rows, "categories": TABLE.to_coco()}))
+    seven, eight = pd.read_panoptic(tmp_path / "gt.json", tmp_path)
+    assert (seven.image_id, seven.segments) == (7, result.segments)
+    assert [(s.category_id, s.area, s.box, s.iscrowd) for s in eight.segments] == [
+        (10, 8, (4, 0, 2, 4), False),
+        (3, 16, (0, 0, 4, 4), True),
+    ]
+    quality = pd.PanopticQuality(TABLE)
+    for truth in pd.read_panoptic(tmp_path / "gt.json", tmp_path):
+        quality.update(truth, truth)
+    assert (quality.compute().images, quality.compute().stuff.pq) == (2, 1.0)
