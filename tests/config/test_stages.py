@@ -139,7 +139,6 @@ def test_wrong_file(tmp_path, text, message):
         (["--model.overrides", "5"], r"section 'model\.overrides' holds keys and values"),
         (["--train.steps", "[1,2]"], r"setting 'train\.steps' must be int or null, but got '\[1, 2\]'"),
         (["--train.resume", "maybe"], r"setting 'train\.resume' must be bool, but got 'maybe'"),
-        (["--optimizer.drop_at", "1,2"], r"setting 'optimizer\.drop_at' must be list\[int\], but got '1,2'"),
         (["--train.steps"], r"--train\.steps: expected one argument"),
         (["stray"], r"unrecognized arguments: stray"),
     ],
