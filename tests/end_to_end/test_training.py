@@ -223,7 +223,7 @@ def test_stage_2_needs_a_detector(folder, tmp_path, capsys):
     assert call(train_masks, folder, "--train.output", tmp_path / "none") == 1
     assert "give --detector CHECKPOINT" in capsys.readouterr().err
     assert call(train_masks, folder, "--train.output", tmp_path / "none", "--detector", "detr_r999") == 1
-    assert "'detr_r999' is neither a checkpoint file nor a published model (detr_r50, " in capsys.readouterr().err
+    assert "there is no model 'detr_r999'; the nearest are detr_r50, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("joint", ["false", "true"])

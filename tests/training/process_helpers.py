@@ -13,7 +13,7 @@ from torch import nn
 from panoptic_detr.config.stages import LossConfig, OptimizerConfig, TrainConfig
 from panoptic_detr.data.loading import collate
 from panoptic_detr.structures import Sample, Target
-from panoptic_detr.training.losses.criterion import build_criterion
+from panoptic_detr.training.losses import build_criterion
 from panoptic_detr.training.processes import start_fabric, whole
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.weights.checkpoints import Checkpoint

@@ -11,7 +11,7 @@ from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, make_loader
 from panoptic_detr.data.transforms import eval_transform, scenes_transform
-from panoptic_detr.training.losses.criterion import build_criterion
+from panoptic_detr.training.losses import build_criterion
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
 from panoptic_detr.zoo import build_model
