@@ -34,7 +34,7 @@ def test_pictures_of_fractions_are_read_as_such():
     picture = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
     assert picture.mode == "F"
     assert upright_rgb(picture)[0, :, 0].tolist() == [0, 128, 255]
-    with pytest.raises(PictureError, match=r"must be in 0\.\.1, but its values are nan"):
+    with pytest.raises(PictureError, match=r"must be in 0\.\.1, but this one has NaN"):
         as_rgb(np.array([[0.5, np.nan]], np.float32))
 
 

@@ -30,7 +30,6 @@ from pathlib import Path
 
 from torch import distributed
 
-from panoptic_detr.commands.arguments import whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
@@ -120,8 +119,8 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root")
     group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs")
     group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON")
-    group.add_argument("--data.limit", dest="limit", type=whole, help="only the first N images")
-    group.add_argument("--batch-size", type=whole, default=1, help="images at a time")
+    group.add_argument("--data.limit", dest="limit", type=at_least(1), help="only the first N images")
+    group.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     group.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")

@@ -116,7 +116,7 @@ def test_the_number_of_labels_is_no_override(tmp_path, capsys):
 
 def test_a_split_of_scenes_is_not_overwritten(tmp_path):
     first = write_scenes(tmp_path, 2, size=48, workers=1).read_bytes()
-    with pytest.raises(DataError, match=r"panoptic_train\.json is there already; choose another folder or split"):
+    with pytest.raises(DataError, match=r"train is there already; choose another output folder or split"):
         write_scenes(tmp_path, 1, size=48, seed=1, workers=1)
     assert (tmp_path / "annotations" / "panoptic_train.json").read_bytes() == first
     write_scenes(tmp_path, 1, size=48, split="val", workers=1)

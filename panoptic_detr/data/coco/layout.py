@@ -59,6 +59,10 @@ def resolve_paths(
     if split is None and len(splits) > 1 and not named:
         raise DataError(f"{root} has the splits {', '.join(splits)}; say which one")
     if (root is None or split is None) and not named:
+        if root is not None and not splits:
+            raise DataError(
+                f"there is no annotations/panoptic_<split>.json in {root}; check the root, or name the paths one by one"
+            )
         raise DataError(
             "the data set is not fully named: give a root folder and a split (COCO's own layout), "
             "or all of: the image folder, the panoptic folder and the annotation JSON"

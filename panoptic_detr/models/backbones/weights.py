@@ -26,8 +26,8 @@ def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:
     Raises:
         BackboneWeightsError: a missing or unreadable file, or weights of another network.
     """
-    given = read_state_dict(Path(path))
-    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in read_state_dict(Path(path)).items() if value.is_floating_point()}
+    wanted = {key: value for key, value in net.state_dict().items() if value.is_floating_point()}  # no counters of batches
     if wanted.keys() <= given.keys():
         found = {key: given[key] for key in wanted}
     elif Path(path).suffix != ".safetensors" and _same_shapes_in_order(wanted, given):
