@@ -202,10 +202,11 @@ def _start_worker(_: int) -> None:
     Cluster schedulers signal whole process groups; a worker that dies of it takes the step at hand with it.
     """
     torch.set_num_threads(1)
-    start_worker()
     if hasattr(signal, "sigwaitinfo"):  # it tells who sent the signal; not on macOS and Windows
+        # Blocked before any thread begins: one that does not block the signal would receive it for the whole process.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+    start_worker()
 
 
 def _end_when_the_parent_asks() -> None:

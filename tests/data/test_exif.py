@@ -41,5 +41,8 @@ def test_labelme_shapes_on_the_turned_picture_are_refused(photo, tmp_path, drawn
     if fits:
         FORMATS["labelme"](photo.parent, tmp_path / "out", workers=0)
         return
-    with pytest.raises(DataError, match=r"a\.jpg was drawn on at 4x6 pixels, but is stored at 6x4: .*turned by its EXIF"):
+    with pytest.raises(
+        DataError,
+        match=r"annotated at 4x6 pixels, but .*a\.jpg is stored at 6x4, and its EXIF orientation \(6\) asks viewers to turn it",
+    ):
         FORMATS["labelme"](photo.parent, tmp_path / "out", workers=0)
