@@ -33,36 +33,22 @@ Inputs = tuple[Any, ...]  # of an attention module: tensors, and what is known o
 
 @dataclass(frozen=True)
 class Sampling:
-    """Where deformable attention reads for one query.
+    """Where deformable attention reads for one query."""
 
-    Attributes:
-        points: (N, 2) x, y as fractions of the image.
-        weights: (N,) sum to 1 over the points of one head, so to the number of heads in all.
-    """
-
-    points: np.ndarray
-    weights: np.ndarray
+    points: np.ndarray  # (N, 2) x, y as fractions of the image
+    weights: np.ndarray  # (N,) sum to 1 over the points of one head, so to the number of heads in all
 
 
 @dataclass(frozen=True)
 class Look:
-    """One image's way through a model.
+    """One image's way through a model."""
 
-    Attributes:
-        detector: the box detector.
-        mask_head: the mask head, if the model has one.
-        output: what the model said.
-        encoder_inputs: arguments of each encoder layer's self-attention.
-        decoder_inputs: arguments of each decoder layer's cross-attention.
-        shapes: (height, width) in cells of each level of the memory.
-    """
-
-    detector: nn.Module
-    mask_head: MaskHead | None
-    output: DetectorOutput
-    encoder_inputs: list[Inputs]
-    decoder_inputs: list[Inputs]
-    shapes: list[tuple[int, int]]
+    detector: nn.Module  # the box detector
+    mask_head: MaskHead | None  # the mask head, if the model has one
+    output: DetectorOutput  # what the model said
+    encoder_inputs: list[Inputs]  # arguments of each encoder layer's self-attention
+    decoder_inputs: list[Inputs]  # arguments of each decoder layer's cross-attention
+    shapes: list[tuple[int, int]]  # (height, width) in cells of each level of the memory
 
     @property
     def has_decoder_maps(self) -> bool:

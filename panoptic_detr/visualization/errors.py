@@ -57,19 +57,12 @@ _STRENGTH = {ErrorKind.CORRECT: 0.3, ErrorKind.IGNORED: 0.55}
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prediction held against the truth.
+    """A prediction held against the truth."""
 
-    Attributes:
-        kinds: (H, W) uint8 values of `ErrorKind`.
-        matching: what counts and what does not, as in every score.
-        nearest: (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none.
-        ious: (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none.
-    """
-
-    kinds: np.ndarray
-    matching: Matching
-    nearest: np.ndarray
-    ious: np.ndarray
+    kinds: np.ndarray  # (H, W) uint8 values of `ErrorKind`
+    matching: Matching  # what counts and what does not, as in every score
+    nearest: np.ndarray  # (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none
+    ious: np.ndarray  # (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none
 
     def shares(self) -> dict[ErrorKind, float]:
         """Fraction of the rated pixels of each kind; of all pixels for `IGNORED`."""
@@ -139,19 +132,12 @@ def error_view(
 
 @dataclass(frozen=True)
 class Entry:
-    """An image, its annotation and a prediction; one of the latter two may be missing.
+    """An image, its annotation and a prediction; one of the latter two may be missing."""
 
-    Attributes:
-        name: what to call it: the file name, say.
-        image: (H, W, 3) uint8 RGB.
-        truth: the annotation.
-        prediction: what a model says.
-    """
-
-    name: str
-    image: np.ndarray
-    truth: PanopticSegmentation | None = None
-    prediction: PanopticSegmentation | None = None
+    name: str  # what to call it: the file name, say
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    truth: PanopticSegmentation | None = None  # the annotation
+    prediction: PanopticSegmentation | None = None  # what a model says
 
 
 def draw_entry(

@@ -17,17 +17,11 @@ SMALL, WIDE, TALL = (0, 158, 115), (213, 94, 0), (0, 114, 178)
 
 @dataclass(frozen=True)
 class LayerScore:
-    """AP of one decoder layer's predictions, fractions.
+    """AP of one decoder layer's predictions, fractions."""
 
-    Attributes:
-        layer: from 1.
-        ap: as predicted.
-        ap_nms: after non-maximum suppression.
-    """
-
-    layer: int
-    ap: float
-    ap_nms: float
+    layer: int  # from 1
+    ap: float  # as predicted
+    ap_nms: float  # after non-maximum suppression
 
 
 def draw_query_boxes(

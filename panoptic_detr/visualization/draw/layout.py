@@ -77,23 +77,14 @@ def legend_strip(
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart.
+    """A line of a chart."""
 
-    Attributes:
-        name: in the legend.
-        color: as matplotlib takes it.
-        style: likewise.
-        x: its places.
-        y: its values.
-        deviation: of the values, drawn as a band.
-    """
-
-    name: str
-    color: str
-    style: str
-    x: Sequence[float]
-    y: Sequence[float]
-    deviation: Sequence[float] | None = None
+    name: str  # in the legend
+    color: str  # as matplotlib takes it
+    style: str  # likewise
+    x: Sequence[float]  # its places
+    y: Sequence[float]  # its values
+    deviation: Sequence[float] | None = None  # of the values, drawn as a band
 
 
 def chart(
