@@ -13,7 +13,7 @@ CLASS_SETTINGS = ("num_classes", "num_labels")
 CLASSES_FROM_DATA = "the classes, and so their number, come from the categories of the annotations; leave it out"
 
 
-def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
+def keyword_types(function: Callable[..., object]) -> dict[str, object]:
     """Name and annotated type of everything that a function or a dataclass takes."""
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 

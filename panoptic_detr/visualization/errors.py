@@ -99,7 +99,7 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
 def error_view(
     image: Picture, prediction: PanopticSegmentation, truth: PanopticSegmentation, *, legend: bool = True, scale: int = 1
 ) -> np.ndarray:
-    """Draw the errors of a prediction over the greyed image.
+    """Draw the errors of a prediction over the greyed image: (H * scale [+ legend], W * scale, 3) uint8 RGB.
 
     Args:
         image: path or array (see `as_rgb`).
@@ -107,9 +107,6 @@ def error_view(
         truth: what the annotation says.
         legend: add a strip with the meaning of the colours and each one's share of the rated pixels.
         scale: enlarge this many times before drawing.
-
-    Returns:
-        (H * scale [+ legend], W * scale, 3) uint8 RGB.
     """
     picture, comparison = as_rgb(image), compare(prediction, truth)
     if picture.shape[:2] != comparison.kinds.shape:
@@ -143,7 +140,7 @@ class Entry:
 def draw_entry(
     entry: Entry, *, show: Show = "all", palette: Palette = "distinct", alpha: float = 0.5, scale: int = 1
 ) -> np.ndarray:
-    """Draw what is there: the annotation, the prediction, and with both also the errors.
+    """Draw what is there: the annotation, the prediction, and with both also the errors: (h, w, 3) uint8 RGB.
 
     Args:
         entry: the image.
@@ -151,9 +148,6 @@ def draw_entry(
         palette: see `overlay`.
         alpha: see `overlay`.
         scale: see `overlay`.
-
-    Returns:
-        (h, w, 3) uint8 RGB.
 
     Raises:
         PictureError: the entry lacks what `show` asks for.

@@ -140,14 +140,11 @@ class SweepStep:
 
 
 def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
-    """Set the pictures in a grid by threshold, with the curve of PQ behind them.
+    """Set the pictures in a grid by threshold, with the curve of PQ behind them: (H, W, 3) uint8 RGB.
 
     Args:
         steps: at least one; the curve needs two with a PQ.
         columns: pictures in a row.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
         PictureError: no steps.
@@ -164,14 +161,11 @@ def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
 
 
 def pq_curve(steps: Sequence[SweepStep], size: tuple[int, int]) -> np.ndarray:
-    """PQ of all, things and stuff over the threshold, the best one marked.
+    """PQ of all, things and stuff over the threshold, the best one marked: (height, width, 3) uint8 RGB.
 
     Args:
         steps: those with a PQ are drawn.
         size: (height, width) in pixels.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     rated = [step for step in sorted(steps, key=lambda step: step.threshold) if step.pq is not None]
     curves = []

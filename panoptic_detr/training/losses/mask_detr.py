@@ -292,16 +292,13 @@ def rarity(winners: Tensor, count: int, exponent: float) -> Tensor:
 
 
 def peaks(shape: Sequence[int], cells: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-    """Bumps of height 1 (Zhou et al., 2019, section 3).
+    """Bumps of height 1 (Zhou et al., 2019, section 3): (C, h, w).
 
     Args:
         shape: (C, h, w).
         cells: (n, 2) column and row of each.
         sigma: (n, 2) width and height in cells.
         labels: (n,) the map of each.
-
-    Returns:
-        (C, h, w).
     """
     x, y = (torch.arange(size, device=cells.device) for size in (shape[2], shape[1]))
     near_x = torch.exp(-0.5 * ((x - cells[:, :1]) / sigma[:, :1]) ** 2)  # (n, w)

@@ -24,7 +24,7 @@ def zoom(
     long_side: int = 640,
     palette: Palette = "distinct",
 ) -> np.ndarray:
-    """One segment enlarged, with its surroundings dimmed.
+    """One segment enlarged, with its surroundings dimmed: (h, w, 3) uint8 RGB.
 
     Args:
         image: path or array (see `as_rgb`).
@@ -33,9 +33,6 @@ def zoom(
         margin: space around its box, as a fraction of the box's longer side.
         long_side: pixels of the result's longer side.
         palette: see `overlay`.
-
-    Returns:
-        (h, w, 3) uint8 RGB.
 
     Raises:
         PictureError: no such segment, or a picture of more than 16,384 pixels.
