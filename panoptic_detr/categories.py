@@ -144,11 +144,11 @@ class CategoryTable:
         return [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in self.categories]
 
     def to_dict(self) -> PlainValues:
-        """PlainValues values, for checkpoints and JSON; `from_dict` reads them back."""
+        """Plain values, for checkpoints and JSON; `from_dict` reads them back."""
         return {"labels": self.labels, "num_labels": self.num_labels, "categories": self.to_coco()}
 
     @classmethod
-    def from_dict(cls, values: PlainValues) -> "CategoryTable":
+    def from_dict(cls, values: Mapping[str, Any]) -> "CategoryTable":
         """Read what `to_dict` wrote."""
         return cls.from_coco(values["categories"], labels=values["labels"], num_labels=values["num_labels"])
 
