@@ -133,7 +133,7 @@ def test_overlays_of_large_pictures_are_smaller(monkeypatch):
 
 
 @pytest.mark.parametrize("how", [{}, {"tile": (32, 48)}, {"tile": (32, 48), "compression": "zlib"}, {"rowsperstrip": 7}])
-def test_tiffs_are_read_by_windows(tmp_path, monkeypatch, how):
+def test_tiffs_are_read_by_windows(tmp_path, how):
     tifffile = pytest.importorskip("tifffile")
     picture = np.random.default_rng(0).integers(0, 256, (101, 83, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "x.tif", picture, photometric="rgb", **how)
@@ -141,8 +141,13 @@ def test_tiffs_are_read_by_windows(tmp_path, monkeypatch, how):
     assert raster.shape == (101, 83)
     for rows, columns in ((slice(0, 101), slice(0, 83)), (slice(30, 70), slice(47, 83)), (slice(100, 101), slice(5, 6))):
         assert np.array_equal(raster.window(rows, columns), picture[rows, columns])
+
+
+def test_only_large_tiffs_are_read_by_windows(tmp_path, monkeypatch):
+    pytest.importorskip("tifffile")
+    cv2.imwrite(str(tmp_path / "x.tif"), np.zeros((40, 30, 3), np.uint8))
     file = PictureFile(tmp_path / "x.tif", 1, "x")
-    assert isinstance(rasters.read_by_windows(file), np.ndarray)  # a small one is read whole
+    assert isinstance(rasters.read_by_windows(file), np.ndarray)
     monkeypatch.setattr(rasters, "LARGE", 1000)
     assert isinstance(rasters.read_by_windows(file), Raster)
     (tmp_path / "x.tif").write_bytes(b"no tiff")

@@ -70,7 +70,7 @@ def model_of(checkpoint: Path | None, threads: int | None) -> Predictor:
     torch.manual_seed(0)
     table = scene_categories()
     model = build_model("detr_r50_panoptic", num_labels=table.num_labels, **TINY)
-    model.detector.class_embed.bias.data[-1] = -9.0  # never "no object"
+    model.state_dict()["detector.class_embed.bias"][-1] = -9.0  # never "no object"
     return Predictor(model, table, settings=InferenceSettings(threshold=0.1, min_area=1, short_side=None))
 
 
@@ -82,7 +82,7 @@ def parts(checkpoint: Path | None, place: Path, overlays: bool, threads: int | N
         for file in files:
             with watch.lap():
                 picture = watch.time("reading", file.read)
-                (result,) = watch.time("model and merging", model, [picture])
+                (result,) = watch.time("model and merging", lambda pixels: model([pixels]), picture)
                 watch.time("drawing and writing", folder.add, file, picture, result)
     return watch.mean()
 
@@ -104,14 +104,15 @@ def whole(checkpoint: Path | None, place: Path, processes: int, overlays: bool, 
 
 def one_share(checkpoint: Path | None, place: Path, share: Share, overlays: bool, threads: int | None) -> Figures:
     """The pictures of one process, and its memory at some of them."""
-    model, memory = model_of(checkpoint, threads), []
+    model = model_of(checkpoint, threads)
+    memory: list[tuple[int, float]] = []
     files = share.of(find_pictures([place / "pictures"]))
     step = max(1, len(files) // POINTS)
 
     def watch(*_: object) -> None:
         watch_count[0] += 1
         if watch_count[0] % step == 0:
-            memory.append([watch_count[0], resident()])
+            memory.append((watch_count[0], resident()))
 
     watch_count = [0]
     out = place / f"out{share.processes}"

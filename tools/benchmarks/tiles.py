@@ -128,7 +128,8 @@ def mosaic_of(count: int, side: int, seed: int, split: str = "train") -> tuple[n
     """A picture of count x count scenes, and its truth: things numbered from 1, stuff of one class one segment."""
     table = scene_categories()
     picture = np.zeros((count * side, count * side, 3), np.uint8)
-    ids, kinds = np.zeros(picture.shape[:2], np.int32), {}
+    ids = np.zeros(picture.shape[:2], np.int32)
+    kinds: dict[int, tuple[int, bool, bool]] = {}
     for index in range(count * count):
         scene = make_scene(index, seed=seed, size=side, split=split)
         y, x = (side * at for at in divmod(index, count))
@@ -148,7 +149,8 @@ def mosaic_of(count: int, side: int, seed: int, split: str = "train") -> tuple[n
 def put_together(parts: Sequence[PanopticSegmentation], count: int, table: CategoryTable) -> PanopticSegmentation:
     """Predictions of scenes as one of their mosaic; stuff of one class is one segment."""
     side = len(parts[0].segment_map)
-    ids, kinds = np.zeros((count * side, count * side), np.int32), {}
+    ids = np.zeros((count * side, count * side), np.int32)
+    kinds: dict[int, Segment] = {}
     for index, part in enumerate(parts):
         y, x = (side * at for at in divmod(index, count))
         for segment in part.segments:
