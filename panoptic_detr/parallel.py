@@ -130,6 +130,12 @@ def progress_bar(*, shown: bool = True) -> Progress:
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))
 
 
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """The items, of which there are `total`, under a progress bar."""
+    with progress_bar() as bar:
+        yield from bar.track(items, total, description=description)
+
+
 @contextmanager
 def _pool(workers: int, threads: bool) -> Iterator[Executor | None]:
     """Threads or processes; None for the calling thread."""

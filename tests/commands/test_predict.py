@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from plain_maps import areas
 from training.process_helpers import in_processes
 
 from panoptic_detr.categories import CategoryTable
@@ -22,7 +23,7 @@ from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputE
 from panoptic_detr.inference import PredictionFolder, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import areas, read_id_png
+from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.zoo import build_model
 
 TABLE = CategoryTable.from_coco([{"id": 3, "name": "cat", "isthing": 1}, {"id": 10, "name": "sky", "isthing": 0}])
