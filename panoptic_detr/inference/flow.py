@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from operator import methodcaller
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -69,7 +70,7 @@ def predict_files(
     *,
     requests: Sequence[int] = (),
     watch: Watch | None = None,
-    read: Callable[[PictureFile], Picture] = PictureFile.read,
+    read: Callable[[PictureFile], Picture] = methodcaller("read"),
     threads: int | None = None,
 ) -> Outcome:
     """Predict pictures and write what is found into a folder.
