@@ -1,6 +1,6 @@
 """Panoptic quality as a pure thing: overlaps, matching, counts, scores, kinds of errors; no files, no models."""
 
-from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts
+from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts, price_by_cause
 from panoptic_detr.quality.intervals import Interval, difference_intervals, image_quality, intervals
 from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
@@ -26,4 +26,5 @@ __all__ = [
     "intervals",
     "match_segments",
     "measure_overlaps",
+    "price_by_cause",
 ]

@@ -12,26 +12,19 @@ import numpy as np
 
 from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import Overlaps
-from panoptic_detr.quality.points import IOU_UNIT, Units, add_units, lost_units
+from panoptic_detr.quality.points import CAUSES, IOU_UNIT, SIZES, Units, add_units, lost_units
 from panoptic_detr.quality.semantic import PixelCounts, count_pixels
 
 BAD_MASK_IOU = 0.25
 
 
 class ClassCounts(NamedTuple):
-    """What PQ needs to know of one category.
+    """What PQ needs to know of one category."""
 
-    Attributes:
-        tp: matched pairs.
-        fp: predicted segments without a match.
-        fn: true segments without a match.
-        iou_units: sum of the matched pairs' IoU in units of 2**-53.
-    """
-
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-    iou_units: int = 0
+    tp: int = 0  # matched pairs
+    fp: int = 0  # predicted segments without a match
+    fn: int = 0  # true segments without a match
+    iou_units: int = 0  # sum of the matched pairs' IoU in units of 2**-53
 
     @property
     def iou(self) -> float:
@@ -40,21 +33,13 @@ class ClassCounts(NamedTuple):
 
 
 class ErrorCounts(NamedTuple):
-    """Errors of one class, or of all, by cause. The first cause that applies, in this order, is the cause.
+    """Errors of one class, or of all, by cause. The first cause that applies, in this order, is the cause."""
 
-    Attributes:
-        wrong_class: a segment of another class overlaps it with IoU above 0.5: the region was found, its name is wrong.
-        merged: one prediction of the class covers more than half of each of several true segments of the class.
-        duplicated: several predictions of the class lie, each with more than half of its pixels, on one true segment.
-        bad_mask: a segment of the class overlaps it with IoU from 0.25 to 0.5.
-        missed: none of these; for predictions: nothing of the class is there.
-    """
-
-    wrong_class: int = 0
-    merged: int = 0
-    duplicated: int = 0
-    bad_mask: int = 0
-    missed: int = 0
+    wrong_class: int = 0  # a segment of another class overlaps it with IoU above 0.5: the region was found, its name is wrong
+    merged: int = 0  # one prediction of the class covers more than half of each of several true segments of the class
+    duplicated: int = 0  # several predictions of the class lie, each with more than half of its pixels, on one true segment
+    bad_mask: int = 0  # a segment of the class overlaps it with IoU from 0.25 to 0.5
+    missed: int = 0  # none of these; for predictions: nothing of the class is there
 
     @property
     def total(self) -> int:
@@ -109,6 +94,13 @@ def count_segments(overlaps: Overlaps) -> PanopticCounts:
     causes = [[cause.index(1) for cause in side] for side in (lost_causes, extra_causes)]
     counts.points = lost_units(overlaps, matching, *causes)
     return counts
+
+
+def price_by_cause(overlaps: Overlaps) -> dict[str, float]:
+    """What the segments of an image cost, all classes together, by cause (`points`); 1/2 for a segment without a match."""
+    units = count_segments(overlaps).points.values()
+    sums = [sum(column) / IOU_UNIT for column in zip(*units, strict=True)] or [0.0] * len(CAUSES) * len(SIZES)
+    return {cause: sum(sums[i * len(SIZES) : (i + 1) * len(SIZES)]) for i, cause in enumerate(CAUSES)}
 
 
 def count_classes(overlaps: Overlaps, matching: Matching) -> dict[int, ClassCounts]:

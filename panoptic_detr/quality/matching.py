@@ -12,23 +12,14 @@ from panoptic_detr.quality.overlaps import BoundaryOverlaps, Overlaps
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of the G true and the P predicted segments of an image, by panopticapi's definition.
+    """What became of the G true and the P predicted segments of an image, by panopticapi's definition."""
 
-    Attributes:
-        truth: (K,) index of the true segment of each matched pair.
-        prediction: (K,) index of the predicted one.
-        ious: (K,) float64 in (0.5, 1], void left out of the union.
-        missed: (G,) bool, false negatives.
-        extra: (P,) bool, false positives.
-        ignored: (P,) bool, neither right nor wrong.
-    """
-
-    truth: np.ndarray
-    prediction: np.ndarray
-    ious: np.ndarray
-    missed: np.ndarray
-    extra: np.ndarray
-    ignored: np.ndarray
+    truth: np.ndarray  # (K,) index of the true segment of each matched pair
+    prediction: np.ndarray  # (K,) index of the predicted one
+    ious: np.ndarray  # (K,) float64 in (0.5, 1], void left out of the union
+    missed: np.ndarray  # (G,) bool, false negatives
+    extra: np.ndarray  # (P,) bool, false positives
+    ignored: np.ndarray  # (P,) bool, neither right nor wrong
 
     @property
     def quality(self) -> float:
