@@ -18,7 +18,7 @@ from panoptic_detr.errors import CategoryError, DataError, EvaluationError, Segm
 from panoptic_detr.files import safe_path
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import Regions
-from panoptic_detr.segment_maps import MAX_ID, measure, read_id_png
+from panoptic_detr.segment_maps import MAX_ID, IdBuffer, measure, read_id_png
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class AnnotationSet:
         """The place to name in messages about an image."""
         return f"{self.path}, image {self.entries.get(image_id, {}).get('image_id', image_id)}"
 
-    def regions(self, image_id: ImageId) -> Regions:
-        """Read the id map of an image and the rows of its segments.
+    def regions(self, image_id: ImageId, buffer: IdBuffer | None = None) -> Regions:
+        """Read the id map of an image, into the memory of `buffer` if there is one, and the rows of its segments.
 
         Raises:
             EvaluationError: an ill-formed entry, an unsafe file name, or a PNG that cannot be read as an id map.
@@ -60,7 +60,7 @@ class AnnotationSet:
         rows = [_segment_row(info, where) for info in _segments_info(entry, where)]
         path = _png_path(self.folder, entry.get("file_name"), where)
         try:
-            segment_map = read_id_png(path)
+            segment_map = read_id_png(path, buffer)
         except SegmentMapError as error:
             raise EvaluationError(f"image {image_id}: {error}") from None
         return Regions.from_rows(segment_map, rows, f"{where} ({path.name})")
@@ -120,6 +120,12 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
             raise EvaluationError(f"{path}: image {image_id} has more than one annotation; keep one per image")
         entries[image_id] = row
     return AnnotationSet(path, folder, entries, content.get("categories"), image_names(content.get("images")))
+
+
+def folder_of(path: Path) -> Path:
+    """Where the PNGs of a results JSON are, if nobody says: `panoptic` beside it, or the folder of its own name."""
+    beside = path.parent / "panoptic"
+    return beside if beside.is_dir() else path.with_suffix("")
 
 
 def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegmentation]:
