@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
@@ -43,6 +42,7 @@ from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
@@ -204,7 +204,8 @@ def sweep(options: Namespace) -> str:
     make_folder(options.output.parent)
     first = data.image(0)
     scale = options.scale or enlargement(first.shape)
-    for threshold in track([one for part in options.thresholds for one in part], "thresholds"):
+    thresholds = [one for part in options.thresholds for one in part]
+    for threshold in track(thresholds, "thresholds", len(thresholds)):
         quality = PanopticQuality(data.categories)
         results = [predictor(data.image(i), threshold) for i in range(len(data))]
         for i, result in enumerate(results):
@@ -222,7 +223,7 @@ def queries(options: Namespace) -> str:
     predictor, folder = open_model(options, data), make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
-    for i in track(range(len(data)), "detecting"):
+    for i in track(range(len(data)), "detecting", len(data)):
         output = detect(predictor, data.image(i))
         boxes.append(boxes_of_queries(output))
         for layer in range(len(output.logits)):
@@ -400,13 +401,7 @@ def add_layer(
 ) -> None:
     """Add one decoder layer's things of the i-th image to the scorers, without and with non-maximum suppression.
 
-    Args:
-        scorers: by layer and whether with suppression.
-        layer: its index.
-        output: of the model for the image alone.
-        categories: what the model's labels mean; those of published models are category ids, unlike the data set's.
-        data: with the truth.
-        i: index of the image.
+    The model's labels mean `categories`; those of published models are category ids, unlike the data set's.
     """
     truth = data.truth(i)
     one = replace(output, logits=output.logits[layer : layer + 1], boxes=output.boxes[layer : layer + 1])

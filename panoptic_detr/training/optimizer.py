@@ -19,17 +19,11 @@ _STAGE_NAMES = ("backbone stem", *(f"backbone stage {stage}" for stage in range(
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate.
+    """Parameters that share a learning rate."""
 
-    Attributes:
-        name: `backbone` (its stem and stages apart with `layer_decay`), `offsets` or `transformer and heads`.
-        parameters: what is trained; frozen parameters are in no group.
-        lr: learning rate before the schedule.
-    """
-
-    name: str
-    parameters: list[nn.Parameter]
-    lr: float
+    name: str  # `backbone` (stem and stages apart with `layer_decay`), `offsets` or `transformer and heads`
+    parameters: list[nn.Parameter]  # what is trained; frozen parameters are in no group
+    lr: float  # learning rate before the schedule
 
     @property
     def size(self) -> int:
