@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run as run_tool
-from tools.benchmarks import attention, data, inference, overlay, pq, steps
+from tools.benchmarks import attention, data, gpu, inference, overlay, pq, steps
 from tools.benchmarks.measure import machine
 
-JOBS = {job.__name__.rpartition(".")[2]: job for job in (inference, steps, pq, data, overlay, attention)}
+JOBS = {job.__name__.rpartition(".")[2]: job for job in (inference, steps, pq, data, overlay, attention, gpu)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
