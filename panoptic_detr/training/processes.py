@@ -65,6 +65,8 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
     fabric.launch()
     # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
     fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else PyTorch refuses matrix products on CUDA
     torch.use_deterministic_algorithms(train.deterministic)
     return fabric
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run as run_tool
-from tools.benchmarks import attention, data, films, inference, overlay, pq, predict, steps, tiles
+from tools.benchmarks import attention, data, films, gpu, inference, overlay, pq, predict, steps, tiles
 from tools.benchmarks.measure import machine
 
-JOBS = {job.__name__.rpartition(".")[2]: job for job in (inference, steps, pq, data, overlay, attention, predict, tiles, films)}
+MEASURED = (inference, steps, pq, data, overlay, attention, predict, tiles, films, gpu)
+JOBS = {job.__name__.rpartition(".")[2]: job for job in MEASURED}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from panoptic_detr.boxes import cxcywh_to_xyxy, generalized_iou
 from panoptic_detr.errors import InputError
-from panoptic_detr.models import unpadded_extent
-from panoptic_detr.query_masks import QueryMasks
+from panoptic_detr.query_masks import QueryMasks, unpadded_extent
 from panoptic_detr.structures import DetectorOutput, Target
 from panoptic_detr.training.losses.criterion import GlobalCounts, Losses, term_of
 from panoptic_detr.training.losses.matcher import HybridMatching, cheapest, focal_cost
