@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from panoptic_detr.training.step import set_train_mode
 from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch.progress import duration, peak_memory
 from panoptic_detr.training.watch.validation import LOSS_IMAGES, evaluator, extra_outputs, validation_loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FEWEST_STEPS = 20  # a shorter run is over before its forecast
 DRAWN = 64  # samples whose sizes tell those of all batches
@@ -202,14 +206,11 @@ def _evaluation_seconds(trainer: Trainer, stage: DetectorStage, val_set: CocoPan
     return (scores * len(val_set) + loss * min(len(val_set), LOSS_IMAGES)) / len(few)
 
 
-class _Nowhere(io.RawIOBase):
+class _Nowhere(io.BytesIO):
     """A file that forgets what is written."""
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        return memoryview(data).nbytes  # type: ignore[arg-type]
+    def write(self, data: "Buffer") -> int:
+        return memoryview(data).nbytes
 
 
 def _save_nowhere(trainer: Trainer) -> None:
