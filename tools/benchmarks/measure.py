@@ -91,7 +91,7 @@ class TimedModule(nn.Module):
         super().__init__()
         self.module, self.watch, self.part_name = module, watch, part
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> object:
         """Call the module."""
         return self.watch.time(self.part_name, self.module, *inputs)
 
@@ -126,7 +126,7 @@ def check_variants(names: Sequence[str], known: Collection[str]) -> None:
             raise InputError(f"there is no variant {name!r}; did you mean {near!r}? There are {', '.join(map(repr, known))}")
 
 
-def in_own_process(function: Callable[..., Result], **arguments: Any) -> Result:
+def in_own_process(function: Callable[..., Result], **arguments: object) -> Result:
     """Call a function of a module in a fresh interpreter, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, **arguments).result()

@@ -3,15 +3,15 @@
 A thing keeps its segment id over the frames of its film, and has none where it is hidden.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.dataset import (
     Canvas,
     Scene,
@@ -127,9 +127,9 @@ def write_films(
     return Path(folder) / parts[2]
 
 
-def _write_film(index: int, *, root: Path, frames: int, size: int, seed: int, split: str) -> list[Mapping[str, Any]]:
+def _write_film(index: int, *, root: Path, frames: int, size: int, seed: int, split: str) -> list[Entry]:
     """Write the frames of a film; return their entries for the JSON's `annotations`."""
-    entries: list[Mapping[str, Any]] = []
+    entries: list[Entry] = []
     for frame, scene in enumerate(make_film(index, frames=frames, seed=seed, size=size, split=split)):
         name = _name(index, frame)
         for part in (split, f"panoptic_{split}"):
