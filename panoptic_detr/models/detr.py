@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
-from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding, attention_mask, has_padding
 from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
@@ -79,11 +79,12 @@ class DETR(nn.Module):
         Returns:
             Logits and boxes of every decoder layer, and the features that the mask head needs.
         """
+        padded = has_padding(padding_mask)
         *finer, last = self.backbone(images, padding_mask)
         projected = self.input_proj(last.features)  # (B, D, h, w)
         tokens = projected.flatten(2).transpose(1, 2)  # (B, N, D)
         position = self._spatial_position(last.padding_mask, tokens)
-        mask = attention_mask(last.padding_mask)
+        mask = attention_mask(last.padding_mask) if padded else None  # None is faster
         if self.encoder_position == "input":
             tokens = add(tokens, position)
         memory = self.encoder(tokens, position if self.encoder_position == "attention" else None, mask)  # (B, N, D)
@@ -111,11 +112,6 @@ class DETR(nn.Module):
         if self.position_encoding is None:
             return None
         return self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(like.dtype)  # (B, N, D)
-
-
-def attention_mask(padding_mask: Tensor) -> Tensor | None:
-    """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed; None without padding, which is faster."""
-    return ~padding_mask.flatten(1)[:, None, None] if bool(padding_mask.any()) else None
 
 
 def build_detr(

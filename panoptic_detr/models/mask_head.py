@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.cpu.dropout import Dropout
-from panoptic_detr.models.position_encoding import axis_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import axis_centres
 from panoptic_detr.models.settings import check_mask_head, check_shares
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.structures import DetectorOutput
 
 CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
@@ -135,10 +136,8 @@ class MaskHead(nn.Module):
         keys = self.attention.keys(output.memory.features)  # (B, M, D / M, N)
         shared = self._image_part(output.projected)  # (B, D + M, h, w)
         pyramid = [adapter(level.features) for adapter, level in zip(self.adapters, reversed(output.features), strict=True)]
-        images = torch.repeat_interleave(
-            torch.arange(len(queries), device=shared.device), torch.tensor([len(q) for q in queries], device=shared.device)
-        )
-        chosen = torch.cat(list(queries)).to(images.device)
+        chosen = torch.cat(list(queries)).to(shared.device)  # (K,)
+        images = torch.cat([torch.full_like(q, image) for image, q in enumerate(queries)]).to(shared.device)  # (K,)
         states = output.decoder_states[images, chosen]  # (K, D)
         closed = self.closed_cells(output, images, chosen)  # (K or 1, h, w)
         cells = min(CHUNK_CELLS, CPU_CHUNK_CELLS) if shared.device.type == "cpu" else CHUNK_CELLS

@@ -150,11 +150,7 @@ def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
 
 
 def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
-    """Count the pixels of every pair of a true and a predicted segment.
-
-    Args:
-        prediction: the result; (H, W).
-        truth: the ground truth; (H, W), may have crowds.
+    """Count the pixels of every pair of a true and a predicted segment of two maps (H, W); the truth may have crowds.
 
     Raises:
         EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.

@@ -265,12 +265,9 @@ def _mean_quality(classes: list[ClassQuality]) -> GroupQuality:
 
 @dataclass
 class Notes:
-    """How often each kind of oddity occurred, and its first examples in sorted order.
+    """How often each kind of oddity occurred, and its first examples (up to three) in sorted order.
 
     The size does not depend on how many oddities there are, and merging gives the same notes in any order.
-
-    Attributes:
-        kinds: what happened to (how often, up to three examples).
     """
 
     kinds: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.deformable.levels import level_table
 from panoptic_detr.models.deformable.table import sample_with_table
 from panoptic_detr.models.settings import check_heads
 
@@ -169,6 +170,6 @@ class DeformableAttention(nn.Module):
         weights = logits.softmax(-1).unflatten(-1, layout[1:])  # (B, Q, M, L, P)
         references = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if references.shape[-1] == 2:
-            cells = torch.tensor(shapes, dtype=references.dtype, device=references.device).flip(-1)[:, None]  # (L, 1, 2)
+            cells = level_table(shapes, references.device)[:, :2].flip(-1)[:, None].to(references.dtype)  # (L, 1, 2)
             return references + offsets / cells, weights
         return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.num_points)), weights

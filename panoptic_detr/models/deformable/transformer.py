@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.deformable.attention import DeformableAttention
 from panoptic_detr.models.deformable.heads import PredictionHeads, shift_boxes
+from panoptic_detr.models.deformable.levels import level_table
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
-from panoptic_detr.models.position_encoding import cell_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import cell_centres
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.models.transformer import EncoderLayer as DenseLayer
 from panoptic_detr.models.transformer import feed_forward
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.structures import FeatureLevel
 
 EncoderKind = Literal["deformable", "dense"]
@@ -61,12 +63,13 @@ def flatten_levels(levels: Sequence[FeatureLevel], position_encoding: nn.Module,
         for level, embed in zip(levels, level_embed, strict=True)
     ]  # (B, h * w, D) each
     extents = torch.stack([unpadded_extent(level.padding_mask) for level in levels], dim=1)  # (B, L, 2) as (w, h)
-    sizes = extents.new_tensor([level.features.shape[:1:-1] for level in levels])  # (L, 2) as (w, h)
+    shapes = [(level.features.shape[2], level.features.shape[3]) for level in levels]
+    sizes = level_table(shapes, extents.device)[:, :2].flip(-1).to(extents.dtype)  # (L, 2) as (w, h)
     return TokenPyramid(
         features=torch.cat([level.features.flatten(2).transpose(1, 2) for level in levels], dim=1),
         positions=torch.cat(positions, dim=1),
         padding_mask=torch.cat([level.padding_mask.flatten(1) for level in levels], dim=1),
-        shapes=[(level.features.shape[2], level.features.shape[3]) for level in levels],
+        shapes=shapes,
         valid_ratios=extents / sizes,
         centres=torch.cat([cell_centres(level.padding_mask) for level in levels], dim=1),
     )

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_detr.boxes import whole_image_box
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
 from panoptic_detr.models.masks.pixels import ConvNorm, PixelDecoder, top_values
-from panoptic_detr.models.position_encoding import cell_centres, sine_of_boxes, unpadded_extent
+from panoptic_detr.models.position_encoding import cell_centres, has_padding, sine_of_boxes
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.models.transformer import DecoderLayer, build_encoder
-from panoptic_detr.query_masks import QueryMasks
+from panoptic_detr.query_masks import QueryMasks, unpadded_extent
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 ABSENT = -12.0  # logit of a class that a query cannot have
 PRIOR = -4.6  # logit of the probability 0.01
 QUERY_STRIDE = 8  # of the cells that queries start from and look at
 LONGEST_SIDE = 128  # cells: the longest wave of the position encoding
-WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 class Peaks(nn.Module):
@@ -116,8 +116,9 @@ class MaskDETR(nn.Module):
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
         """Detect, as `DETR.forward` does, before the first decoder layer too; the queries of stuff classes come last."""
+        padded = has_padding(padding_mask)
         features = self.backbone(images, padding_mask)
-        pyramid = self.pixel_decoder(features)
+        pyramid = self.pixel_decoder(features, padded)
         finest, coarsest = pyramid[0], pyramid[-1]
         fine = next(level for level in pyramid if level.stride == QUERY_STRIDE)
         pixels = self.pixel_embed(finest.features)  # (B, E, h, w)
@@ -153,18 +154,18 @@ class MaskDETR(nn.Module):
 
     def _queries(self, proposals: Predictions, cells: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, Q, D), boxes (B, Q, 4) and class logits of the proposals (B, Q, C) of all queries."""
-        logits = proposals.logits[0].detach().clone()  # (B, N, C)
-        logits[..., list(self.stuff_labels)] = ABSENT
+        own = torch.full((len(self.stuff_labels), self.num_labels), ABSENT, device=cells.device)  # (S, C)
+        for slot, label in enumerate(self.stuff_labels):
+            own[slot, label] = 0.0  # filled one by one: an index list would be copied to the GPU, which waits for its queue
+        logits = proposals.logits[0].detach().masked_fill((own == 0).any(0), ABSENT)  # (B, N, C)
         scores = logits.sigmoid().max(-1).values.masked_fill(padding_mask.flatten(1), 0).view(padding_mask.shape)
         best = top_values(scores, self.num_queries)[..., None]  # (B, K, 1)
         things = self.seed(cells.gather(1, best.expand(-1, -1, cells.shape[-1])))  # (B, K, D)
         batch = len(cells)
         stuff = self.stuff_embed.weight.to(things.dtype).expand(batch, -1, -1)  # (B, S, D)
         boxes = proposals.boxes[0].detach().gather(1, best.expand(-1, -1, 4))  # (B, K, 4)
-        whole = boxes.new_tensor(WHOLE_IMAGE).expand(batch, stuff.shape[1], -1)
+        whole = whole_image_box(boxes).expand(batch, stuff.shape[1], -1)
         given = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))  # (B, K, C)
-        own = torch.full((stuff.shape[1], logits.shape[-1]), ABSENT, device=logits.device)  # (S, C)
-        own[torch.arange(len(own)), list(self.stuff_labels)] = 0.0
         return (
             torch.cat([things, stuff], dim=1),
             torch.cat([boxes, whole], dim=1),
