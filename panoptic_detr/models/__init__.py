@@ -6,4 +6,15 @@ from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.models.position_encoding import cell_centres
 
-__all__ = ["DETR", "Backbone", "MaskHead", "PanopticDETR", "build_detr", "cell_centres", "cpu", "deformable", "masks"]
+__all__ = [
+    "DETR",
+    "Backbone",
+    "MaskHead",
+    "PanopticDETR",
+    "backbones",
+    "build_detr",
+    "cell_centres",
+    "cpu",
+    "deformable",
+    "masks",
+]
