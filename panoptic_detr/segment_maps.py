@@ -6,6 +6,7 @@ COCO panoptic stores an id map as an RGB PNG with id = R + 256 G + 65536 B.
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,11 +17,11 @@ from scipy import ndimage
 from panoptic_detr.errors import SegmentMapError
 from panoptic_detr.files import read_file, write_whole
 
-fast_decoder: Callable[[bytes], np.ndarray] | None  # to (H, W, 3) uint8 RGB
-try:
-    from imgread import load_numpy_from_bytes as fast_decoder  # the extra "fast-pq": half of OpenCV's time
-except ImportError:
-    fast_decoder = None
+fast_decoder: Callable[[bytes], np.ndarray] | None = None  # to (H, W, 3) uint8 RGB
+with suppress(ImportError):
+    from imgread import load_numpy_from_bytes  # the extra "fast-pq": half of OpenCV's time
+
+    fast_decoder = load_numpy_from_bytes
 
 MAX_ID = 256**3 - 1
 LARGE = 2**26  # pixels, 8192 x 8192: what is larger is worked on by strips

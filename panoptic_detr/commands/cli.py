@@ -29,6 +29,7 @@ JOBS = (
     "data",
     "configs",
     "convert_checkpoint",
+    "hub",
     "benchmark",
     "demo",
 )

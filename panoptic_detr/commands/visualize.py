@@ -268,7 +268,9 @@ def report(options: Namespace) -> str:
 
     def scores() -> dict[str, object]:
         result = quality.compute()
-        return {**result.as_dict(), "per_class": result.per_class}
+        lost = {name: result.loss(ids) for name, ids in result.groups().items()}
+        points = {name: {cause: sum(sizes) for cause, sizes in loss.items()} for name, loss in lost.items()}
+        return {**result.as_dict(), "per_class": result.per_class, "points_lost": points}
 
     facts = {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",

@@ -170,6 +170,8 @@ class OptimizerConfig:
         lr: learning rate of transformer and heads.
         backbone_lr_scale: the backbone's rate as a multiple of `lr` (0 freezes it).
         offset_lr_scale: the same for the sampling offsets and reference points of deformable attention.
+        layer_decay: the rate of each backbone stage as a multiple of that of the stage after it, the stem's included: below 1,
+            the early ones, which know edges and textures already, change less.
         weight_decay: of AdamW, on every parameter that is trained.
         clip_norm: gradients are scaled down to this L2 norm; 0 turns clipping off.
         schedule: `step` multiplies the rate by `drop_factor` at each of `drop_at`; `cosine` falls to 0 at the end.
@@ -181,6 +183,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     backbone_lr_scale: float = 0.1
     offset_lr_scale: float = 0.1
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "step"
@@ -191,6 +194,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "backbone_lr_scale", "offset_lr_scale", "weight_decay", "clip_norm"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"optimizer.layer_decay must be in (0, 1], but got {self.layer_decay}; 1 is the same rate for all"
+            )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"optimizer.warmup is a fraction of the run in [0, 1), but got {self.warmup}")
         if sorted(self.drop_at) != self.drop_at:
@@ -229,6 +236,10 @@ class TrainConfig:
         tensorboard: also write the log for TensorBoard, where it is installed.
         sample_pictures: validation images whose truth and prediction are drawn for TensorBoard at every evaluation; 0 for none.
         overfit: train and evaluate on the first N training images without augmentation; 0 for a normal run.
+        dry_run: say what the run will need in time and memory, measured on a few steps, and stop there; nothing is written.
+        runs: train so many times, with `seed`, `seed` + 1 and so on, each in a folder of its own below `output`; scores of all,
+            their mean and their spread are printed and kept in `runs.json`.
+        range_test: instead of training, raise the learning rate within so many steps and draw what the loss does; 0 trains.
     """
 
     output: Path = Path("runs/train")
@@ -257,14 +268,31 @@ class TrainConfig:
     tensorboard: bool = True
     sample_pictures: int = 4
     overfit: int = 0
+    dry_run: bool = False
+    runs: int = 1
+    range_test: int = 0
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
-        for name in ("epochs", "steps", "batch_size", "accumulate", "devices", "threads", "nodes", "keep_last", "log_every"):
+        counts = (
+            "epochs",
+            "steps",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "threads",
+            "nodes",
+            "keep_last",
+            "log_every",
+            "runs",
+        )
+        for name in counts:
             at_least(f"train.{name}", getattr(self, name), 1)
+        if self.range_test:
+            at_least("train.range_test", self.range_test, 20)
         for name in ("seed", "evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
             at_least(f"train.{name}", getattr(self, name), 0)
-        if self.seed >= 2**32 - self.devices * self.nodes:  # each process adds its number
+        if self.seed >= 2**32 - self.devices * self.nodes - self.runs + 1:  # each process adds its number
             raise ConfigError(f"setting 'train.seed' must be below 2**32 less one per process, but got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")

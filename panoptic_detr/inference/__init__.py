@@ -19,7 +19,7 @@ from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.rasters import Raster, read_by_windows
 from panoptic_detr.inference.shares import Share, join_processes, leave_processes
 from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest, prepare_folder
-from panoptic_detr.inference.tiles import Tiled
+from panoptic_detr.inference.tiles import Tiled, spans
 from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "ray_predict",
     "read_by_windows",
     "segment_batch",
+    "spans",
     "unique_name",
     "unpadded_parts",
 ]

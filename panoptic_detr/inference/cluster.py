@@ -4,6 +4,7 @@ Every machine must see the pictures, the checkpoint and the output folder under 
 Data (`pip install 'panoptic-detr[cluster]'`).
 """
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def ray_predict(
     outcome, before = Outcome(), len(folder)
     if missing:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False)
+            ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
         given = {
             "recipe": recipe,
             "device": "cuda" if gpus else "cpu",

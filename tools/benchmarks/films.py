@@ -12,15 +12,23 @@ import numpy as np
 from rich.table import Table
 
 from panoptic_detr.data.scenes import make_film, scene_categories
+from panoptic_detr.images import save_picture
 from panoptic_detr.inference import Tracker, load_model
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.segment_maps import measure
+from panoptic_detr.visualization.draw import overlay, side_by_side
 from tools.benchmarks.measure import Figures
 
 
 def run(
-    *, checkpoint: Path | None = None, films: int = 10, frames: int = 12, size: int = 96, windows: Sequence[int] = (1, 2, 4, 8)
+    *,
+    checkpoint: Path | None = None,
+    films: int = 10,
+    frames: int = 12,
+    size: int = 96,
+    windows: Sequence[int] = (1, 2, 4, 8),
+    output: Path | None = None,
 ) -> Figures:
     """Predict drawn films frame by frame, and follow their things.
 
@@ -30,16 +38,19 @@ def run(
         frames: of each.
         size: side in pixels.
         windows: numbers of frames of a tube.
+        output: draw three frames of the film with the most things, tracked, into this picture.
 
     Returns:
         VPQ for each window with and without tracking, and milliseconds of a frame for the model and for tracking.
     """
     table, model = scene_categories(), None if checkpoint is None else load_model(checkpoint, device="cpu")
     draw, seconds, found = np.random.default_rng(0), {"model": 0.0, "tracking": 0.0}, []
+    shown = []
     for index in range(films):
-        tracker, truths, singles, tracked = Tracker(table), [], [], []
+        tracker, pictures, truths, singles, tracked = Tracker(table), [], [], [], []
         for scene in make_film(index, frames=frames, size=size, split="val"):
             truths.append(truth_of(scene.segment_map, scene.segments_info))
+            pictures.append(scene.image)
             before = time.perf_counter()
             singles.append(shuffled(truths[-1], draw) if model is None else model(scene.image))
             between = time.perf_counter()
@@ -47,11 +58,21 @@ def run(
             seconds["model"] += between - before
             seconds["tracking"] += time.perf_counter() - between
         found.append((truths, singles, tracked))
+        shown.append((pictures, tracked))
+    if output is not None:
+        draw_frames(*max(shown, key=lambda film: sum(len(frame.segments) for frame in film[1])), output)
     rows = [
         {"frames": k, "alone": vpq([(t, s) for t, s, _ in found], k), "tracked": vpq([(t, f) for t, _, f in found], k)}
         for k in windows
     ]
     return {"rows": rows, "milliseconds": {name: 1000 * value / films / frames for name, value in seconds.items()}}
+
+
+def draw_frames(pictures: Sequence[np.ndarray], frames: Sequence[PanopticSegmentation], output: Path) -> None:
+    """Draw the first frame of a film, the middle and the last one; things have the colour of their id."""
+    chosen = (0, len(frames) // 2, len(frames) - 1)
+    drawn = [overlay(pictures[i], frames[i], scale=3, show_scores=False, shade_by_id=True) for i in chosen]
+    save_picture(output, side_by_side(drawn, [f"frame {i + 1}" for i in chosen]), quality=80)
 
 
 def vpq(films: Sequence[tuple[Sequence[PanopticSegmentation], Sequence[PanopticSegmentation]]], frames: int) -> float:

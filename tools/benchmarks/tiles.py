@@ -14,10 +14,12 @@ from rich.table import Table
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.scenes import make_scene, scene_categories
-from panoptic_detr.inference import Tiled, load_model
+from panoptic_detr.images import save_picture
+from panoptic_detr.inference import Tiled, load_model, spans
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.segment_maps import decode_ids, encode_ids, measure
+from panoptic_detr.visualization.draw import overlay
 from tools.benchmarks.measure import Figures
 
 Noise: TypeAlias = tuple[float, float]  # share of things that are missed, pixels by which outlines are off
@@ -28,7 +30,7 @@ STUFF = 10**6  # ids from here on are stuff, one for each class
 def run(
     *,
     side: int = 2048,
-    scene: int = 256,
+    scene: int = 128,
     tile: int = 512,
     overlap: int = 128,
     checkpoint: Path | None = None,
@@ -36,6 +38,7 @@ def run(
     model_tile: int = 96,
     model_overlap: int = 48,
     seed: int = 0,
+    output: Path | None = None,
 ) -> Figures:
     """Compare tiles with the whole.
 
@@ -49,6 +52,7 @@ def run(
         model_tile: side of its tiles.
         model_overlap: of its tiles.
         seed: of the scenes and the noise.
+        output: draw what the checkpoint sees by tiles, with the seams, into this picture.
 
     Returns:
         `rows` of what saw the picture: things, PQ whole and by tiles, and things that were cut by seams.
@@ -61,11 +65,11 @@ def run(
         (tiled,) = Tiled(Reader(truth, noise, seed), tile=tile, overlap=overlap)([picture])
         rows.append(row_of(f"{name}; tiles of {tile}, overlap {overlap}", truth, at_once, tiled))
     if checkpoint is not None:
-        rows.append(with_checkpoint(checkpoint, mosaic, model_tile, model_overlap, seed))
+        rows.append(with_checkpoint(checkpoint, mosaic, model_tile, model_overlap, seed, output))
     return {"rows": rows}
 
 
-def with_checkpoint(checkpoint: Path, count: int, tile: int, overlap: int, seed: int) -> Figures:
+def with_checkpoint(checkpoint: Path, count: int, tile: int, overlap: int, seed: int, output: Path | None) -> Figures:
     """A trained model: each scene by itself against tiles that lie across the scenes."""
     predictor, (picture, truth) = load_model(checkpoint, device="cpu"), mosaic_of(count, 96, seed, split="val")
     scenes = [
@@ -73,6 +77,11 @@ def with_checkpoint(checkpoint: Path, count: int, tile: int, overlap: int, seed:
     ]
     whole = put_together(scenes, count, predictor.categories)
     (tiled,) = Tiled(predictor, tile=tile, overlap=overlap)([picture])
+    if output is not None:
+        drawn = overlay(picture, tiled, labels=False)
+        for span in spans(len(picture), tile, overlap)[1:]:
+            drawn[span.first, ::6] = drawn[::6, span.first] = 255
+        save_picture(output, drawn, quality=80)
     return row_of(f"trained, scene by scene against tiles of {tile}, overlap {overlap}", truth, whole, tiled)
 
 
