@@ -93,11 +93,12 @@ def command(name: str, job: Job, rows: Path) -> list[str]:
 
 def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people: what became of the parts, and a table for each."""
-    view = Table("part", "state", "seconds", "cases", "failed cases", title="parts")
+    view = Table("part", "state", "seconds", "cases", "failed cases", "said last", title="parts")
     for name, part in result["parts"].items():
         failed = sum("error" in row for row in part["rows"])
-        view.add_row(name, part["state"], f"{part.get('seconds', 0):.0f}", str(len(part["rows"])), str(failed))
-    return [view, *(_table(name, part) for name, part in result["parts"].items())]
+        said = " ".join(part.get("said", ())[-1:])
+        view.add_row(name, part["state"], f"{part.get('seconds', 0):.0f}", str(len(part["rows"])), str(failed), said)
+    return [view, *(_table(name, part) for name, part in result["parts"].items() if part["rows"])]
 
 
 def _table(name: str, part: Figures) -> Table:
@@ -106,8 +107,6 @@ def _table(name: str, part: Figures) -> Table:
     view = Table(*columns, title=f"{name}: {part['state']}", title_justify="left")
     for row in rows:
         view.add_row(*(_short(row.get(column, "")) for column in columns))
-    if not rows:
-        view.title = f"{name}: {part['state']} {' '.join(part.get('said', ())[-1:])}"
     return view
 
 

@@ -502,7 +502,7 @@ PARTS = {
     "deterministic": Part(deterministic, 60),
     "one process": Part(one_process, 40),
     "demo": Part(everything, 90),
-    "counting": Part(counting, 20),
+    "counting": Part(counting, 40),
     "compiled": Part(compiled, 120),
     "steps others": Part(
         steps_of(
