@@ -49,7 +49,7 @@ class QueryMasks:
         cells = self.pixels[image]  # (E, h, w)
         points = cell_points(self.padding_mask[image])  # (h * w, 2)
         logits = self.of_features(image, queries, cells.flatten(1).T, points, layer)
-        return logits.view(-1, *cells.shape[1:])
+        return logits.reshape(queries.shape[0], *cells.shape[1:])
 
     def sample(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Pixel features at places of every image.
@@ -61,7 +61,7 @@ class QueryMasks:
             For each image (P_i, E) float32.
         """
         height, width = self.padding_mask.shape[1:]
-        share = points[0].new_tensor([_extent(mask) for mask in self.padding_mask]) / points[0].new_tensor([width, height])
+        share = torch.stack([_extent(mask) for mask in self.padding_mask]) / points[0].new_tensor([width, height])
         grid = 2 * pad_sequence(list(points), batch_first=True) * share[:, None] - 1  # (B, P, 2)
         found = F.grid_sample(self.pixels.float(), grid[:, None], padding_mode="border", align_corners=False)  # (B, E, 1, P)
         rows = found[:, :, 0].transpose(1, 2).unbind()
@@ -96,7 +96,7 @@ class QueryMasks:
 
     def _margin(self, image: int) -> Tensor:
         """The size of a cell as fractions (x, y) of the unpadded image: (2,)."""
-        return 1 / self.boxes.new_tensor(_extent(self.padding_mask[image]), dtype=torch.float32)
+        return 1 / _extent(self.padding_mask[image])
 
 
 def distance_from_boxes(boxes_cxcywh: Tensor, points: Tensor, margin: Tensor) -> Tensor:
@@ -125,6 +125,6 @@ def cell_points(padding_mask: Tensor) -> Tensor:
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
-def _extent(padding_mask: Tensor) -> tuple[int, int]:
-    """Unpadded columns and rows of a map (h, w)."""
-    return int((~padding_mask[0]).sum()), int((~padding_mask[:, 0]).sum())
+def _extent(padding_mask: Tensor) -> Tensor:
+    """Unpadded columns and rows of a map (h, w): (2,) float32."""
+    return torch.stack([(~padding_mask[0]).sum(), (~padding_mask[:, 0]).sum()]).float()

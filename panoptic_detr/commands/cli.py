@@ -24,6 +24,7 @@ JOBS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "visualize",
     "data",
     "configs",

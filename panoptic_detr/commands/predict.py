@@ -35,6 +35,8 @@ from panoptic_detr.config.inference import add_inference_options, changed_settin
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
+from panoptic_detr.exported.open import load_model
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.images import upright_rgb
 from panoptic_detr.inference import (
     PictureFile,
@@ -42,7 +44,6 @@ from panoptic_detr.inference import (
     Predictor,
     find_pictures,
     list_digest,
-    load_model,
     prepare_folder,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -108,7 +109,9 @@ def like_truth(files: Sequence[PictureFile], path: Path) -> list[PictureFile]:
     return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()]
 
 
-def made_by(options: argparse.Namespace, predictor: Predictor, files: Sequence[PictureFile]) -> dict[str, object]:
+def made_by(
+    options: argparse.Namespace, predictor: Predictor | ExportedPredictor, files: Sequence[PictureFile]
+) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
     weights = Path(options.checkpoint)
     state = weights.stat() if weights.is_file() else None
@@ -163,7 +166,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def predict_all(
-    predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool, requests: Sequence[int] = ()
+    predictor: Predictor | ExportedPredictor,
+    files: Sequence[PictureFile],
+    folder: PredictionFolder,
+    explain: bool,
+    requests: Sequence[int] = (),
 ) -> Notes:
     """Predict and write what is missing, one picture after the other (on a GPU in batches), until an end is asked for."""
     notes = Notes()
@@ -182,7 +189,7 @@ def predict_all(
 
 
 def predict_chunk(
-    predictor: Predictor, files: Sequence[PictureFile], notes: Notes
+    predictor: Predictor | ExportedPredictor, files: Sequence[PictureFile], notes: Notes
 ) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
     """Pictures with their maps; those that cannot be read or do not fit the memory are noted."""
     read = [(file, picture) for file in files if (picture := read_picture(file, notes)) is not None]
@@ -190,7 +197,7 @@ def predict_chunk(
 
 
 def predict_read(
-    predictor: Predictor, read: Sequence[tuple[PictureFile, np.ndarray]], notes: Notes
+    predictor: Predictor | ExportedPredictor, read: Sequence[tuple[PictureFile, np.ndarray]], notes: Notes
 ) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
     """Pictures with their maps, one by one where they do not fit the memory together; those that never do are noted."""
     try:

@@ -2,7 +2,7 @@
 
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model
+from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names, read_annotations, read_panoptic
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
@@ -19,6 +19,7 @@ __all__ = [
     "check_same_names",
     "evaluate_model",
     "evaluate_panoptic",
+    "evaluate_predictor",
     "find_things",
     "image_names",
     "match_names",

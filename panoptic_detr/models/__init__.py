@@ -5,4 +5,15 @@ from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.models.panoptic_detr import PanopticDETR
 from panoptic_detr.models.position_encoding import cell_centres, unpadded_extent
 
-__all__ = ["DETR", "MaskHead", "PanopticDETR", "build_detr", "cell_centres", "cpu", "deformable", "masks", "unpadded_extent"]
+__all__ = [
+    "DETR",
+    "MaskHead",
+    "PanopticDETR",
+    "build_detr",
+    "cell_centres",
+    "cpu",
+    "deformable",
+    "masks",
+    "tracing",
+    "unpadded_extent",
+]

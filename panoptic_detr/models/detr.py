@@ -9,6 +9,7 @@ from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
+from panoptic_detr.models.tracing import has_padding
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
@@ -92,7 +93,7 @@ class DETR(nn.Module):
             logits=exact_linear(self.class_embed, states),
             boxes=self.bbox_embed(states).sigmoid(),
             decoder_states=states[-1],
-            memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
+            memory=FeatureLevel(memory.transpose(1, 2).reshape(projected.shape), last.padding_mask, last.stride),
             projected=projected,
             features=tuple(finer),
             no_object=self.no_object,
@@ -100,7 +101,7 @@ class DETR(nn.Module):
 
     def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """Run the decoder: (B, N, D) memory to (L, B, Q, D) states."""
-        queries = self.query_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)  # (B, Q, D)
+        queries = self.query_embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)  # (B, Q, D)
         start, term = (torch.zeros_like(queries), queries) if self.query_position == "attention" else (queries, None)
         keys = add(memory, position) if self.decoder_position == "attention" else memory
         if self.decoder_position == "input" and self.encoder_position != "input":
@@ -115,7 +116,7 @@ class DETR(nn.Module):
 
 def attention_mask(padding_mask: Tensor) -> Tensor | None:
     """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed; None without padding, which is faster."""
-    return ~padding_mask.flatten(1)[:, None, None] if bool(padding_mask.any()) else None
+    return ~padding_mask.flatten(1)[:, None, None] if has_padding(padding_mask) else None
 
 
 def build_detr(

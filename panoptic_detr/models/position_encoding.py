@@ -115,10 +115,10 @@ class SinePositionEncoding(nn.Module):
         return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _positions(self, padding_mask: Tensor, axis: int) -> Tensor:
-        cells = (~padding_mask).cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
+        cells = (~padding_mask).int().cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
         if not self.normalize:
             return cells + self.offset
-        last = cells.narrow(axis, cells.shape[axis] - 1, 1)
+        last = cells.amax(axis, keepdim=True)  # they never decrease
         return (cells + self.offset) / (last + 1e-6) * (2 * math.pi)
 
 
