@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -61,6 +62,33 @@ def parallel_map(
             yield result
 
 
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Yield `function(item)` in order, while threads already work on the next items: never more than `ahead` of them.
+
+    Args:
+        function: called in the threads.
+        items: taken one by one, in the calling thread.
+        threads: at least 1.
+        ahead: results that may wait for whoever takes them, at least 1; this bounds the memory.
+
+    Raises:
+        Exception: whatever `function` raises, at its item; items not yet begun are then dropped.
+    """
+    coming, waiting = iter(items), deque[Future[Result]]()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    try:
+        for item in coming:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def usable_cores() -> int:
     """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,6 +128,12 @@ def progress_bar(*, shown: bool = True) -> Progress:
     console = Console(stderr=True, markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """The items, of which there are `total`, under a progress bar."""
+    with progress_bar() as bar:
+        yield from bar.track(items, total, description=description)
 
 
 @contextmanager

@@ -54,28 +54,18 @@ BUILDERS: dict[str, Callable[..., DETR | DeformableDETR | MaskDETR]] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model was built from; its weights apart, everything that is needed to build it again.
+    """What a model was built from; its weights apart, everything that is needed to build it again."""
 
-    Attributes:
-        name: one of `list_models()`.
-        num_labels: label slots without no-object.
-        overrides: keyword arguments of the builder that are not its defaults.
-    """
-
-    name: str
-    num_labels: int
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # one of `list_models()`
+    num_labels: int  # label slots without no-object
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the builder that are not its defaults
 
     def build(self) -> nn.Module:
         """Build such a model, with random weights."""
         return build_model(self.name, num_labels=self.num_labels, **self.overrides)
 
     def setting(self, override: str) -> Any:
-        """The value of an override that a model was built with: its own, or the default of the model's name.
-
-        Args:
-            override: one of `override_types(name)`.
-        """
+        """The value of an override, of `override_types(name)`, that a model was built with: its own, or the name's default."""
         if override in self.overrides:
             return self.overrides[override]
         build = MaskHead if override in MASK_OPTIONS else BUILDERS[self.name.removesuffix(PANOPTIC)]

@@ -2,7 +2,24 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import NoReturn
+
+SWITCHES = {"--joint": "--joint", "--dry-run": "--train.dry_run"}  # of the stages, for settings that are true or false
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The command line of a stage with its bare switches as settings: `--joint` as `--joint true`."""
+    following = [*arguments, "--"][1:]
+    return [
+        word
+        for argument, after in zip(map(str, arguments), map(str, following), strict=True)
+        for word in (
+            [SWITCHES[argument], "true"]
+            if argument in SWITCHES and after.startswith("--")
+            else [SWITCHES.get(argument, argument)]
+        )
+    ]
 
 
 class OneLineParser(argparse.ArgumentParser):

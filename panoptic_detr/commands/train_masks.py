@@ -7,11 +7,13 @@ After a small run of train_detector, in under a minute on a CPU:
 
 The paper's: panoptic-detr train_masks --config configs/coco/detr_r50_masks.yaml --detector runs/boxes/best.pt --data.root coco
 The model is the panoptic one of the checkpoint's detector. PQ on the validation set is printed as training goes on.
+`--dry-run` says what the run will need in time and memory, and stops there.
 """
 
 import sys
 from collections.abc import Sequence
 
+from panoptic_detr.commands.arguments import spelled_out
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.reading import read_config_or_exit
 from panoptic_detr.config.stages import MaskStage
@@ -23,16 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = spelled_out(sys.argv[1:] if argv is None else argv)
     train_masks(read_config_or_exit(MaskStage, arguments, prog="panoptic-detr train_masks", description=__doc__ or ""))
     return 0
-
-
-def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The command line with a bare `--joint` as `--joint true`."""
-    following = [*arguments, "--"][1:]
-    return [
-        word
-        for argument, after in zip(map(str, arguments), map(str, following), strict=True)
-        for word in ([argument, "true"] if argument == "--joint" and after.startswith("--") else [argument])
-    ]
 
 
 if __name__ == "__main__":

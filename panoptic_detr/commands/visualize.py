@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
@@ -37,6 +36,7 @@ from panoptic_detr.evaluation import (
     check_same_categories,
     check_same_names,
     find_things,
+    folder_of,
     read_annotations,
 )
 from panoptic_detr.exported.open import is_exported
@@ -46,6 +46,7 @@ from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
@@ -207,7 +208,8 @@ def sweep(options: Namespace) -> str:
     make_folder(options.output.parent)
     first = data.image(0)
     scale = options.scale or enlargement(first.shape)
-    for threshold in track([one for part in options.thresholds for one in part], "thresholds"):
+    thresholds = [one for part in options.thresholds for one in part]
+    for threshold in track(thresholds, "thresholds", len(thresholds)):
         quality = PanopticQuality(data.categories)
         results = [predictor(data.image(i), threshold) for i in range(len(data))]
         for i, result in enumerate(results):
@@ -227,7 +229,7 @@ def queries(options: Namespace) -> str:
     folder = make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
-    for i in track(range(len(data)), "detecting"):
+    for i in track(range(len(data)), "detecting", len(data)):
         output = detect(predictor, data.image(i))
         boxes.append(boxes_of_queries(output))
         for layer in range(len(output.logits)):
@@ -271,7 +273,9 @@ def report(options: Namespace) -> str:
 
     def scores() -> dict[str, object]:
         result = quality.compute()
-        return {**result.as_dict(), "per_class": result.per_class}
+        lost = {name: result.loss(ids) for name, ids in result.groups().items()}
+        points = {name: {cause: sum(sizes) for cause, sizes in loss.items()} for name, loss in lost.items()}
+        return {**result.as_dict(), "per_class": result.per_class, "points_lost": points}
 
     facts = {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -396,8 +400,7 @@ def from_model(predictor: Predictor | ExportedPredictor, options: Namespace, dat
 
 def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
     """Read predictions from a results JSON and the PNGs beside it."""
-    beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
-    results = read_annotations(options.pred_json, options.pred_panoptic or (beside if beside.is_dir() else named))
+    results = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
     truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
     results, _ = as_images_of(results, truth)
     check_same_names(results, data.categories)
@@ -421,13 +424,7 @@ def add_layer(
 ) -> None:
     """Add one decoder layer's things of the i-th image to the scorers, without and with non-maximum suppression.
 
-    Args:
-        scorers: by layer and whether with suppression.
-        layer: its index.
-        output: of the model for the image alone.
-        categories: what the model's labels mean; those of published models are category ids, unlike the data set's.
-        data: with the truth.
-        i: index of the image.
+    The model's labels mean `categories`; those of published models are category ids, unlike the data set's.
     """
     truth = data.truth(i)
     one = replace(output, logits=output.logits[layer : layer + 1], boxes=output.boxes[layer : layer + 1])

@@ -116,6 +116,7 @@ class AugmentationConfig:
         hue: for `photos`, largest change as a share of the colour circle.
         blur: for `photos`, probability of a blur.
         copy_paste: for `photos`, probability that things of another image are pasted in.
+        mosaic: for `photos`, probability that four images share the window.
     """
 
     preset: Literal["paper", "scenes", "crops", "photos", "none"] = "paper"
@@ -136,6 +137,7 @@ class AugmentationConfig:
     hue: float | None = None
     blur: float | None = None
     copy_paste: float | None = None
+    mosaic: float | None = None
 
     def __post_init__(self) -> None:
         shares = (
@@ -148,11 +150,10 @@ class AugmentationConfig:
             "saturation",
             "blur",
         )
-        for name in (*shares, "copy_paste"):
+        for name in (*shares, "copy_paste", "mosaic"):
             fraction(f"augmentation.{name}", getattr(self, name))
-        for name, most in (("hue", 0.5), ("rotation", 180.0)):
-            if (value := getattr(self, name)) is not None and not 0 <= value <= most:
-                raise ConfigError(f"setting 'augmentation.{name}' must be in [0, {most:g}], but got {value}")
+        fraction("augmentation.hue", self.hue, 0.5)
+        fraction("augmentation.rotation", self.rotation, 180)
         for name in ("long_side", "crop_size"):
             at_least(f"augmentation.{name}", getattr(self, name), 1)
         for side in self.short_sides or ():
@@ -169,6 +170,8 @@ class OptimizerConfig:
         lr: learning rate of transformer and heads.
         backbone_lr_scale: the backbone's rate as a multiple of `lr` (0 freezes it).
         offset_lr_scale: the same for the sampling offsets and reference points of deformable attention.
+        layer_decay: the rate of each backbone stage as a multiple of that of the stage after it, the stem's included: below 1,
+            the early ones, which know edges and textures already, change less.
         weight_decay: of AdamW, on every parameter that is trained.
         clip_norm: gradients are scaled down to this L2 norm; 0 turns clipping off.
         schedule: `step` multiplies the rate by `drop_factor` at each of `drop_at`; `cosine` falls to 0 at the end.
@@ -180,6 +183,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     backbone_lr_scale: float = 0.1
     offset_lr_scale: float = 0.1
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "step"
@@ -190,6 +194,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "backbone_lr_scale", "offset_lr_scale", "weight_decay", "clip_norm"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"optimizer.layer_decay must be in (0, 1], but got {self.layer_decay}; 1 is the same rate for all"
+            )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"optimizer.warmup is a fraction of the run in [0, 1), but got {self.warmup}")
         if sorted(self.drop_at) != self.drop_at:
@@ -228,6 +236,10 @@ class TrainConfig:
         tensorboard: also write the log for TensorBoard, where it is installed.
         sample_pictures: validation images whose truth and prediction are drawn for TensorBoard at every evaluation; 0 for none.
         overfit: train and evaluate on the first N training images without augmentation; 0 for a normal run.
+        dry_run: say what the run will need in time and memory, measured on a few steps, and stop there; nothing is written.
+        runs: train so many times, with `seed`, `seed` + 1 and so on, each in a folder of its own below `output`; scores of all,
+            their mean and their spread are printed and kept in `runs.json`.
+        range_test: instead of training, raise the learning rate within so many steps and draw what the loss does; 0 trains.
     """
 
     output: Path = Path("runs/train")
@@ -256,14 +268,31 @@ class TrainConfig:
     tensorboard: bool = True
     sample_pictures: int = 4
     overfit: int = 0
+    dry_run: bool = False
+    runs: int = 1
+    range_test: int = 0
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
-        for name in ("epochs", "steps", "batch_size", "accumulate", "devices", "threads", "nodes", "keep_last", "log_every"):
+        counts = (
+            "epochs",
+            "steps",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "threads",
+            "nodes",
+            "keep_last",
+            "log_every",
+            "runs",
+        )
+        for name in counts:
             at_least(f"train.{name}", getattr(self, name), 1)
+        if self.range_test:
+            at_least("train.range_test", self.range_test, 20)
         for name in ("seed", "evaluate_every", "checkpoint_every", "early_stop", "max_skipped", "overfit", "sample_pictures"):
             at_least(f"train.{name}", getattr(self, name), 0)
-        if self.seed >= 2**32 - self.devices * self.nodes:  # each process adds its number
+        if self.seed >= 2**32 - self.devices * self.nodes - self.runs + 1:  # each process adds its number
             raise ConfigError(f"setting 'train.seed' must be below 2**32 less one per process, but got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must be in [0, 1), but got {self.ema_decay}")
@@ -308,7 +337,8 @@ class LossConfig:
         cost_mask_dice: DICE of the mask in the matching cost; null: 2.
         roi_side: places around a thing are side x side; null: 12.
         point_step: one place in so many pixels squared, all over the image; null: 4.
-        contest_layers: how many of the last predictions compete for pixels; null: 4.
+        contest_layers: how many of the last predictions compete for pixels (there is one before the first decoder layer too);
+            null: 4.
         contest_balance: places of a segment with n of them weigh n to minus this, so that thin regions count more; null: 0.
     """
 
@@ -365,7 +395,6 @@ MASK_DETR_ONLY = frozenset(
     "mask_bce_weight contest_weight stuff_dice_weight presence_weight peaks_weight cost_mask_bce cost_mask_dice roi_side "
     "point_step contest_layers contest_balance".split()
 )
-InferenceConfig = InferenceSettings  # its name as a section of a stage
 
 
 @dataclass
@@ -400,16 +429,10 @@ class DetectorStage:
 
 @dataclass
 class MaskStage(DetectorStage):
-    """Stage 2: the mask head on a frozen detector.
+    """Stage 2: the mask head on a frozen detector; sections as in `DetectorStage`.
 
     Attributes:
         model: settings of the panoptic model; name and overrides are those of `detector` where this says nothing.
-        data: what to train on.
-        augmentation: of the training images.
-        optimizer: AdamW and its schedule.
-        train: length, hardware, bookkeeping.
-        loss: matching and losses.
-        inference: how masks become a map in evaluation; saved with the checkpoint.
         detector: checkpoint of stage 1, or the name of a published model; other classes are mapped by name.
         joint: train the detector along with the mask head instead of freezing it.
         detector_bf16: run the frozen detector in bfloat16 in training steps; faster on hardware with bfloat16 units.

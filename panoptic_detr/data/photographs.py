@@ -1,4 +1,4 @@
-"""Augmentation for photographs: large-scale jitter, rotation, colour jitter and blur, on an image and its id map together.
+"""Augmentation for photographs: scale, rotation, colours, blur, pasted things, mosaics; image and id map together.
 
 As in `transforms`, `torchvision.transforms.v2.functional` moves image and map, and every number is drawn from the sample's
 generator. The picture is resampled once: the window is found in the pixels of the original.
@@ -14,38 +14,35 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from panoptic_detr.data.coco import Others, retarget
-from panoptic_detr.data.transforms import normalize, resize, resize_map
+from panoptic_detr.data.transforms import chance, normalize, resize, resize_map, segments_of, uniform
 from panoptic_detr.errors import InputError
 from panoptic_detr.structures import Sample
 
 
 @dataclass(frozen=True)
 class PhotoTransform:
-    """A pipeline as plain settings; calling it transforms a sample.
+    """A pipeline as plain settings; calling it transforms a sample."""
 
-    Attributes:
-        window: (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale.
-        scales: the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021).
-        horizontal_flip: probability of mirroring left and right.
-        rotation: largest angle in degrees; what comes in from outside is black and void.
-        brightness: largest change as a fraction; and the next two.
-        contrast: of the difference to the mean.
-        saturation: of the difference to grey.
-        hue: largest change as a share of the colour circle, at most 0.5.
-        blur: probability of a Gaussian blur.
-        copy_paste: probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance.
-    """
-
+    # (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale
     window: tuple[int, int]
+    # the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021)
     scales: tuple[float, float] = (0.8, 1.6)
-    horizontal_flip: float = 0.5
-    rotation: float = 0.0
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    hue: float = 0.03
-    blur: float = 0.0
+    horizontal_flip: float = 0.5  # probability of mirroring left and right
+    rotation: float = 0.0  # largest angle in degrees; what comes in from outside is black and void
+    brightness: float = 0.3  # largest change as a fraction; and the next two
+    contrast: float = 0.3  # of the difference to the mean
+    saturation: float = 0.3  # of the difference to grey
+    hue: float = 0.03  # largest change as a share of the colour circle, at most 0.5
+    blur: float = 0.0  # probability of a Gaussian blur
+    # probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance
     copy_paste: float = 0.0
+    # probability that four images share the window, each with a corner of it (Bochkovskiy et al., 2020, YOLOv4)
+    mosaic: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether other images are needed."""
+        return bool(self.copy_paste or self.mosaic)
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None, others: Others | None = None) -> Sample:
         """Transform a sample read from disk.
@@ -53,7 +50,7 @@ class PhotoTransform:
         Args:
             sample: its image is uint8, its target has a segment map.
             generator: source of every random number.
-            others: where other images come from, for `copy_paste`; without it nothing is pasted.
+            others: where other images come from, for `copy_paste` and `mosaic`; without it nothing is mixed in.
 
         Returns:
             A sample with a normalised float32 image; segments that left the picture are gone from its target.
@@ -64,11 +61,11 @@ class PhotoTransform:
         draw, target = generator or torch.Generator(), sample.target
         if target.segment_map is None and len(target):
             raise InputError(f"image {target.image_id}: crops and rotations need a segment map, but its target has boxes only")
-        nothing = torch.zeros(sample.image.shape[1:], dtype=torch.uint8)
-        places = nothing if target.segment_map is None else target.segment_map
-        image, segment_map = self.move(tv_tensors.Image(sample.image), tv_tensors.Mask(places)[None], draw)
+        image, segment_map = self.move(tv_tensors.Image(sample.image), segments_of(sample), draw)
         labels = target.labels
-        if others is not None and self.copy_paste and _uniform(draw) < self.copy_paste:
+        if others is not None and chance(self.mosaic, draw):
+            image, segment_map, labels = self._share(image, segment_map, labels, others, draw)
+        if others is not None and chance(self.copy_paste, draw):
             image, segment_map, labels = self._paste(image, segment_map, labels, others, draw)
         target = retarget(segment_map.as_subclass(Tensor)[0].contiguous(), labels, target.image_id)
         return replace(sample, image=normalize(self.recolor(image, draw)), target=target)
@@ -77,28 +74,45 @@ class PhotoTransform:
         self, image: Tensor, segment_map: Tensor, labels: Tensor, others: Others, draw: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Put some things of another image, moved in its own way, in front."""
-        other = others.samples(int(_uniform(draw) * others.count))
-        given, given_map = self.move(tv_tensors.Image(other.image), tv_tensors.Mask(other.target.segment_map)[None], draw)
+        other = others.samples(int(uniform(draw) * others.count))
+        given, given_map = self.move(tv_tensors.Image(other.image), segments_of(other), draw)
         number = torch.arange(len(other.target.labels))
         is_thing = torch.isin(other.target.labels, torch.tensor(others.thing_labels))
         chosen = number[is_thing & (torch.rand(len(number), generator=draw) < 0.5)]
         return paste(image, segment_map, labels, given, given_map, other.target.labels, chosen)
 
+    def _share(
+        self, image: Tensor, segment_map: Tensor, labels: Tensor, others: Others, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give three corners of the window to other images, each moved in its own way."""
+        height, width = self.window
+        row, column = (round(side * (0.3 + 0.4 * uniform(draw))) for side in (height, width))
+        canvas, places = image.new_zeros(3, height, width), segment_map.new_zeros(1, height, width)
+        corners = [(down, across) for down in ((0, row), (row, height)) for across in ((0, column), (column, width))]
+        every = labels[:0]
+        for index, corner in enumerate(corners):
+            if index:
+                other = others.samples(int(uniform(draw) * others.count))
+                labels = other.target.labels
+                image, segment_map = self.move(tv_tensors.Image(other.image), segments_of(other), draw)
+            every = lay(canvas, places, every, image, segment_map, labels, corner)
+        return canvas, places, every
+
     def move(self, image: Tensor, segment_map: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rotate, cut, resize and flip image (3, H, W) uint8 and map (1, H, W) together."""
         if self.rotation:
-            angle = self.rotation * (2 * _uniform(draw) - 1)
+            angle = self.rotation * (2 * uniform(draw) - 1)
             image = F.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
             segment_map = F.rotate(segment_map, angle, interpolation=InterpolationMode.NEAREST)
         low, high = (math.log(scale) for scale in self.scales)
-        scale = math.exp(low + (high - low) * _uniform(draw))
+        scale = math.exp(low + (high - low) * uniform(draw))
         full = image.shape[-2:]
         size = [min(side, max(1, round(length * scale))) for side, length in zip(self.window, full, strict=True)]
         extent = [min(length, max(1, round(side / scale))) for side, length in zip(size, full, strict=True)]
-        corner = [int(_uniform(draw) * (length - part + 1)) for length, part in zip(full, extent, strict=True)]
+        corner = [int(uniform(draw) * (length - part + 1)) for length, part in zip(full, extent, strict=True)]
         image, segment_map = (F.crop(part, *corner, *extent) for part in (image, segment_map))
         image, segment_map = resize(image, (size[0], size[1])), resize_map(segment_map, (size[0], size[1]))
-        if self.horizontal_flip and _uniform(draw) < self.horizontal_flip:
+        if chance(self.horizontal_flip, draw):
             image, segment_map = F.horizontal_flip(image), F.horizontal_flip(segment_map)
         return image, segment_map
 
@@ -110,11 +124,11 @@ class PhotoTransform:
             (F.adjust_saturation, self.saturation),
         ):
             if most:
-                image = change(image, 1 + most * (2 * _uniform(draw) - 1))
+                image = change(image, 1 + most * (2 * uniform(draw) - 1))
         if self.hue:
-            image = F.adjust_hue(image, self.hue * (2 * _uniform(draw) - 1))
-        if self.blur and _uniform(draw) < self.blur:
-            image = F.gaussian_blur(image, [5, 5], [0.1 + 1.4 * _uniform(draw)] * 2)
+            image = F.adjust_hue(image, self.hue * (2 * uniform(draw) - 1))
+        if chance(self.blur, draw):
+            image = F.gaussian_blur(image, [5, 5], [0.1 + 1.4 * uniform(draw)] * 2)
         return image
 
 
@@ -154,5 +168,41 @@ def paste(
     return image, segment_map, torch.cat([labels, given_labels[chosen]])
 
 
-def _uniform(draw: torch.Generator) -> float:
-    return float(torch.rand((), generator=draw))
+def lay(
+    canvas: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    given: Tensor,
+    given_map: Tensor,
+    given_labels: Tensor,
+    corner: tuple[tuple[int, int], tuple[int, int]],
+) -> Tensor:
+    """Fill a corner of a canvas with the same corner of a picture, in place; where the picture is too small all stays void.
+
+    Args:
+        canvas: (3, H, W) uint8.
+        places: (1, H, W), i + 1 where the segment of labels[i] is.
+        labels: (S,) of what is there already.
+        given: (3, h, w) uint8.
+        given_map: (1, h, w).
+        given_labels: (T,).
+        corner: first row and the one after the last, and the same of columns.
+
+    Returns:
+        (S + T,) labels; (S,) where the numbers would exceed those that the map's type holds, and the corner stays empty.
+    """
+    if len(labels) + len(given_labels) > torch.iinfo(places.dtype).max:
+        return labels
+    down, across = (_same_end(side, *ends) for side, ends in zip(given.shape[1:], corner, strict=True))
+    part, part_map = (plain.as_subclass(Tensor)[:, down, across] for plain in (given, given_map))
+    (top, _), (left, _), (height, width) = *corner, part.shape[1:]
+    numbers = torch.where(part_map > 0, part_map.long() + len(labels), 0)
+    canvas[:, top : top + height, left : left + width] = part
+    places[:, top : top + height, left : left + width] = numbers.to(places.dtype)
+    return torch.cat([labels, given_labels])
+
+
+def _same_end(side: int, start: int, stop: int) -> slice:
+    """The first `stop - start` of so many pixels, or the last ones for a corner that does not start at 0."""
+    first = max(0, side - (stop - start)) if start else 0
+    return slice(first, first + stop - start)

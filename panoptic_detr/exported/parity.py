@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from panoptic_detr.data.transforms import eval_transform, image_tensor, normalize, resize
+from panoptic_detr.data.transforms import image_tensor, normalize, resize, target_size
 from panoptic_detr.exported.runtime import ExportedPredictor, open_session, read_notes
 from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference import Predictor
@@ -95,8 +95,10 @@ class Pair:
     @torch.no_grad()
     def largest_differences(self, rgb: np.ndarray) -> tuple[float, float, float]:
         """Of class logits, boxes, and mask logits."""
-        sides = (None, 1) if self.size is not None else (self.opened.settings.short_side, self.opened.settings.long_side)
-        image = normalize(eval_transform(*sides).move(image_tensor(rgb), None, torch.Generator())[0])[None]
+        image, settings = image_tensor(rgb), self.opened.settings
+        if self.size is None and settings.short_side is not None:
+            image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
+        image = normalize(image)[None]  # (1, 3, h, w)
         output: DetectorOutput = self.opened.model.eval()(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
         names = [value.name for value in self.session.get_outputs() if value.name in RAW]
         found = dict(zip(names, self.session.run(names, {"image": rgb[None]}), strict=True))

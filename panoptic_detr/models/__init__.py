@@ -1,12 +1,14 @@
 """Detectors and the mask head."""
 
+from panoptic_detr.models.backbones import Backbone
 from panoptic_detr.models.detr import DETR, build_detr
 from panoptic_detr.models.mask_head import MaskHead
 from panoptic_detr.models.panoptic_detr import PanopticDETR
-from panoptic_detr.models.position_encoding import cell_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import cell_centres
 
 __all__ = [
     "DETR",
+    "Backbone",
     "MaskHead",
     "PanopticDETR",
     "build_detr",
@@ -15,5 +17,4 @@ __all__ = [
     "deformable",
     "masks",
     "tracing",
-    "unpadded_extent",
 ]

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
-from panoptic_detr.models.layers import MLP, exact_linear
-from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding, attention_mask, has_padding
 from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
-from panoptic_detr.models.tracing import has_padding
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 
@@ -80,11 +79,12 @@ class DETR(nn.Module):
         Returns:
             Logits and boxes of every decoder layer, and the features that the mask head needs.
         """
+        padded = has_padding(padding_mask)
         *finer, last = self.backbone(images, padding_mask)
         projected = self.input_proj(last.features)  # (B, D, h, w)
         tokens = projected.flatten(2).transpose(1, 2)  # (B, N, D)
         position = self._spatial_position(last.padding_mask, tokens)
-        mask = attention_mask(last.padding_mask)
+        mask = attention_mask(last.padding_mask) if padded else None  # None is faster
         if self.encoder_position == "input":
             tokens = add(tokens, position)
         memory = self.encoder(tokens, position if self.encoder_position == "attention" else None, mask)  # (B, N, D)
@@ -112,11 +112,6 @@ class DETR(nn.Module):
         if self.position_encoding is None:
             return None
         return self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(like.dtype)  # (B, N, D)
-
-
-def attention_mask(padding_mask: Tensor) -> Tensor | None:
-    """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed; None without padding, which is faster."""
-    return ~padding_mask.flatten(1)[:, None, None] if has_padding(padding_mask) else None
 
 
 def build_detr(
@@ -163,9 +158,7 @@ def build_detr(
     decoder = build_decoder(
         num_layers=decoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )
-    for parameter in [*encoder.parameters(), *decoder.parameters()]:
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    reset_matrices(encoder, decoder)
     return DETR(
         build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone, drop_path=drop_path),
         encoder,

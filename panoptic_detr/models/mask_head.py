@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.cpu.dropout import Dropout
-from panoptic_detr.models.position_encoding import axis_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import axis_centres
 from panoptic_detr.models.settings import check_mask_head, check_shares
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.structures import DetectorOutput
 
 CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
@@ -132,9 +133,9 @@ class MaskHead(nn.Module):
         """
         if len(queries) != len(output.decoder_states):
             raise InputError(f"expected chosen queries for {len(output.decoder_states)} images, but got {len(queries)} lists")
-        images = torch.cat([torch.full((len(chosen),), i, device=chosen.device) for i, chosen in enumerate(queries)])
         device = output.projected.device
-        masks = self.segment(output, images.to(device), torch.cat(list(queries)).to(device))
+        images = torch.cat([torch.full_like(q, image) for image, q in enumerate(queries)]).to(device)  # (K,)
+        masks = self.segment(output, images, torch.cat(list(queries)).to(device))
         return list(masks.split([len(q) for q in queries]))
 
     def segment(self, output: DetectorOutput, images: Tensor, queries: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 All three see shapes and no values, and sizes as symbols or tensors that must not be made plain numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -18,12 +18,9 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def has_padding(padding_mask: Tensor) -> bool:
-    """Whether anything of (B, h, w) is padding; where nothing is, attention needs no mask and is faster.
-
-    Tracers are told that there is padding, which is right for every batch, unless `unpadded` says otherwise.
-    """
-    return _ASSUMED[0] if is_traced() else bool(padding_mask.any())
+def assumes_padding() -> bool:
+    """What tracers are told: there is padding, which is right for every batch, unless `unpadded` says otherwise."""
+    return _ASSUMED[0]
 
 
 @contextmanager
@@ -36,18 +33,8 @@ def unpadded() -> Iterator[None]:
         _ASSUMED[0] = before
 
 
-def level_sizes(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """The (height, width) of L levels as (L, 2) of (width, height), of the type and device of another tensor."""
-    rows = [torch.stack([_scalar(width), _scalar(height)]) for height, width in shapes]
-    return torch.stack(rows).to(like.device, like.dtype)
-
-
 def at_most(count: int, available: int) -> int:
     """The smaller number."""
     if isinstance(available, Tensor):  # a size in the tracer of torch.onnx
         return cast(int, torch.minimum(torch.tensor(count), available))
     return cast(int, torch.sym_min(count, available))
-
-
-def _scalar(size: int) -> Tensor:
-    return size if isinstance(size, Tensor) else torch.scalar_tensor(size, dtype=torch.int64)

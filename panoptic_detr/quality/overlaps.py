@@ -8,7 +8,9 @@ are kept, so that what the table says of a pair can be painted where the pair is
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import cv2
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
@@ -20,20 +22,13 @@ class Regions:
     """An id map with what its ids mean, as little as scoring needs.
 
     Id 0 is void, unless a segment with id 0 is listed (some tools number segments from 0): then it is that segment.
-
-    Attributes:
-        segment_map: (H, W) integer ids.
-        ids: (S,) int64 ids of the segments.
-        category_ids: (S,) int64.
-        iscrowd: (S,) bool, for ground truth.
-        where: what to call the map in errors, for example "image 7" or a file.
     """
 
-    segment_map: np.ndarray
-    ids: np.ndarray
-    category_ids: np.ndarray
-    iscrowd: np.ndarray
-    where: str = "the segment map"
+    segment_map: np.ndarray  # (H, W) integer ids
+    ids: np.ndarray  # (S,) int64 ids of the segments
+    category_ids: np.ndarray  # (S,) int64
+    iscrowd: np.ndarray  # (S,) bool, for ground truth
+    where: str = "the segment map"  # what to call the map in errors, for example "image 7" or a file
 
     @classmethod
     def of(cls, segmentation: PanopticSegmentation, where: str) -> "Regions":
@@ -63,25 +58,15 @@ class Regions:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """The joint histogram of a true and a predicted id map (G true, P predicted segments).
+    """The joint histogram of a true and a predicted id map (G true, P predicted segments)."""
 
-    Attributes:
-        pixels: (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void.
-        truth_categories: (G,) int64 category ids.
-        prediction_categories: (P,) int64 category ids.
-        iscrowd: (G,) bool.
-        runs: (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`.
-        lengths: (R,) int64 pixels of each run.
-        size: (H, W) of the maps.
-    """
-
-    pixels: np.ndarray
-    truth_categories: np.ndarray
-    prediction_categories: np.ndarray
-    iscrowd: np.ndarray
-    runs: np.ndarray
-    lengths: np.ndarray
-    size: tuple[int, int]
+    pixels: np.ndarray  # (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void
+    truth_categories: np.ndarray  # (G,) int64 category ids
+    prediction_categories: np.ndarray  # (P,) int64 category ids
+    iscrowd: np.ndarray  # (G,) bool
+    runs: np.ndarray  # (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`
+    lengths: np.ndarray  # (R,) int64 pixels of each run
+    size: tuple[int, int]  # (H, W) of the maps
 
     def paint(self, values: np.ndarray) -> np.ndarray:
         """The (H, W) map that shows at every pixel the value of its pair, from (G + 1, P + 1) `values` like `pixels`."""
@@ -118,12 +103,54 @@ class Overlaps:
         return (self.truth_categories[:, None] == self.prediction_categories) & ~self.iscrowd[:, None]
 
 
-def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
-    """Count the pixels of every pair of a true and a predicted segment.
+@dataclass(frozen=True)
+class BoundaryOverlaps:
+    """Boundaries of the segments of an image: pixels that lie within some distance of their segment's outline.
+
+    Attributes:
+        intersections: (G, P) pixels that are boundary of both segments of a pair.
+        unions: (G, P) pixels that are boundary of one of them, without the prediction's on true void.
+    """
+
+    intersections: np.ndarray
+    unions: np.ndarray
+
+
+def measure_boundaries(overlaps: Overlaps, *, ratio: float = 0.02) -> BoundaryOverlaps:
+    """Count the boundary pixels of every pair (Cheng et al., CVPR 2021, section 4).
+
+    A pixel is boundary of its segment if a pixel of another id, void, or the end of the image is at most `d` rows and columns
+    away; `d` is `ratio` of the image's diagonal, at least 1 pixel.
 
     Args:
-        prediction: the result; (H, W).
-        truth: the ground truth; (H, W), may have crowds.
+        overlaps: of the image.
+        ratio: the paper's for COCO, by default.
+    """
+    rows, columns = overlaps.pixels.shape
+    pairs = np.arange(rows * columns).reshape(rows, columns)
+    reach = max(1, round(ratio * float(np.hypot(*overlaps.size))))
+    true, predicted = (_boundary(overlaps.paint(side), reach) for side in (pairs // columns, pairs % columns))
+    codes = overlaps.paint(pairs)
+    both, of_truth, of_prediction = (
+        np.bincount(codes[chosen], minlength=rows * columns).reshape(rows, columns)
+        for chosen in (true & predicted, true, predicted)
+    )
+    truth_areas, areas = of_truth[:-1].sum(1), of_prediction[:-1, :-1].sum(0)
+    intersections = both[:-1, :-1]
+    return BoundaryOverlaps(intersections, truth_areas[:, None] + areas - intersections)
+
+
+def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
+    """Where a map of small numbers has another number, or ends, within `reach` pixels: (H, W) bool."""
+    few = not index.size or index.max() < 255
+    small: np.ndarray[Any, np.dtype[Any]] = (index + 1).astype(np.uint8 if few else np.float32)
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    lowest = cv2.erode(small, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return (lowest != small) | (cv2.dilate(small, kernel, borderType=cv2.BORDER_REPLICATE) != small)
+
+
+def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
+    """Count the pixels of every pair of a true and a predicted segment of two maps (H, W); the truth may have crowds.
 
     Raises:
         EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.

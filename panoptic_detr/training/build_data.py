@@ -22,7 +22,7 @@ from panoptic_detr.parallel import parallel_map
 from panoptic_detr.structures import Sample
 from panoptic_detr.training.processes import gather
 
-PHOTOS_ONLY = {"window", "scales", "rotation", "contrast", "saturation", "hue", "blur", "copy_paste"}
+PHOTOS_ONLY = {"window", "scales", "rotation", "contrast", "saturation", "hue", "blur", "copy_paste", "mosaic"}
 
 
 def open_train_set(

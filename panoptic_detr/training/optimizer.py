@@ -10,24 +10,20 @@ from torch import Tensor, nn
 
 from panoptic_detr.config.stages import OptimizerConfig
 from panoptic_detr.errors import InputError
+from panoptic_detr.models import Backbone
 from panoptic_detr.training.processes import local, spread_like, whole
 
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
+_STAGE_NAMES = ("backbone stem", *(f"backbone stage {stage}" for stage in range(1, 5)))
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate.
+    """Parameters that share a learning rate."""
 
-    Attributes:
-        name: `backbone`, `offsets` or `transformer and heads`.
-        parameters: what is trained; frozen parameters are in no group.
-        lr: learning rate before the schedule.
-    """
-
-    name: str
-    parameters: list[nn.Parameter]
-    lr: float
+    name: str  # `backbone` (stem and stages apart with `layer_decay`), `offsets` or `transformer and heads`
+    parameters: list[nn.Parameter]  # what is trained; frozen parameters are in no group
+    lr: float  # learning rate before the schedule
 
     @property
     def size(self) -> int:
@@ -41,15 +37,16 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     Raises:
         InputError: nothing is trainable.
     """
-    rates = {
-        "backbone": config.lr * config.backbone_lr_scale,
-        "offsets": config.lr * config.offset_lr_scale,
-        "transformer and heads": config.lr,
+    stages = _stages_of(model) if config.layer_decay < 1 else {}
+    rates = {"backbone": config.lr * config.backbone_lr_scale}
+    rates |= {
+        _STAGE_NAMES[stage]: rates["backbone"] * config.layer_decay ** (4 - stage) for stage in sorted({*stages.values()})
     }
+    rates |= {"offsets": config.lr * config.offset_lr_scale, "transformer and heads": config.lr}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[_group_of(name)].append(parameter)
+            members[_STAGE_NAMES[stages[parameter]] if parameter in stages else _group_of(name)].append(parameter)
     groups = [ParameterGroup(name, members[name], rate) for name, rate in rates.items() if members[name] and rate > 0]
     if not groups:
         raise InputError("nothing to train: every parameter is frozen or has learning rate 0")
@@ -119,6 +116,12 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def _stages_of(model: nn.Module) -> dict[nn.Parameter, int]:
+    """The stage of every parameter of the backbone: 0 the stem, 4 the last."""
+    bodies = [module for module in model.modules() if isinstance(module, Backbone)]
+    return {parameter: stage for body in bodies for parameter, stage in body.stages().items()}
+
+
 def _group_of(parameter_name: str) -> str:
     parts = parameter_name.split(".")
     if "backbone" in parts:
@@ -158,12 +161,9 @@ class AveragedWeights:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model with the averaged weights, inside the context only."""
-        live = {name: value.detach().clone() for name, value in _moving(model).items()}
-        _copy(self._average, model)
-        try:
+        with kept_weights(model):
+            _copy(self._average, model)
             yield
-        finally:
-            _copy(live, model)
 
     def restart(self, model: nn.Module) -> None:
         """Begin anew from the model's weights of now."""
@@ -179,6 +179,16 @@ class AveragedWeights:
         self.steps = int(state["steps"])
         for name, value in self._average.items():
             value.copy_(spread_like(torch.as_tensor(state[name]), value))
+
+
+@contextmanager
+def kept_weights(model: nn.Module) -> Iterator[None]:
+    """Trained weights and buffers may change inside the context; afterwards they are what they were."""
+    live = {name: value.detach().clone() for name, value in _moving(model).items()}
+    try:
+        yield
+    finally:
+        _copy(live, model)
 
 
 def _moving(model: nn.Module) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
@@ -23,11 +24,14 @@ from panoptic_detr.training.losses import Criterion, MaskCriterion, criterion_fo
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.processes import gather, start_fabric
 from panoptic_detr.training.run.folder import check_run_folder, only_run_in, write_record
-from panoptic_detr.training.run.log import draw_curves
+from panoptic_detr.training.run.log import draw_curves, loss_curve
+from panoptic_detr.training.seeds import parts_of, train_seeds
 from panoptic_detr.training.step import recompute_layers, use_channels_last
 from panoptic_detr.training.trainer import Trainer
-from panoptic_detr.training.watch.diagnosis import overfit_verdict
+from panoptic_detr.training.watch.diagnosis import learning_verdict, overfit_verdict
+from panoptic_detr.training.watch.forecast import FEWEST_STEPS, forecast
 from panoptic_detr.training.watch.progress import rank_zero_console
+from panoptic_detr.training.watch.range_test import range_test
 from panoptic_detr.training.watch.sanity import inspect_samples, print_groups
 from panoptic_detr.training.watch.validation import evaluator, sample_drawer
 from panoptic_detr.weights import (
@@ -42,6 +46,8 @@ from panoptic_detr.weights import (
 )
 from panoptic_detr.zoo import PANOPTIC, build_model, override_types, spec_of
 
+Stage = TypeVar("Stage", bound=DetectorStage)
+
 
 def train_detector(stage: DetectorStage) -> Path | None:
     """Run stage 1 with these settings.
@@ -54,7 +60,7 @@ def train_detector(stage: DetectorStage) -> Path | None:
     """
     if stage.model.weights is not None:
         check_source(stage.model.weights)
-    return run_stage(stage, lambda categories, console: new_model(stage.model, categories, console))
+    return run_stage(stage, lambda part, categories, console: new_model(part.model, categories, console))
 
 
 def train_masks(stage: MaskStage) -> Path | None:
@@ -66,36 +72,58 @@ def train_masks(stage: MaskStage) -> Path | None:
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
     """
-    detector = stage.detector
-    if detector is None:
+    if stage.detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
-    for source in filter(None, (detector, stage.model.weights)):
-        check_source(source)
-    return run_stage(
-        stage,
-        lambda categories, console: panoptic_model(open_source(detector), stage, categories, console),
-        frozen_detector=not stage.joint,
-    )
+    for source in dict.fromkeys([*(part.detector for part in parts_of(stage)), stage.model.weights]):
+        if source is not None:
+            check_source(source)
+    return run_stage(stage, _panoptic_of, frozen_detector=not stage.joint)
+
+
+def _panoptic_of(stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
+    return panoptic_model(open_source(stage.detector or ""), stage, categories, console)
 
 
 def run_stage(
-    stage: DetectorStage, make_model: Callable[[CategoryTable, Console], nn.Module], *, frozen_detector: bool = False
+    stage: Stage, make_model: Callable[[Stage, CategoryTable, Console], nn.Module], *, frozen_detector: bool = False
 ) -> Path | None:
-    """Devices, data, model, losses; then train, or go on with the run that is there, and say what came out.
+    """Start the processes, then train with one seed or with several.
 
     Args:
         stage: settings.
-        make_model: the model for the data's classes; what it has to tell it says on the console.
+        make_model: the model for the settings of a run and the data's classes; what it has to tell it says on the console.
         frozen_detector: train the mask head only.
 
     Returns:
-        The result; None if the run was stopped.
+        The result, the best one of several runs; None if the run was stopped.
     """
     fabric = start_fabric(stage.train, unused_parameters=not frozen_detector and stage.loss.switches_terms_off)
-    console = rank_zero_console(fabric)
     resume_command = check_run_folder(stage.train, stage.job)
+    if stage.train.runs == 1 or stage.train.dry_run or stage.train.range_test:
+        return run_once(parts_of(stage)[0], make_model, fabric, resume_command, frozen_detector)
+
+    def run(part: Stage, resume_command: str) -> Path | None:
+        check_run_folder(part.train, part.job)
+        return run_once(part, make_model, fabric, resume_command, frozen_detector)
+
+    return train_seeds(stage, fabric, rank_zero_console(fabric), run)
+
+
+def run_once(
+    stage: Stage,
+    make_model: Callable[[Stage, CategoryTable, Console], nn.Module],
+    fabric: Fabric,
+    resume_command: str,
+    frozen_detector: bool,
+) -> Path | None:
+    """Data, model, losses; then train, or go on with the run that is there, and say what came out.
+
+    Returns:
+        The result; None if the run was stopped, or `train.dry_run` or `train.range_test` asked for something else.
+    """
+    console = rank_zero_console(fabric)
     dataset = open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
-    model = make_model(dataset.categories, console)
+    model = make_model(stage, dataset.categories, console)
     frozen = prepare(model, stage.model, stage.optimizer)
     if frozen_detector and isinstance(model, PanopticDETR):
         frozen = [model.detector]
@@ -113,15 +141,41 @@ def run_stage(
         template=template_of(model, dataset.categories, stage.inference),
         settings=plain(stage),
         frozen=frozen,
-        evaluate=evaluator(stage, val_set, fabric),
+        evaluate=evaluator(stage, val_set, fabric, criterion),
         draw_samples=sample_drawer(stage, val_set),
         resume_command=resume_command,
     )
+    if stage.train.range_test:
+        find_rate(trainer, stage, console)
+        return None
     trainer.resume()
+    if stage.train.dry_run:
+        _introduce(trainer, stage, dataset, console, None)
+        console.print(str(forecast(trainer, stage, dataset, val_set)), highlight=False, soft_wrap=True)
+        return None
     with announced(trainer, stage, dataset, console):
+        if not trainer.resumed and trainer.total_steps >= FEWEST_STEPS:
+            console.print(str(forecast(trainer, stage, dataset, val_set)), highlight=False, soft_wrap=True)
         trainer.fit()
         conclude(trainer, stage, console)
     return trainer.files.best if trainer.complete else None
+
+
+def find_rate(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
+    """Look at the losses of a rising learning rate, and leave a picture and the numbers in the run's folder."""
+    found = range_test(trainer, stage.train.range_test)
+    if not trainer.fabric.is_global_zero:
+        return
+    folder = stage.train.output
+    folder.mkdir(parents=True, exist_ok=True)
+    found.write(folder / "range_test.csv")
+    found.draw(folder / "range_test.png", stage.optimizer.lr)
+    console.print(
+        f"learning rates {found.rates[0]:.1e} to {found.rates[-1]:.1e}: loss {found.smoothed[0]:.3f}, lowest "
+        f"{min(found.smoothed):.3f}; try optimizer.lr {found.suggestion:.1e}; picture: {folder / 'range_test.png'}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:
@@ -255,7 +309,7 @@ def announced(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, con
                 stack.enter_context(only_run_in(stage.train.output))
                 if not (trainer.resumed and trainer.complete):  # where nothing will be trained, nothing is announced
                     write_record(stage, dataset.categories, trainer.state.step if trainer.resumed else None)
-                    _introduce(trainer, stage, dataset, console)
+                    _introduce(trainer, stage, dataset, console, stage.train.output / "samples.png")
             except InputError as error:
                 refusal = str(error)
         if refusal := gather(trainer.fabric, refusal)[0]:
@@ -263,12 +317,10 @@ def announced(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, con
         yield
 
 
-def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console) -> None:
+def _introduce(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, console: Console, picture: Path | None) -> None:
     fabric, train = trainer.fabric, stage.train
     batch = min(train.batch_size * fabric.world_size, len(dataset)) * train.accumulate
-    facts = inspect_samples(
-        dataset, train.output / "samples.png", eval_transform(stage.inference.short_side, stage.inference.long_side)
-    )
+    facts = inspect_samples(dataset, picture, eval_transform(stage.inference.short_side, stage.inference.long_side))
     in_cells = getattr(getattr(trainer.model, "detector", trainer.model), "measures_in_cells", False)
     facts = replace(facts, fractions=not in_cells)
     epochs = trainer.total_steps * batch / len(dataset)
@@ -298,6 +350,9 @@ def conclude(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
             f"the run is over, but its result is unusable: {error}. {trainer.files.last} has the last weights"
         ) from None
     draw_curves(stage.train.output)
+    _, verdict = learning_verdict(loss_curve(stage.train.output))
+    if verdict and not stage.train.overfit:
+        console.print(verdict, highlight=False, soft_wrap=True)
     console.print(f"result: {trainer.files.best}", highlight=False, soft_wrap=True)
     if stage.train.overfit and trainer.last_scores:
         console.print(overfit_verdict(trainer.last_scores), highlight=False, soft_wrap=True)

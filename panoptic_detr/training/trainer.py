@@ -137,6 +137,14 @@ class Trainer:
                 return
         self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
+    def batches(self) -> Iterator[list[Batch]]:
+        """Batches of one optimizer step at a time, epoch after epoch without end, for tests of settings before a run."""
+        for epoch in itertools.count():
+            self.loader.set_position(epoch, 0)
+            batches = iter(self.loader)
+            while group := list(itertools.islice(batches, self.config.accumulate)):
+                yield group
+
     def _groups(self) -> Iterator[list[Batch]]:
         """Batches of one optimizer step at a time, from the current position of the current epoch."""
         self.loader.set_position(self.state.epoch, self.state.batch)
@@ -153,8 +161,22 @@ class Trainer:
         """One optimizer step over the accumulated batches; their losses by name."""
         set_rates(self.optimizer, rate_factor(self.state.step, self.total_steps, self.drop_unit, self.rates))
         self.criterion.progress = self.state.step / self.total_steps
-        counts = self.criterion.counts([target for batch in group for target in batch.targets])
         restore_statistics = remember_statistics(self.model)
+        values = self.gradients(group)
+        if self._is_usable(values, group):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+        else:
+            restore_statistics()
+            self._update_loss_scale()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        return values
+
+    def gradients(self, group: Sequence[Batch]) -> dict[str, float]:
+        """Forward and backward pass over the batches of one optimizer step, gradients clipped; their losses by name."""
+        counts = self.criterion.counts([target for batch in group for target in batch.targets])
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(group):
             with self._gradients_synced(index == len(group) - 1):
@@ -166,17 +188,7 @@ class Trainer:
         norm: Any = self.fabric.clip_gradients(
             self.step_module, self.optimizer, max_norm=self.rates.clip_norm or math.inf, error_if_nonfinite=False
         )
-        values = dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), whole(norm)]).tolist(), strict=True))
-        if self._is_usable(values, group):
-            self.optimizer.step()
-            if self.ema is not None:
-                self.ema.update(self.model)
-        else:
-            restore_statistics()
-            self._update_loss_scale()
-        self.optimizer.zero_grad()
-        self.state.step += 1
-        return values
+        return dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), whole(norm)]).tolist(), strict=True))
 
     def _gradients_synced(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""

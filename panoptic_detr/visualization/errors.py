@@ -10,7 +10,7 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps
+from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps, price_by_cause
 from panoptic_detr.visualization.draw import (
     Palette,
     enlarged,
@@ -57,19 +57,13 @@ _STRENGTH = {ErrorKind.CORRECT: 0.3, ErrorKind.IGNORED: 0.55}
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prediction held against the truth.
+    """A prediction held against the truth."""
 
-    Attributes:
-        kinds: (H, W) uint8 values of `ErrorKind`.
-        matching: what counts and what does not, as in every score.
-        nearest: (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none.
-        ious: (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none.
-    """
-
-    kinds: np.ndarray
-    matching: Matching
-    nearest: np.ndarray
-    ious: np.ndarray
+    kinds: np.ndarray  # (H, W) uint8 values of `ErrorKind`
+    matching: Matching  # what counts and what does not, as in every score
+    nearest: np.ndarray  # (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none
+    ious: np.ndarray  # (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none
+    lost: dict[str, float]  # what the segments cost, by cause (`quality.CAUSES`)
 
     def shares(self) -> dict[ErrorKind, float]:
         """Fraction of the rated pixels of each kind; of all pixels for `IGNORED`."""
@@ -100,13 +94,14 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
     ious = np.zeros((len(overlaps.iscrowd) + 1, len(overlaps.prediction_categories)))  # a last row for "none"
     ious[:-1][~overlaps.iscrowd] = (overlaps.intersections / overlaps.unions)[~overlaps.iscrowd]
     best = ious.max(0)
-    return Comparison(overlaps.paint(_kind_table(overlaps, matching)), matching, np.where(best > 0, ious.argmax(0), -1), best)
+    nearest, kinds = np.where(best > 0, ious.argmax(0), -1), overlaps.paint(_kind_table(overlaps, matching))
+    return Comparison(kinds, matching, nearest, best, price_by_cause(overlaps))
 
 
 def error_view(
     image: Picture, prediction: PanopticSegmentation, truth: PanopticSegmentation, *, legend: bool = True, scale: int = 1
 ) -> np.ndarray:
-    """Draw the errors of a prediction over the greyed image.
+    """Draw the errors of a prediction over the greyed image: (H * scale [+ legend], W * scale, 3) uint8 RGB.
 
     Args:
         image: path or array (see `as_rgb`).
@@ -114,9 +109,6 @@ def error_view(
         truth: what the annotation says.
         legend: add a strip with the meaning of the colours and each one's share of the rated pixels.
         scale: enlarge this many times before drawing.
-
-    Returns:
-        (H * scale [+ legend], W * scale, 3) uint8 RGB.
     """
     picture, comparison = as_rgb(image), compare(prediction, truth)
     if picture.shape[:2] != comparison.kinds.shape:
@@ -139,25 +131,18 @@ def error_view(
 
 @dataclass(frozen=True)
 class Entry:
-    """An image, its annotation and a prediction; one of the latter two may be missing.
+    """An image, its annotation and a prediction; one of the latter two may be missing."""
 
-    Attributes:
-        name: what to call it: the file name, say.
-        image: (H, W, 3) uint8 RGB.
-        truth: the annotation.
-        prediction: what a model says.
-    """
-
-    name: str
-    image: np.ndarray
-    truth: PanopticSegmentation | None = None
-    prediction: PanopticSegmentation | None = None
+    name: str  # what to call it: the file name, say
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    truth: PanopticSegmentation | None = None  # the annotation
+    prediction: PanopticSegmentation | None = None  # what a model says
 
 
 def draw_entry(
     entry: Entry, *, show: Show = "all", palette: Palette = "distinct", alpha: float = 0.5, scale: int = 1
 ) -> np.ndarray:
-    """Draw what is there: the annotation, the prediction, and with both also the errors.
+    """Draw what is there: the annotation, the prediction, and with both also the errors: (h, w, 3) uint8 RGB.
 
     Args:
         entry: the image.
@@ -165,9 +150,6 @@ def draw_entry(
         palette: see `overlay`.
         alpha: see `overlay`.
         scale: see `overlay`.
-
-    Returns:
-        (h, w, 3) uint8 RGB.
 
     Raises:
         PictureError: the entry lacks what `show` asks for.

@@ -23,24 +23,17 @@ TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretra
 
 @dataclass
 class Transfer:
-    """What happened to the weights.
+    """What happened to the weights."""
 
-    Attributes:
-        copied: names of parameters that were taken over whole.
-        fresh: parameters of the model that the source does not have or has in another shape, as `name: why`.
-        dropped: parameters of the source that the model has no place for.
-        classes_kept: names of categories whose class weights were taken over.
-        classes_new: names of categories that start from random class weights.
-        classes_dropped: names of categories of the source that the data set does not have.
-        settings_changed: settings with which the weights compute something else than they were trained for.
-    """
-
-    copied: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)  # names of parameters that were taken over whole
+    # parameters of the model that the source does not have or has in another shape, as `name: why`
     fresh: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    classes_kept: list[str] = field(default_factory=list)
-    classes_new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # parameters of the source that the model has no place for
+    classes_kept: list[str] = field(default_factory=list)  # names of categories whose class weights were taken over
+    classes_new: list[str] = field(default_factory=list)  # names of categories that start from random class weights
+    # names of categories of the source that the data set does not have
     classes_dropped: list[str] = field(default_factory=list)
+    # settings with which the weights compute something else than they were trained for
     settings_changed: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
@@ -64,12 +57,7 @@ class Transfer:
 
 
 def detector_changes(trained: ModelSpec, built: ModelSpec) -> dict[str, tuple[object, object]]:
-    """Settings of a detector in which two models of one name differ and that matter to trained weights: before and after.
-
-    Args:
-        trained: the model that the weights come from.
-        built: the one that gets them.
-    """
+    """Settings that matter to weights, and in which the model that has them and one that gets them differ: before and after."""
     name, other = (spec.name.removesuffix(PANOPTIC) for spec in (trained, built))
     keys = [key for key in override_types(name) if key not in TRAINING_ONLY] if name == other else []
     pairs = {key: (_plain(trained.setting(key)), _plain(built.setting(key))) for key in keys}
@@ -132,11 +120,7 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
 
 
 def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
-    """Copy the mask head of a panoptic checkpoint; it knows no classes, so it fits whatever the data set.
-
-    Args:
-        source: of a panoptic model.
-        model: where to; a panoptic model too.
+    """Copy a panoptic checkpoint's mask head to a panoptic model; it knows no classes, so it fits whatever the data set.
 
     Raises:
         CheckpointError: the source has no mask head, or one of other shapes or with other settings.

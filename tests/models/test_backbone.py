@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import resnet
 from panoptic_detr.models.backbones.build import build_backbone
 from panoptic_detr.models.backbones.resnet import FrozenBatchNorm2d, conv_norm
@@ -100,3 +101,22 @@ def test_a_convolution_with_a_bias():
     wanted = norm(conv(x))
     torch.testing.assert_close(conv_norm(conv, norm, x), wanted)
     torch.testing.assert_close(conv_norm(conv.eval(), norm, x), wanted)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_norms_at_rest_keep_their_statistics_and_learn_scale_and_shift(name):
+    if name != "resnet18":
+        pytest.importorskip("timm")
+    backbone = build_backbone(name, norm="eval", levels=(1, 2, 3, 4), trained_stages=2)
+    torch.nn.ModuleList([backbone]).train()  # as a part of a model
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    levels = backbone(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool))
+    sum(level.features.sum() for level in levels).backward()
+    assert all(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True))
+    assert norms[-1].weight.grad is not None
+    assert norms[0].weight.grad is None  # its stage is frozen
+    assert backbone.training
+    assert sum(m.training for m in norms) == 0
+    with pytest.raises(InputError, match="no pretrained statistics that norm 'eval' could keep"):
+        build_backbone("small", norm="eval")

@@ -1,8 +1,12 @@
+import json
+import sys
+
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 
+from panoptic_detr.errors import InputError, WeightsUnavailableError
 from panoptic_detr.models.backbones import build_backbone
 from panoptic_detr.models.backbones.statistics import IMAGENET_MEAN, IMAGENET_STD, InputStatistics
 from panoptic_detr.models.backbones.weights import BackboneWeightsError, load_backbone_file
@@ -94,3 +98,52 @@ def test_norms_of_timm_are_applied_in_convolutions_in_training_with_the_same_res
         torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
     assert [level.requires_grad for level in folded] == [False, False, True, True, True]
     assert not backbone.body.net.conv_stem.weight.requires_grad
+
+
+def publish(folder, mean):
+    """What a repository of the hub would give."""
+    torch.manual_seed(3)
+    source = torchvision.models.resnet18()
+    save_file(source.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": mean, "std": IMAGENET_STD}}))
+    return source
+
+
+@pytest.mark.parametrize("prefix", ["", "hf-hub:"])
+def test_a_name_of_the_hub_is_fetched(prefix, tmp_path, monkeypatch):
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+    source = publish(tmp_path, IMAGENET_MEAN)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file: (asked.append((repo, file)), str(tmp_path / file))[1])
+    backbone = build_backbone("resnet18", pretrained=f"{prefix}timm/resnet18.a1_in1k")
+    assert torch.equal(backbone.body["layer3"][0].conv1.weight, source.layer3[0].conv1.weight)
+    assert asked == [("timm/resnet18.a1_in1k", "config.json"), ("timm/resnet18.a1_in1k", "model.safetensors")]
+    publish(tmp_path, (0.5, 0.5, 0.5))
+    with pytest.raises(BackboneWeightsError, match=r"mean \[0\.5, 0\.5, 0\.5\].*backbone 'resnet18' gets \[0\.485"):
+        build_backbone("resnet18", pretrained="timm/resnet18.a1_in1k")
+
+
+def test_a_name_of_the_hub_without_network_is_one_sentence(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(repo, file):
+        raise hub.errors.LocalEntryNotFoundError("offline mode is enabled")
+
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
+    with pytest.raises(
+        WeightsUnavailableError, match=r"no file 'timm/resnet18'.*offline mode is enabled.*hf download timm/resnet18"
+    ):
+        build_backbone("resnet18", pretrained="timm/resnet18")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="needs huggingface_hub"):
+        build_backbone("resnet18", pretrained="timm/resnet18")
+
+
+def test_statistics_of_the_hub_travel_with_a_network_that_has_its_own(tmp_path, monkeypatch):
+    timm, hub = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub")
+    publish(tmp_path, (0.4, 0.4, 0.4))
+    save_file(timm.create_model(LITE).state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file: str(tmp_path / file))
+    backbone = build_backbone(LITE, pretrained="someone/lite0")
+    wanted = InputStatistics()
+    wanted.use((0.4, 0.4, 0.4), IMAGENET_STD)
+    torch.testing.assert_close(backbone.statistics.shift, wanted.shift)

@@ -6,6 +6,7 @@ from torch.export import Dim
 import panoptic_detr as pd
 from panoptic_detr.models import tracing
 from panoptic_detr.models.masks.pixels import pool
+from panoptic_detr.models.position_encoding import has_padding
 
 
 def test_an_exported_graph_holds_for_other_sizes_and_padding():
@@ -35,9 +36,9 @@ def test_pooling_by_products_is_adaptive_pooling(monkeypatch):
 
 def test_tracers_are_told_of_padding_unless_there_is_none(monkeypatch):
     padding = torch.zeros(1, 4, 4, dtype=torch.bool)
-    assert not tracing.has_padding(padding)
+    assert not has_padding(padding)
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-    assert tracing.has_padding(padding)
+    assert has_padding(padding)
     with tracing.unpadded():
-        assert not tracing.has_padding(padding)
-    assert tracing.has_padding(padding)
+        assert not has_padding(padding)
+    assert has_padding(padding)

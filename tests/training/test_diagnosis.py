@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -23,8 +24,8 @@ from panoptic_detr.errors import DataError
 from panoptic_detr.images import as_rgb
 from panoptic_detr.training import build_data, stages
 from panoptic_detr.training.build_data import TolerantPanoptic, readable_part
-from panoptic_detr.training.run.log import draw_curves
-from panoptic_detr.training.watch.diagnosis import Diagnosis, overfit_verdict, vital_signs
+from panoptic_detr.training.run.log import draw_curves, loss_curve
+from panoptic_detr.training.watch.diagnosis import Diagnosis, learning_verdict, overfit_verdict, vital_signs
 from panoptic_detr.training.watch.sanity import DataFacts, inspect_samples
 from panoptic_detr.zoo import ModelSpec, build_model
 
@@ -300,3 +301,35 @@ def test_unreadable_images_are_left_out_and_named_once(scenes, capsys):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="20 samples in a row cannot be read; the last one: "):
         tolerant[0]
+
+
+def curve(train, val):
+    return [(100 * (i + 1), float(a), float(b)) for i, (a, b) in enumerate(zip(train, val, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "kind", "words"),
+    [
+        ((9, 6, 4, 3, 2), (9, 7, 6, 7, 8), "over", r"since step 300 .*\(4\.000 to 2\.000\).*\(6\.000 to 8\.000\)"),
+        ((9, 6, 4, 3, 2), (9, 7, 6, 5.5, 6), "gap", "more images"),
+        ((9, 8, 7, 6, 5), (9, 8, 7, 6, 5), "under", "more steps"),
+        ((9, 6, 5, 4.9, 4.9), (9, 7, 6, 5.5, 5.5), "fits", "do not drift apart"),
+        ((9, 6, 5, 6, 7), (9, 7, 6, 7, 8), "fits", "do not drift apart"),  # both rise: that is no overfitting
+        ((9, 6), (9, 7), "", ""),
+        ((9, 6, float("nan")), (9, 7, 8), "", ""),
+    ],
+)
+def test_the_curves_of_both_losses_tell_over_from_underfitting(train, val, kind, words):
+    found, sentence = learning_verdict(curve(train, val))
+    assert found == kind
+    assert re.search(words, sentence)
+
+
+def test_training_losses_are_averaged_between_evaluations_and_both_are_drawn(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss,lr\n" + "".join(f"{s},{100 - s},1\n" for s in range(10, 61, 10)))
+    (tmp_path / "scores.csv").write_text("step,PQ,val loss\n20,0.1,90\n40,0.2,91\n60,0.2,99\n")
+    assert loss_curve(tmp_path) == [(20, 85.0, 90.0), (40, 65.0, 91.0), (60, 45.0, 99.0)]
+    with_val = draw_curves(tmp_path).read_bytes()
+    (tmp_path / "scores.csv").write_text("step,PQ\n20,0.1\n40,0.2\n60,0.2\n")
+    assert loss_curve(tmp_path) == []
+    assert draw_curves(tmp_path).read_bytes() != with_val

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from torch import nn
 
 from panoptic_detr.config.stages import OptimizerConfig
+from panoptic_detr.models.backbones import build_backbone
 from panoptic_detr.training.optimizer import (
     AveragedWeights,
     build_optimizer,
@@ -192,3 +193,23 @@ def test_the_summary_of_a_run_says_how_long_steps_waited_for_data():
     assert pace.summary() == "steps waited for data 20% of the time"
     pace.add(0.0, 1.0, 8)
     assert pace.summary().startswith("steps waited for data 28% of the time: raise data.workers, or set data.cache")
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "tf_efficientnet_lite0", "swin_t"])
+def test_layer_decay_makes_early_stages_slower(name):
+    if name not in ("small", "resnet18"):
+        pytest.importorskip("timm")
+    backbone = build_backbone(name, norm="batch", levels=(2, 3))
+    model = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 2)})
+    config = OptimizerConfig(lr=1.0, backbone_lr_scale=0.8, layer_decay=0.5)
+    rates = {parameter: group.lr for group in parameter_groups(model, config) for parameter in group.parameters}
+    assert len(rates) == len(list(model.parameters()))
+    first, *_, last = backbone.body.parameters()
+    assert rates[first] == pytest.approx(0.8 / 16)
+    assert rates[last] == pytest.approx(0.4 if name in ("small", "resnet18") else 0.8)  # the others keep their last stage
+    assert rates[model["head"].weight] == 1.0
+    assert list(rates.values())[-1] == 1.0  # the rate that the log shows
+    in_order = [rates[parameter] for parameter in backbone.body.parameters()]
+    assert in_order == sorted(in_order)
+    every = {group.name: group.lr for group in parameter_groups(model, OptimizerConfig(lr=1.0))}
+    assert every == {"backbone": pytest.approx(0.1), "transformer and heads": 1.0}

@@ -7,12 +7,14 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from panoptic_detr.config.stages import DetectorStage, InferenceConfig, MaskStage, TrainConfig
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.stages import DetectorStage, LossConfig, MaskStage, TrainConfig
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.evaluation import evaluate as evaluate_module
 from panoptic_detr.parallel import progress_bar
+from panoptic_detr.training.losses import criterion_for
 from panoptic_detr.training.run.log import open_board, write_pictures
 from panoptic_detr.training.watch.validation import evaluator, sample_drawer
 from panoptic_detr.zoo import build_model
@@ -33,7 +35,7 @@ def tiny(name):
 
 
 def stage_of(kind, **train):
-    return kind(inference=InferenceConfig(threshold=0.05), train=TrainConfig(output=Path("never"), **train))
+    return kind(inference=InferenceSettings(threshold=0.05), train=TrainConfig(output=Path("never"), **train))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(DetectorStage, "detr_r50"), (MaskStage, "detr_r50_panoptic")])
@@ -89,3 +91,26 @@ def test_tensorboard_gets_the_pictures(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.width, event.height) for event in events.Images("samples/7")] == [(30, 6, 4)]
+
+
+@pytest.mark.parametrize("kind", [DetectorStage, MaskStage])
+def test_the_loss_of_the_validation_set_has_the_terms_of_training_and_leaves_random_numbers_alone(kind, dataset):
+    torch.manual_seed(0)
+    overrides = {**TINY, "hidden_dim": 32, "encoder": "dense", "dense_aux": True, "num_one_to_many": 3, "dropout": 0.5}
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 4}
+    model = build_model("h_deformable_detr_r50" + "_panoptic" * (kind is MaskStage), num_labels=8, **overrides, **sizes).eval()
+    stage = stage_of(kind)
+    criterion = criterion_for(model, 8, LossConfig(), frozen_detector=kind is MaskStage)
+    seen = []
+    criterion.register_forward_hook(lambda module, inputs, losses: seen.append((set(losses.terms), float(losses.total))))
+    before = torch.get_rng_state()
+    evaluate = evaluator(stage, dataset, Fabric(accelerator="cpu", devices=1), criterion)
+    scores = evaluate(model)
+    assert torch.equal(before, torch.get_rng_state())
+    assert list(scores)[-1] == "val loss"
+    assert scores["val loss"] == pytest.approx((4 * seen[0][1] + seen[1][1]) / 5)  # batches of four images and of one
+    assert evaluate(model)["val loss"] == scores["val loss"]
+    assert not any(module.training for module in model.modules())
+    extra = {"dense", "class_one_to_many"}
+    assert (extra <= seen[0][0]) == (kind is DetectorStage)
+    assert ("mask_dice" in seen[0][0]) == (kind is MaskStage)

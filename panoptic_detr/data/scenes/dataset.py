@@ -5,16 +5,16 @@ behind one to five things that may hide each other, but never so far that less t
 have a crowd (many tiny things as one segment) or a ribbon of void. A scene depends on (seed, split, index, size) only.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco import DataPaths, make_split, split_parts
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.painting import (
     RADII,
     SHAPES,
@@ -29,10 +29,10 @@ from panoptic_detr.data.scenes.painting import (
     texture,
 )
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, staged_folder, write_json, write_whole
+from panoptic_detr.files import staged_folder, write_json, write_whole
 from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
-from panoptic_detr.segment_maps import write_id_png
+from panoptic_detr.segment_maps import measure, write_id_png
 
 SMALLEST_VISIBLE = 0.45  # of its own area; whatever would hide more of a segment is not placed
 CROWD_SHARE, VOID_SHARE = 0.03, 0.05  # of the pictures
@@ -53,39 +53,26 @@ _COLORS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with its ground truth.
+    """One picture with its ground truth."""
 
-    Attributes:
-        image: (size, size, 3) uint8 RGB.
-        segment_map: (size, size) int32; 0 is void, other values are the `id`s of `segments_info`.
-        segments_info: as in a COCO-panoptic JSON: id, category_id, iscrowd, area, bbox.
-    """
-
-    image: np.ndarray
-    segment_map: np.ndarray
-    segments_info: list[dict[str, Any]]
+    image: np.ndarray  # (size, size, 3) uint8 RGB
+    segment_map: np.ndarray  # (size, size) int32; 0 is void, other values are the `id`s of `segments_info`
+    segments_info: list[Entry]  # as in a COCO-panoptic JSON: id, category_id, iscrowd, area, bbox
 
 
 @dataclass
-class _Canvas:
-    """A scene being painted, back to front.
+class Canvas:
+    """A scene being painted, back to front."""
 
-    Attributes:
-        picture: (size, size, 3) float32 RGB in [0, 1].
-        places: (size, size) uint8: 0 void, i + 1 the i-th segment.
-        categories: category id of each segment.
-        crowds: iscrowd of each segment.
-        own_areas: pixels of each segment before anything hid it.
-    """
-
-    picture: np.ndarray
-    places: np.ndarray
-    categories: list[int] = field(default_factory=list)
-    crowds: list[bool] = field(default_factory=list)
-    own_areas: list[float] = field(default_factory=list)
+    picture: np.ndarray  # (size, size, 3) float32 RGB in [0, 1]
+    places: np.ndarray  # (size, size) uint8: 0 void, i + 1 the i-th segment
+    categories: list[int] = field(default_factory=list)  # category id of each segment
+    crowds: list[bool] = field(default_factory=list)  # iscrowd of each segment
+    own_areas: list[float] = field(default_factory=list)  # pixels of each segment before anything hid it
 
     @property
     def size(self) -> int:
+        """The side in pixels."""
         return len(self.places)
 
     def add(self, category_id: int, own_area: float, *, iscrowd: bool = False) -> int:
@@ -97,7 +84,7 @@ class _Canvas:
 
 
 @dataclass(frozen=True)
-class _Thing:
+class Thing:
     """A shape at its place: kind, centre, radius and angle in pixels and radians, colour."""
 
     kind: str
@@ -131,16 +118,14 @@ def make_scene(index: int, *, seed: int = 0, size: int = 128, split: str = "trai
     if size < 48 or seed < 0 or index < 0:
         raise DataError(f"scenes need size >= 48, seed >= 0 and index >= 0, but got size {size}, seed {seed}, index {index}")
     rng = np.random.default_rng([seed, crc32(split.encode()), index])
-    canvas = _paint_stuff(rng, size)
+    canvas = paint_stuff(rng, size)
     if rng.random() < CROWD_SHARE:
         _paint_crowd(canvas, rng)
     for _ in range(1 + int(rng.choice(len(THING_COUNTS), p=THING_COUNTS))):
         _place_thing(canvas, rng)
     if rng.random() < VOID_SHARE:
         _paint_ribbon(canvas, rng)
-    image = np.rint(np.clip(canvas.picture, 0, 1) * 255).astype(np.uint8)
-    segment_map, segments_info = _describe(canvas)
-    return Scene(image, segment_map, segments_info)
+    return describe(canvas)
 
 
 def write_scenes(
@@ -167,35 +152,34 @@ def write_scenes(
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
-    parts = (split, f"panoptic_{split}", f"annotations/panoptic_{split}.json")
+    parts = split_parts(split)
     with staged_folder(folder, parts) as staged:
-        for part in (*parts[:2], "annotations"):
-            make_folder(staged / part)
-        write = partial(_write_scene, root=staged, size=size, seed=seed, split=split)
+        paths = make_split(staged, split)
+        write = partial(_write_scene, paths=paths, size=size, seed=seed, split=split)
         lists = {
             "images": ({"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)),
             "annotations": parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"),
             "categories": scene_categories().to_coco(),
         }
-        with open(staged / parts[2], "w", encoding="utf-8") as file:
+        with open(paths.annotations, "w", encoding="utf-8") as file:
             description = f"procedural scenes, seed {seed}, split {split}"
             write_json(file, {"info": {"description": description, "version": "1.0"}}, lists)
-    return Path(folder) / parts[2]
+    return Path(folder) / parts[-1]
 
 
-def _write_scene(index: int, *, root: Path, size: int, seed: int, split: str) -> dict[str, Any]:
+def _write_scene(index: int, *, paths: DataPaths, size: int, seed: int, split: str) -> Entry:
     """Write image and PNG of one scene; return its entry for the JSON's `annotations`."""
     scene = make_scene(index, seed=seed, size=size, split=split)
     name = f"{index:06d}.png"
-    write_whole(root / split / name, encode_picture(scene.image, compression=1))
-    write_id_png(root / f"panoptic_{split}" / name, scene.segment_map)
+    write_whole(paths.images / name, encode_picture(scene.image, compression=1))
+    write_id_png(paths.panoptic / name, scene.segment_map)
     return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
 
 
-def _paint_stuff(rng: np.random.Generator, size: int) -> _Canvas:
+def paint_stuff(rng: np.random.Generator, size: int) -> Canvas:
     """Two or three large regions of different textures, each border soft in the picture and hard in the map."""
     first, *others = (int(i) for i in rng.permutation(len(TEXTURES))[: 2 + int(rng.random() < 0.5)])
-    canvas = _Canvas(_textured(rng, size, TEXTURES[first]), np.zeros((size, size), np.uint8))
+    canvas = Canvas(_textured(rng, size, TEXTURES[first]), np.zeros((size, size), np.uint8))
     canvas.places[:] = canvas.add(first + 1 + len(SHAPES), size * size)
     for layer, kind in enumerate(others):
         front = curved_front(rng, size, rng.uniform(0.3, 0.6) if layer == 0 else rng.uniform(0.2, 0.35))
@@ -217,21 +201,21 @@ def _textured(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     return low + texture(kind, rng, size)[..., None] * (high - low)
 
 
-def _place_thing(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _place_thing(canvas: Canvas, rng: np.random.Generator) -> None:
     """Paint a thing at a place where nothing, itself included, gets hidden too far; after six tries, none."""
     number = int(rng.integers(len(SHAPES)))
     kind, color, size = SHAPES[number], random_color(rng), canvas.size
     for _ in range(6):
         radius = size * rng.uniform(*RADII[kind])
         x, y = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
-        thing = _Thing(kind, x, y, radius, rng.uniform(0, 2 * np.pi), color)
+        thing = Thing(kind, x, y, radius, rng.uniform(0, 2 * np.pi), color)
         if _paint_thing(canvas, thing, number + 1):
             return
 
 
-def _paint_thing(canvas: _Canvas, thing: _Thing, category_id: int) -> bool:
+def _paint_thing(canvas: Canvas, thing: Thing, category_id: int) -> bool:
     """Paint a thing of its own segment if enough of all segments stays visible; say whether it was painted."""
-    rows, columns, distance = _patch(canvas.size, thing)
+    rows, columns, distance = patch(canvas.size, thing)
     places, inside = canvas.places[rows, columns], distance < 0
     own_areas = np.array([*canvas.own_areas, shape_area(thing.kind, thing.radius)])
     visible = np.bincount(canvas.places.ravel(), minlength=len(own_areas) + 1)[1:]
@@ -239,12 +223,12 @@ def _paint_thing(canvas: _Canvas, thing: _Thing, category_id: int) -> bool:
     visible[-1] = inside.sum()
     if (visible < SMALLEST_VISIBLE * own_areas).any():
         return False
-    _shade(canvas.picture[rows, columns], distance, thing, canvas.size)
+    shade(canvas.picture[rows, columns], distance, thing, canvas.size)
     places[inside] = canvas.add(category_id, float(own_areas[-1]))
     return True
 
 
-def _patch(size: int, thing: _Thing) -> tuple[slice, slice, np.ndarray]:
+def patch(size: int, thing: Thing) -> tuple[slice, slice, np.ndarray]:
     """Rows and columns around a thing, its halo included, and the distances there."""
     reach = thing.radius + HALO * size
     rows = slice(max(0, int(thing.y - reach)), min(size, int(thing.y + reach) + 1))
@@ -254,7 +238,7 @@ def _patch(size: int, thing: _Thing) -> tuple[slice, slice, np.ndarray]:
     return rows, columns, shape_distance(thing.kind, dx, dy, thing.radius, thing.angle)
 
 
-def _shade(picture: np.ndarray, distance: np.ndarray, thing: _Thing, size: int) -> None:
+def shade(picture: np.ndarray, distance: np.ndarray, thing: Thing, size: int) -> None:
     """Paint a thing into its patch: a shadow around it, light from the upper left, an antialiased outline inside its border."""
     line = max(1.0, size / 96)
     shadow = 1 - np.float32(0.4) * np.clip(1 - distance * np.float32(1 / (HALO * size)), 0, 1) ** 2
@@ -267,7 +251,7 @@ def _shade(picture: np.ndarray, distance: np.ndarray, thing: _Thing, size: int) 
     picture += opacity * (surface - picture)
 
 
-def _paint_crowd(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _paint_crowd(canvas: Canvas, rng: np.random.Generator) -> None:
     """Many tiny things of one kind, too close to be told apart, as one segment."""
     number, size = int(rng.integers(len(SHAPES))), canvas.size
     centre = rng.uniform(0.25 * size, 0.75 * size, 2)
@@ -276,14 +260,14 @@ def _paint_crowd(canvas: _Canvas, rng: np.random.Generator) -> None:
     for offset in rng.uniform(-0.14 * size, 0.14 * size, (int(rng.integers(12, 20)), 2)):
         x, y = (centre + offset).tolist()
         radius = size * rng.uniform(0.035, 0.05) * RADII[SHAPES[number]][0] / 0.1
-        thing = _Thing(SHAPES[number], x, y, radius, rng.uniform(0, 2 * np.pi), color * np.float32(rng.uniform(0.85, 1.1)))
-        rows, columns, distance = _patch(size, thing)
-        _shade(canvas.picture[rows, columns], distance, thing, size)
+        thing = Thing(SHAPES[number], x, y, radius, rng.uniform(0, 2 * np.pi), color * np.float32(rng.uniform(0.85, 1.1)))
+        rows, columns, distance = patch(size, thing)
+        shade(canvas.picture[rows, columns], distance, thing, size)
         canvas.places[rows, columns][distance < 0] = place
     canvas.own_areas[-1] = float((canvas.places == place).sum())
 
 
-def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _paint_ribbon(canvas: Canvas, rng: np.random.Generator) -> None:
     """A thin plain band across the picture that belongs to no segment."""
     distance = np.abs(curved_front(rng, canvas.size, rng.uniform(0.2, 0.8))) - np.float32(
         canvas.size * rng.uniform(0.012, 0.02)
@@ -293,25 +277,20 @@ def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.places[distance < 0] = 0
 
 
-def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The id map and the `segments_info` of a finished canvas.
+def describe(canvas: Canvas) -> Scene:
+    """The scene of a finished canvas; segments that are hidden are not listed.
 
     The id of the i-th segment has 8 (i + 1) in red, and green and blue of its class: ids of 24 bits, as COCO's are, and an
     annotation PNG that can be looked at.
     """
     colors = {category.id: category.color for category in scene_categories().categories}
-    ids, segments = [0], []
-    for i, category_id in enumerate(canvas.categories):
+    ids, segments, measures = [0], [], measure(canvas.places)
+    for place, (category_id, crowd) in enumerate(zip(canvas.categories, canvas.crowds, strict=True), start=1):
         _, green, blue = colors[category_id]
-        ids.append(8 * (i + 1) + (green << 8) + (blue << 16))
-        mask = canvas.places == i + 1
-        segments.append({"id": ids[-1], "category_id": category_id, "iscrowd": int(canvas.crowds[i]), **_extent(mask)})
-    return np.array(ids, np.int32)[canvas.places], segments
-
-
-def _extent(mask: np.ndarray) -> Mapping[str, Any]:
-    """Area and (left, top, width, height) of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-    return {"area": int(np.count_nonzero(mask)), "bbox": box}
+        ids.append(8 * place + (green << 8) + (blue << 16))
+        if place in measures:
+            area, box = measures[place]
+            row = {"id": ids[-1], "category_id": category_id, "iscrowd": int(crowd), "area": area, "bbox": list(box)}
+            segments.append(row)
+    image = np.rint(np.clip(canvas.picture, 0, 1) * 255).astype(np.uint8)
+    return Scene(image, np.array(ids, np.int32)[canvas.places], segments)

@@ -19,8 +19,9 @@ from panoptic_detr.models.backbones.resnet import (
     Stages,
     missing_weights,
 )
+from panoptic_detr.models.backbones.statistics import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.models.backbones.timm import SWIN, build_timm_backbone
-from panoptic_detr.models.backbones.weights import load_backbone_file
+from panoptic_detr.models.backbones.weights import find_weights, load_backbone_file
 from panoptic_detr.models.settings import check_backbone_levels
 
 
@@ -39,11 +40,13 @@ def build_backbone(
     Args:
         name: resnet18, resnet34, resnet50, resnet101, or "small" (a five-layer body for images of about 100 pixels); through
             timm swin_t, swin_s, swin_b, swin_l or a convolutional network such as resnext50_32x4d.
-        norm: "frozen" BatchNorm for pretrained weights, "batch" for training from random weights.
+        norm: BatchNorm. "frozen": constants, for pretrained weights; "eval": pretrained statistics stay and scale and shift
+            learn; "batch": everything learns, for training from random weights or with large batches.
         dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
         levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
-        pretrained: ImageNet weights: true fetches torchvision's or timm's, a path reads a state dict of theirs from a file.
-        trained_stages: how many of the last stages train where norms are frozen; the stem and the others are frozen too. None
+        pretrained: ImageNet weights: true fetches torchvision's or timm's, a path reads a state dict of theirs from a file, and
+            a name such as "timm/resnet50.a1_in1k" is looked up on the Hugging Face hub.
+        trained_stages: how many of the last stages train where norm is not "batch"; the stem and the others are frozen. None
             for 3 of a ResNet (paper) and all of other networks.
         drop_path: stochastic depth of Swin, by default 0.2; other backbones have none.
 
@@ -57,6 +60,8 @@ def build_backbone(
     if name == "small":
         if dilation or pretrained:
             raise InputError("backbone 'small' has neither a dilated form nor pretrained weights")
+        if norm == "eval":
+            raise InputError("backbone 'small' has no pretrained statistics that norm 'eval' could keep; use 'batch'")
         return SmallBackbone(levels=levels)
     if name not in RESNETS:
         if dilation:
@@ -80,15 +85,23 @@ def _build_resnet(
     net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
     if isinstance(pretrained, str):
         net.fc = nn.Identity()  # the file may be without classifier, or with one of other classes
-        load_backbone_file(net, pretrained, name)
+        found = find_weights(pretrained, name)
+        found.check_statistics(name, IMAGENET_MEAN, IMAGENET_STD)
+        load_backbone_file(net, found.path, name)
     elif pretrained:
         net.load_state_dict(_fetch_weights(name))
-    if norm == "frozen":
+    if norm != "batch":
         _freeze_early_stages(net, trained_stages)
     body = Stages(dict(net.named_children()), [f"layer{level}" for level in levels])
     strides = [4, 8, 16, 16 if dilation else 32]
     widths = [64 * block.expansion * 2**stage for stage in range(4)]
-    return Backbone(body, [strides[level - 1] for level in levels], [widths[level - 1] for level in levels])
+    return Backbone(
+        body,
+        [strides[level - 1] for level in levels],
+        [widths[level - 1] for level in levels],
+        ends=["maxpool", "layer1", "layer2", "layer3", "layer4"],
+        norms_at_rest=norm == "eval",
+    )
 
 
 def _fetch_weights(name: str) -> Mapping[str, Tensor]:

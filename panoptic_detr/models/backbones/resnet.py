@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.errors import WeightsUnavailableError
 from panoptic_detr.models.backbones.statistics import InputStatistics
 from panoptic_detr.structures import FeatureLevel
 
-NormKind = Literal["frozen", "batch"]
+NormKind = Literal["frozen", "batch", "eval"]
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -136,6 +137,8 @@ class Backbone(nn.Module):
         strides: pixels per cell of each level.
         num_channels: channels of each level.
         statistics: where the body wants images of other mean and deviation than ImageNet's.
+        ends: names of the modules of the body that end its stem and its four stages, in order, where that is known.
+        norms_at_rest: BatchNorm keeps its statistics in training too, while its scale and shift learn.
     """
 
     def __init__(
@@ -144,10 +147,15 @@ class Backbone(nn.Module):
         strides: Sequence[int],
         num_channels: Sequence[int],
         statistics: InputStatistics | None = None,
+        *,
+        ends: Sequence[str] = (),
+        norms_at_rest: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
         self.statistics = statistics
+        self.ends = tuple(ends)
+        self.norms_at_rest = norms_at_rest
         self.strides = tuple(strides)
         self.num_channels = tuple(num_channels)
 
@@ -168,6 +176,26 @@ class Backbone(nn.Module):
             FeatureLevel(features, resize_padding_mask(padding_mask, features.shape[-2:]), stride)
             for features, stride in zip(maps, self.strides, strict=True)
         ]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switch to training or evaluation; norms at rest stay in evaluation."""
+        super().train(mode)
+        if self.norms_at_rest:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def stages(self) -> dict[nn.Parameter, int]:
+        """The stage of every parameter of the body, in the order of its modules: 0 the stem, 4 the last."""
+        places = {name: place for place, (name, _) in enumerate(self.body.named_modules())}
+        last = [max((at for name, at in places.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in self.ends]
+        last = [*last[:1], *(len(places) if end < 0 else end for end in last[1:])]  # stages that were left out end nowhere
+        return {
+            parameter: min(sum(place > end for end in last), len(self.ends) - 1)
+            for name, parameter in self.body.named_parameters()
+            for place in [places[name.rpartition(".")[0]]]
+        }
 
 
 def resize_padding_mask(padding_mask: Tensor, size: Sequence[int]) -> Tensor:
@@ -193,7 +221,7 @@ class SmallBackbone(Backbone):
             shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride=2, bias=False), nn.BatchNorm2d(outer))
             stages[f"layer{index}"] = Basic(inner, outer, stride=2, downsample=shortcut)
         body = Stages(stages, [list(stages)[level] for level in levels])
-        super().__init__(body, [2 ** (level + 1) for level in levels], [widths[level] for level in levels])
+        super().__init__(body, [2 ** (level + 1) for level in levels], [widths[level] for level in levels], ends=list(stages))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

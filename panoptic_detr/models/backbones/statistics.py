@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.models.tracing import has_padding
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -36,7 +34,7 @@ class InputStatistics(nn.Module):
         """Normalise (B, 3, H, W) anew; padding (B, H, W) stays zero."""
         scale, shift = (value.to(images.dtype)[:, None, None] for value in (self.scale, self.shift))
         images = torch.addcmul(shift, images, scale)
-        return images.masked_fill(padding_mask[:, None], 0) if has_padding(padding_mask) else images
+        return images.masked_fill(padding_mask[:, None], 0) if bool(padding_mask.any()) else images
 
 
 def _nothing_where_absent(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.errors import InputError
+from panoptic_detr.errors import InputError, WeightsUnavailableError
 from panoptic_detr.models.backbones.resnet import Backbone, FrozenBatchNorm2d, NormKind, missing_weights
 from panoptic_detr.models.backbones.statistics import IMAGENET_MEAN, IMAGENET_STD, InputStatistics
-from panoptic_detr.models.backbones.weights import load_backbone_file
+from panoptic_detr.models.backbones.weights import FoundWeights, find_weights, load_backbone_file
 from panoptic_detr.models.settings import check_shares
 
 SWIN = {
@@ -111,11 +111,7 @@ def _pad_to_multiple(x: Tensor, sizes: tuple[int, int]) -> Tensor:
 
 
 class ConvolutionalBody(nn.Module):
-    """Feature maps of one of timm's convolutional networks.
-
-    Args:
-        net: built with `features_only=True`.
-    """
+    """Feature maps of one of timm's convolutional networks, built with `features_only=True`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -135,19 +131,12 @@ def build_timm_backbone(
     drop_path: float | None = None,
     trained_stages: int | None = None,
 ) -> Backbone:
-    """Build a backbone from timm.
+    """Build a backbone from timm: Swin, or a convolutional network with levels at strides 4 to 32; see `build_backbone`.
 
-    Args:
-        name: swin_t, swin_s, swin_b, swin_l, or timm's name of a convolutional network with levels at strides 4 to 32,
-            for example resnext50_32x4d.
-        levels: which levels to return, 1 (stride 4) to 4 (stride 32).
-        pretrained: true fetches timm's ImageNet weights; a path reads a state dict from a file.
-        norm: "frozen" replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1
-            to layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on.
-        trained_stages: how many of the last stages train, where the norm is frozen and the network is no ResNet; None for all,
-            stem included.
-        drop_path: for Swin: how often the last block is left out in training (stochastic depth; the others in proportion to
-            their depth); by default 0.2, as for H-DETR's Swin-T.
+    A frozen norm replaces every BatchNorm by its frozen form, norm "eval" keeps its statistics; of a network whose stages are
+    called as a ResNet's (layer1 to layer4; ResNeXt, Res2Net) both also freeze the stem and the first stage. All others train
+    from the first layer on, unless `trained_stages` says how many of the last stages do. By `drop_path` the last block of Swin
+    is left out so often in training, the others in proportion to their depth; it is 0.2 by default, as for H-DETR's Swin-T.
 
     Raises:
         InputError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
@@ -159,33 +148,63 @@ def build_timm_backbone(
         rate = DROP_PATH if drop_path is None else drop_path
         check_shares(drop_path=rate)
         options = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
-        net = _create(timm, SWIN[name], pretrained, options)
-        return Backbone(SwinBody(net, levels), strides, [net.embed_dim * 2 ** (level - 1) for level in levels])
+        net, found = _create(timm, SWIN[name], pretrained, options)
+        if found is not None:
+            found.check_statistics(name, IMAGENET_MEAN, IMAGENET_STD)
+        widths = [net.embed_dim * 2 ** (level - 1) for level in levels]
+        return Backbone(SwinBody(net, levels), strides, widths, ends=["patch_embed", *(f"layers.{i}" for i in range(4))])
     if not timm.is_model(name):
         known = f"small, resnet18, resnet34, resnet50, resnet101, {', '.join(SWIN)}"
         raise InputError(f"there is no backbone {name!r}; use one of {known}, or a name of timm.list_models()")
-    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    info = timm.create_model(name, features_only=True).feature_info
+    reductions = info.reduction()
     if not set(strides) <= set(reductions):
         raise InputError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
     indices = [reductions.index(stride) for stride in strides]
-    net = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
+    net, found = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
     if norm == "frozen":
         freeze_norms(net, name)
-        ends = dict(zip(levels, net.feature_info.module_name(), strict=True))
+    stage_ends = _stage_ends(net, dict(zip(reductions, info.module_name(), strict=True)))
+    if norm != "batch":
+        ends = {level: stage_ends[level] for level in levels}
         if all(end == f"layer{level}" for level, end in ends.items() if level):  # built like a ResNet
             for parameter_name, parameter in net.named_parameters():
                 parameter.requires_grad_(parameter_name.startswith(TRAINED_STAGES))
         else:
             freeze_stages(net, ends, trained_stages)
-    return Backbone(ConvolutionalBody(net), strides, net.feature_info.channels(), _statistics(net, bool(pretrained)))
+    return Backbone(
+        ConvolutionalBody(net),
+        strides,
+        net.feature_info.channels(),
+        _statistics(net, name, found, bool(pretrained)),
+        ends=[f"net.{end}" for end in stage_ends],
+        norms_at_rest=norm == "eval",
+    )
 
 
-def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]) -> Any:
+def _stage_ends(net: nn.Module, modules: Mapping[int, str]) -> list[str]:
+    """Names of the modules that end the stem (stride 2) and the stages at strides 4 to 32.
+
+    Args:
+        net: flattened by timm, so that some names have an underscore for a dot.
+        modules: stride to the name of the module that ends there.
+    """
+    there = {name for name, _ in net.named_modules()}
+    names = [modules.get(2 ** (level + 1), "no stem of its own") for level in range(5)]
+    return [name if name in there else name.replace(".", "_") for name in names]
+
+
+def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]) -> tuple[Any, FoundWeights | None]:
+    """A module of timm, and the file that its weights came from, if any."""
     try:
         net = timm.create_model(name, pretrained=pretrained is True, **options)
-        if isinstance(pretrained, str):
-            load_backbone_file(net, pretrained, name)
-        return net
+        if not isinstance(pretrained, str):
+            return net, None
+        found = find_weights(pretrained, name)
+        load_backbone_file(net, found.path, name)
+        return net, found
+    except WeightsUnavailableError:
+        raise
     except OSError as error:
         remedy = (
             f"run timm.create_model({name!r}, pretrained=True) on a machine with a network and copy its ~/.cache/huggingface "
@@ -217,12 +236,16 @@ def freeze_stages(net: nn.Module, ends: Mapping[int, str], trained_stages: int |
         net.get_parameter(name).requires_grad_(False)
 
 
-def _statistics(net: Any, pretrained: bool) -> InputStatistics | None:
+def _statistics(net: Any, name: str, found: FoundWeights | None, pretrained: bool) -> InputStatistics | None:
     """What turns images into those that a network was trained on, if that is not ImageNet's normalisation."""
     mean, std = (tuple(net.pretrained_cfg.get(key, usual)) for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
     if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        if found is not None:
+            found.check_statistics(name, mean, std)
         return None
     statistics = InputStatistics()
+    if found is not None and found.mean and found.std:
+        mean, std = found.mean, found.std
     if pretrained:
         statistics.use(mean, std)
     return statistics

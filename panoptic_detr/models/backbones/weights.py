@@ -1,7 +1,10 @@
-"""Weights of a backbone from a file: a state dict of timm or torchvision, as .pth or .safetensors."""
+"""Weights of a backbone from a file here or on the Hugging Face hub: a state dict of timm or torchvision."""
 
+import json
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,7 +12,87 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from panoptic_detr.errors import BackboneWeightsError
+from panoptic_detr.errors import BackboneWeightsError, InputError, WeightsUnavailableError
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """A file of weights.
+
+    Attributes:
+        path: the file.
+        mean: of the images that the network was trained on, where it is known.
+        std: their standard deviation, where it is known.
+    """
+
+    path: Path
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def check_statistics(self, name: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Refuse weights that want images of another normalisation than a backbone without `InputStatistics` gives them."""
+        if self.mean is not None and self.std is not None and (self.mean, self.std) != (tuple(mean), tuple(std)):
+            raise BackboneWeightsError(
+                f"the weights in {str(self.path)!r} were trained on images with mean {list(self.mean)} and deviation "
+                f"{list(self.std)}, and backbone {name!r} gets {list(mean)} and {list(std)}; take other weights of it"
+            )
+
+
+def find_weights(source: str, name: str) -> FoundWeights:
+    """The file that a setting means: a path, or a repository of the hub ("timm/resnet50.a1_in1k", "hf-hub:" before it or not).
+
+    Args:
+        source: of the setting.
+        name: of the backbone, for errors.
+
+    Raises:
+        InputError: huggingface_hub is not installed.
+        BackboneWeightsError: the repository has no weights file.
+        WeightsUnavailableError: it is neither in the cache nor to be had from the network.
+    """
+    repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and Path(source).suffix not in (
+        ".pth",
+        ".pt",
+        ".bin",
+        ".safetensors",
+    )
+    if Path(source).exists() or not is_name:
+        return FoundWeights(Path(source))
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise InputError(
+            f"weights {source!r} of backbone {name!r} are on the Hugging Face hub, which needs huggingface_hub: pip install "
+            "'panoptic-detr[backbones]'; or give true or a file"
+        ) from error
+    try:
+        config = json.loads(Path(hf_hub_download(repository, "config.json")).read_text(encoding="utf-8"))
+        path = _first_file(repository, hf_hub_download, EntryNotFoundError)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise WeightsUnavailableError(
+            f"backbone {name!r}: there is no file {source!r}, and the hub's repository {repository!r} is neither in the cache "
+            f"nor to be had ({' '.join(str(error).split())[:200]}); check its name and the network, or run "
+            f"`hf download {repository}` on a machine with one and copy its ~/.cache/huggingface here (HF_HOME names another "
+            "folder)"
+        ) from None
+    known = config.get("pretrained_cfg", config)
+    mean, std = (tuple(known[key]) if key in known else None for key in ("mean", "std"))
+    return FoundWeights(path, mean, std)
+
+
+def _first_file(repository: str, download: Callable[[str, str], str], absent: type[Exception]) -> Path:
+    """The weights file of a repository of the hub, the safe kind first."""
+    for file in HUB_FILES:
+        try:
+            return Path(download(repository, file))
+        except absent as error:
+            if isinstance(error, OSError) and "LocalEntryNotFound" in type(error).__name__:
+                raise
+    raise BackboneWeightsError(f"the hub's repository {repository!r} has none of {', '.join(HUB_FILES)}; name one of timm's")
 
 
 def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.deformable.levels import level_sizes
 from panoptic_detr.models.deformable.table import sample_with_table
 from panoptic_detr.models.settings import check_heads
-from panoptic_detr.models.tracing import is_traced, level_sizes
+from panoptic_detr.models.tracing import is_traced
 
 Shapes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]

@@ -7,6 +7,7 @@ asked for in training only.
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.boxes import whole_image_box
 from panoptic_detr.models.deformable.heads import PredictionHeads, shift_boxes
 from panoptic_detr.models.deformable.transformer import Queries, TokenPyramid
 from panoptic_detr.models.layers import exact_linear
@@ -95,8 +96,7 @@ class Proposals(nn.Module):
         ranks = proposals.logits[0, :, :, 0].detach().masked_fill(~valid, -torch.inf)  # (B, N)
         chosen = ranks.topk(at_most(sum(groups), ranks.shape[1]), dim=1).indices  # (B, Q)
         boxes = proposals.boxes[0].detach().gather(1, chosen[..., None].expand(-1, -1, 4))  # (B, Q, 4)
-        whole = boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
-        references = torch.where(valid.gather(1, chosen)[..., None], boxes, whole)
+        references = torch.where(valid.gather(1, chosen)[..., None], boxes, whole_image_box(boxes))
         positions, content = self._embed(references)
         return Queries(content, positions, references, groups if len(groups) == 1 else shrink_groups(groups, chosen.shape[1]))
 

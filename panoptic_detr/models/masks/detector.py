@@ -12,21 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.boxes import whole_image_box
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
-from panoptic_detr.models.layers import MLP, exact_linear
+from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
 from panoptic_detr.models.masks.pixels import ConvNorm, PixelDecoder, pool, top_values
-from panoptic_detr.models.position_encoding import cell_centres, sine_of_boxes, unpadded_extent
+from panoptic_detr.models.position_encoding import cell_centres, has_padding, sine_of_boxes
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.models.transformer import DecoderLayer, build_encoder
-from panoptic_detr.query_masks import QueryMasks
+from panoptic_detr.query_masks import QueryMasks, unpadded_extent
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 ABSENT = -12.0  # logit of a class that a query cannot have
 PRIOR = -4.6  # logit of the probability 0.01
 QUERY_STRIDE = 8  # of the cells that queries start from and look at
 LONGEST_SIDE = 128  # cells: the longest wave of the position encoding
-WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 class Peaks(nn.Module):
@@ -65,19 +65,7 @@ class Peaks(nn.Module):
 
 
 class MaskDETR(nn.Module):
-    """A detector of things by seeded queries and of stuff by fixed ones.
-
-    Args:
-        backbone: feature levels, fine to coarse.
-        pixel_decoder: the pyramid over them.
-        peaks: proposals of things.
-        layers: of the decoder.
-        hidden_dim: width D.
-        num_labels: class logits C, each a sigmoid.
-        num_queries: queries for things.
-        stuff_labels: labels of stuff classes, each with a query of its own.
-        embedding_dim: width E of the pixel features.
-        box_steepness: how far the mask logits of a thing fall at one half box size outside of its box.
+    """A detector of things by seeded queries and of stuff by fixed ones; `build_mask_detr` says what the numbers mean.
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
@@ -126,17 +114,10 @@ class MaskDETR(nn.Module):
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
-        """Detect.
-
-        Args:
-            images: (B, 3, H, W) normalised, zero on padding.
-            padding_mask: (B, H, W) bool, True on padding.
-
-        Returns:
-            Logits and boxes before the first and after every decoder layer; the queries of stuff classes come last.
-        """
+        """Detect, as `DETR.forward` does, before the first decoder layer too; the queries of stuff classes come last."""
+        padded = has_padding(padding_mask)
         features = self.backbone(images, padding_mask)
-        pyramid = self.pixel_decoder(features)
+        pyramid = self.pixel_decoder(features, padded)
         finest, coarsest = pyramid[0], pyramid[-1]
         fine = next(level for level in pyramid if level.stride == QUERY_STRIDE)
         pixels = self.pixel_embed(finest.features)  # (B, E, h, w)
@@ -172,20 +153,18 @@ class MaskDETR(nn.Module):
 
     def _queries(self, proposals: Predictions, cells: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, Q, D), boxes (B, Q, 4) and class logits of the proposals (B, Q, C) of all queries."""
-        logits = proposals.logits[0].detach()  # (B, N, C)
-        is_stuff = torch.zeros(self.num_labels, dtype=torch.bool, device=logits.device)  # (C,)
-        is_stuff[list(self.stuff_labels)] = True
-        logits = logits.masked_fill(is_stuff, ABSENT)
+        own = torch.full((len(self.stuff_labels), self.num_labels), ABSENT, device=cells.device)  # (S, C)
+        for slot, label in enumerate(self.stuff_labels):
+            own[slot, label] = 0.0  # filled one by one: an index list would be copied to the GPU, which waits for its queue
+        logits = proposals.logits[0].detach().masked_fill((own == 0).any(0), ABSENT)  # (B, N, C)
         scores = logits.sigmoid().max(-1).values.masked_fill(padding_mask.flatten(1), 0).view(padding_mask.shape)
         best = top_values(scores, self.num_queries)[..., None]  # (B, K, 1)
         things = self.seed(cells.gather(1, best.expand(-1, -1, cells.shape[-1])))  # (B, K, D)
         batch = cells.shape[0]
         stuff = self.stuff_embed.weight.to(things.dtype).expand(batch, -1, -1)  # (B, S, D)
         boxes = proposals.boxes[0].detach().gather(1, best.expand(-1, -1, 4))  # (B, K, 4)
-        whole = boxes.new_tensor(WHOLE_IMAGE).expand(batch, stuff.shape[1], -1)
+        whole = whole_image_box(boxes).expand(batch, stuff.shape[1], -1)
         given = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))  # (B, K, C)
-        own = torch.full((len(self.stuff_labels), self.num_labels), ABSENT, device=logits.device)  # (S, C)
-        own[torch.arange(len(own)), list(self.stuff_labels)] = 0.0
         return (
             torch.cat([things, stuff], dim=1),
             torch.cat([boxes, whole], dim=1),
@@ -306,9 +285,7 @@ def build_mask_detr(
         DecoderLayer(dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=False)
         for _ in range(decoder_layers)
     ]
-    for parameter in [p for module in [encoder, *layers] for p in module.parameters()]:
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    reset_matrices(encoder, *layers)
     if 2 not in backbone_levels or len(backbone_levels) < 3:
         raise InputError(f"backbone_levels must hold 2 (stride 8), a finer and a coarser one, but got {list(backbone_levels)}")
     widths = [hidden_dim if stride >= QUERY_STRIDE else pixel_dim * stride // 4 for stride in body.strides]

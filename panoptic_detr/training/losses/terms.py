@@ -25,14 +25,11 @@ def softmax_class_loss(logits: Tensor, classes: Tensor, no_object_weight: float)
 
 
 def sigmoid_class_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Sigmoid focal loss over queries and classes (Lin et al., 2017), alpha 0.25, gamma 2.
+    """Sigmoid focal loss over queries and classes (Lin et al., 2017), alpha 0.25, gamma 2: (L,) sums.
 
     Args:
         logits: (L, B, Q, C), every slot a class.
         classes: (L, B, Q) int64 wanted class of every query, C for none.
-
-    Returns:
-        (L,) sums.
     """
     wanted = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)  # (L, B, Q, C)
     return sigmoid_focal_loss(logits, wanted).flatten(1).sum(1)
@@ -47,29 +44,16 @@ def sigmoid_focal_loss(logits: Tensor, wanted: Tensor, alpha: float = 0.25, gamm
 
 
 def box_losses(boxes_cxcywh: Tensor, wanted_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and generalized-IoU losses of matched boxes (DETR paper, section 3.1).
-
-    Args:
-        boxes_cxcywh: (P, 4) predicted.
-        wanted_cxcywh: (P, 4) matched objects.
-
-    Returns:
-        (P,) L1 distances and (P,) values of 1 - GIoU.
-    """
+    """L1 distances and 1 - GIoU, (P,) each, of boxes (P, 4) and the objects matched to them (DETR paper, section 3.1)."""
     l1 = (boxes_cxcywh - wanted_cxcywh).abs().sum(-1)
     giou = generalized_iou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(wanted_cxcywh))
     return l1, 1 - giou
 
 
 def mask_losses(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and DICE losses of masks (DETR paper, appendix A.2, eq. 13).
+    """Focal and DICE losses, (K,) each, of mask logits (K, N) and 0/1 values at N places (DETR paper, appendix A.2, eq. 13).
 
-    Args:
-        logits: (K, N) mask logits at N places.
-        wanted: (K, N) 0/1 values there.
-
-    Returns:
-        (K,) focal losses, each a mean over places, and (K,) DICE losses with +1 smoothing.
+    The focal loss is a mean over places; DICE has +1 smoothing.
     """
     focal = sigmoid_focal_loss(logits, wanted).mean(1)
     p = logits.sigmoid()
@@ -93,7 +77,7 @@ def dense_class_loss(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
 
 
 def cells_inside_boxes(centres: Tensor, boxes_cxcywh: Tensor, labels: Tensor, num_labels: int, shrink: float = 0.9) -> Tensor:
-    """Which classes have a box around each cell centre.
+    """Which classes have a box around each cell centre: (N, C) float 0/1.
 
     Args:
         centres: (N, 2) x, y as fractions of the unpadded image.
@@ -101,9 +85,6 @@ def cells_inside_boxes(centres: Tensor, boxes_cxcywh: Tensor, labels: Tensor, nu
         labels: (S,).
         num_labels: C.
         shrink: factor on the boxes' sizes.
-
-    Returns:
-        (N, C) float 0/1.
     """
     inside = ((centres[:, None] - boxes_cxcywh[None, :, :2]).abs() < 0.5 * shrink * boxes_cxcywh[None, :, 2:]).all(-1)  # (N, S)
     classes = F.one_hot(labels, num_labels).to(boxes_cxcywh.dtype)  # (S, C)
@@ -121,15 +102,12 @@ def interpolate_masks(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_masks(logits: Tensor, wanted: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask logits (bilinear) and 0/1 values (nearest) at chosen places.
+    """Mask logits (bilinear) and 0/1 values (nearest) at chosen places: (K, N) logits and (K, N) values.
 
     Args:
         logits: (K, h, w).
         wanted: (K, H, W) bool over the same canvas.
         points: (K, N, 2) x, y as fractions of the canvas.
-
-    Returns:
-        (K, N) logits and (K, N) values.
     """
     grid = 2 * points[:, None] - 1  # (K, 1, N, 2)
     found = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0, 0]

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from panoptic_detr.files import write_whole
+from panoptic_detr.training.watch.diagnosis import VAL_LOSS, learning_verdict
 
 
 class CsvLog:
@@ -125,37 +126,56 @@ def _text(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+TITLES = {"over": "overfitting", "gap": "a wide gap", "under": "underfitting"}
 HIDDEN = ("step", "epoch", "lr", "seconds", "wait", "wait_share", "images", "gradient_norm", "confidence", "box_spread")
 
 
 def draw_curves(folder: Path) -> Path | None:
     """Draw `curves.png` into a run's folder; None if nothing was logged."""
-    log = _read(folder / "log.csv")
+    log = read_log(folder / "log.csv")
     if not log:
         return None
-    scores = _read(folder / "scores.csv")
+    scores = read_log(folder / "scores.csv")
     figure = Figure(figsize=(15, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     shown = [name for name in log if name not in HIDDEN and "_layer" not in name]
     for name in shown:
         axes[0].plot(log["step"], log[name], label=name, linewidth=2 if name == "loss" else 1)
+    if VAL_LOSS in scores:
+        axes[0].plot(scores["step"], scores[VAL_LOSS], "k--o", markersize=3, label=VAL_LOSS)
     positive = any(np.nanmax(log[name], initial=0) > 0 for name in shown)
     axes[0].set(title="losses", yscale="log" if positive else "linear", xlabel="step")
     axes[0].legend(fontsize="x-small")
     axes[1].plot(log["step"], log["lr"])
     axes[1].set(title="learning rate", xlabel="step")
     for name in scores:
-        if name != "step":
+        if name not in ("step", VAL_LOSS):
             axes[2].plot(scores["step"], scores[name], marker="o", label=name)
     axes[2].set(title="scores on the validation set", xlabel="step")
-    if scores:
+    kind, _ = learning_verdict(loss_curve(folder))
+    if kind in TITLES:
+        axes[0].set(title=f"losses: {TITLES[kind]}")
+    if scores.keys() - {"step", VAL_LOSS}:
         axes[2].legend(fontsize="x-small")
     path = folder / "curves.png"
     figure.savefig(path, dpi=100)
     return path
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def loss_curve(folder: Path) -> list[tuple[int, float, float]]:
+    """What `learning_verdict` reads: step, mean training loss since the evaluation before, and validation loss of each."""
+    log, scores = read_log(folder / "log.csv"), read_log(folder / "scores.csv")
+    if "loss" not in log or VAL_LOSS not in scores:
+        return []
+    rows, before = [], 0.0
+    for step, val in zip(scores["step"], scores[VAL_LOSS], strict=True):
+        between = log["loss"][(log["step"] > before) & (log["step"] <= step)]
+        rows.append((int(step), float(between.mean()) if len(between) else math.nan, float(val)))
+        before = step
+    return rows
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
     """Columns of a CSV file; what was not logged in a row is NaN."""
     if not path.is_file():
         return {}

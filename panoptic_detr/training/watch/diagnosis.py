@@ -1,7 +1,7 @@
 """Known ways for a training to go wrong, recognised from its numbers, each with what to try."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,21 @@ FLAT_SHARE = 0.97
 LEAST_CONFIDENCE = 0.05
 LEAST_SPREAD = 0.01
 EMPTY_DICE = 0.97
+
+VAL_LOSS = "val loss"  # among the scores of an evaluation
+RISEN = 1.05  # times its lowest: the loss of other images has turned
+FALLING = 0.97  # times that of an earlier evaluation
+WIDE, NARROW = 1.5, 1.1  # validation loss as a multiple of the training loss
+LEARNING = {
+    "over": "overfitting: since step {turn} the training loss has fallen ({train_then:.3f} to {train:.3f}) while that of "
+    "validation images has risen ({lowest:.3f} to {val:.3f}); best.pt has the best scores so far; stronger augmentation, "
+    "more images, fewer steps, or frozen backbone stages (model.overrides.trained_stages) help",
+    "gap": "the loss of validation images ({val:.3f}) is far above that of training images ({train:.3f}), but does not rise: "
+    "more images or stronger augmentation would help more than more steps",
+    "under": "underfitting: training and validation loss ({train:.3f}, {val:.3f}) are alike and still fall; more steps "
+    "(train.steps), then a higher optimizer.lr or a larger model, would help",
+    "fits": "training and validation loss ({train:.3f}, {val:.3f}) do not drift apart",
+}
 
 VITAL_SIGNS = ("confidence", "box_spread")
 ADVICE = {
@@ -81,6 +96,33 @@ class Diagnosis:
             "empty masks": means.get("mask_dice", 0.0) > EMPTY_DICE,
         }
         return [failure for failure, is_so in found.items() if is_so]
+
+
+def learning_verdict(curve: Sequence[tuple[int, float, float]]) -> tuple[str, str]:
+    """Tell over- from underfitting by the curves of both losses.
+
+    Args:
+        curve: (step, mean training loss since the evaluation before, validation loss) of every evaluation, in order.
+
+    Returns:
+        `over`, `gap`, `under` or `fits`, and the sentence that says so; ("", "") of fewer than three evaluations, or of
+        losses that are not finite.
+    """
+    if len(curve) < 3 or not all(math.isfinite(value) for row in curve for value in row):
+        return "", ""
+    turn, train_then, lowest = min(curve, key=lambda row: row[2])
+    _, train, val = curve[-1]
+    earlier = curve[-1 - max(1, len(curve) // 3)]
+    if val > RISEN * lowest and train < train_then and all(row[2] > RISEN * lowest for row in curve[-2:]):
+        kind = "over"
+    elif val > WIDE * train:
+        kind = "gap"
+    elif val < NARROW * train and val < FALLING * earlier[2] and train < FALLING * earlier[1]:
+        kind = "under"
+    else:
+        kind = "fits"
+    values = {"turn": turn, "train_then": train_then, "train": train, "lowest": lowest, "val": val}
+    return kind, LEARNING[kind].format(**values)
 
 
 def overfit_verdict(scores: Mapping[str, float]) -> str:

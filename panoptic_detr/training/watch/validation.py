@@ -1,6 +1,7 @@
-"""What a run is measured on while it trains: scores on the validation set, and pictures of a few of its images."""
+"""What a run is measured on while it trains: scores and loss on the validation set, and pictures of a few of its images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,26 +13,38 @@ from panoptic_detr.categories import Category
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.coco import CocoPanoptic
-from panoptic_detr.data.loading import collate
+from panoptic_detr.data.loading import collate, make_loader
 from panoptic_detr.evaluation import evaluate_model
 from panoptic_detr.images import fit
 from panoptic_detr.inference import choose_for, predict_batch
+from panoptic_detr.training.losses import Criterion, GlobalCounts, MaskCriterion
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
+from panoptic_detr.training.watch.diagnosis import VAL_LOSS
 from panoptic_detr.visualization.draw import draw_boxes, side_by_side
 from panoptic_detr.visualization.errors import Entry, draw_entry
 
+LOSS_IMAGES = 64  # so many say what a loss does, and cost little beside the scores of all
 LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
 
 
-def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric) -> Evaluate | None:
-    """What to call for scores during training: PQ of a model with masks, and box AP; None without validation set."""
+def evaluator(
+    stage: DetectorStage,
+    dataset: CocoPanoptic | None,
+    fabric: Fabric,
+    criterion: Criterion | MaskCriterion | None = None,
+) -> Evaluate | None:
+    """What to call for scores during training: PQ of a model with masks, box AP, and the loss by this criterion.
+
+    Returns:
+        None without validation set.
+    """
     if dataset is None:
         return None
     validation = dataset
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         """Scores of the model as it is now, by name."""
-        return evaluate_model(
+        scores = evaluate_model(
             model,
             validation,
             settings=stage.inference,
@@ -41,8 +54,59 @@ def evaluator(stage: DetectorStage, dataset: CocoPanoptic | None, fabric: Fabric
             workers=stage.data.workers,
             share=fabric.world_size > 1,
         ).summary()
+        if criterion is None:
+            return scores
+        frozen = isinstance(stage, MaskStage) and not stage.joint
+        with extra_outputs(model, wanted=not frozen):
+            loss = validation_loss(model, criterion, validation, stage.train.batch_size, fabric)
+        return {**scores, VAL_LOSS: loss}
 
     return evaluate
+
+
+@contextmanager
+def extra_outputs(model: nn.Module, *, wanted: bool) -> Iterator[None]:
+    """Let a detector in evaluation mode give the outputs that only losses read, without dropout or new statistics.
+
+    Args:
+        model: a detector or a panoptic model in eval mode.
+        wanted: whether the detector is trained, so that its own losses count.
+    """
+    detector = getattr(model, "detector", model)
+    detector.training = wanted  # of itself alone: layers, norms and dropout stay as they are
+    try:
+        yield
+    finally:
+        detector.training = False
+
+
+@torch.no_grad()
+def validation_loss(
+    model: nn.Module, criterion: Criterion | MaskCriterion, dataset: CocoPanoptic, batch_size: int, fabric: Fabric
+) -> float:
+    """The training loss of evenly spread validation images, the same in every process; random numbers go on as before.
+
+    Args:
+        model: in eval mode (see `extra_outputs`).
+        criterion: of the training.
+        dataset: with evaluation's transform; `LOSS_IMAGES` of it are used.
+        batch_size: images of one forward pass.
+        fabric: devices and precision.
+    """
+    count = min(LOSS_IMAGES, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)[fabric.global_rank :: fabric.world_size].tolist()
+    loader = make_loader(dataset.subset(chosen), batch_size=batch_size) if chosen else ()
+    total, devices = 0.0, [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), fabric.autocast():
+        torch.manual_seed(0)  # places that a criterion draws are the same every time
+        for batch in loader:
+            batch = batch.to(fabric.device)
+            counts = GlobalCounts(tuple(len(target) for target in batch.targets))
+            output = model(batch.images, batch.padding_mask)
+            total += float(criterion(output, batch.targets, counts).total) * len(batch)
+    if fabric.world_size > 1:
+        total = float(torch.as_tensor(fabric.all_reduce(torch.tensor(total, device=fabric.device), reduce_op="sum")))
+    return total / count
 
 
 def sample_drawer(stage: DetectorStage, dataset: CocoPanoptic | None) -> DrawSamples | None:

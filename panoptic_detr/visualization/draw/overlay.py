@@ -29,6 +29,7 @@ def overlay(
     palette: Palette = "distinct",
     font_size: int | None = None,
     scale: int = 1,
+    shade_by_id: bool = False,
 ) -> np.ndarray:
     """Draw a panoptic segmentation over its image.
 
@@ -46,6 +47,7 @@ def overlay(
         palette: "distinct" (told apart by colour-blind readers too) or "coco" (the category table's own colours).
         font_size: in pixels; by default it follows from the picture's size.
         scale: enlarge the image this many times before drawing, so that labels fit small images.
+        shade_by_id: of the shades of a class, an id decides which a thing has, so that it keeps it over the frames of a film.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB; the inputs are not changed.
@@ -54,7 +56,7 @@ def overlay(
         PictureError: image and segment map differ in size, or alpha or scale is out of range.
     """
     picture, index_map = _prepare(as_rgb(image), segmentation, alpha, scale)
-    colors = segment_colors(segmentation, palette)
+    colors = segment_colors(segmentation, palette, shade_by_id=shade_by_id)
     table = _blend_table(segmentation.segments, colors, alpha)
     striped = np.array([True, *(segment.iscrowd for segment in segmentation.segments)])
     drawn = np.empty_like(picture)

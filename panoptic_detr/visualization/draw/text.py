@@ -31,12 +31,7 @@ def line_width(shape: Sequence[int]) -> int:
 
 @lru_cache(maxsize=1024)
 def printable(name: str, fallback: str) -> str:
-    """`name`, or `fallback` with a warning where no installed font has all of its glyphs.
-
-    Args:
-        name: any text.
-        fallback: plain ASCII to show instead, for example "class 17".
-    """
+    """`name`, or `fallback` (plain ASCII: "class 17", say) with a warning where no installed font has all of its glyphs."""
     if _font_path(name) is not None:
         return name
     missing = "".join(sorted(set(name) - _glyphs(_default_font())))
@@ -52,14 +47,9 @@ def printable(name: str, fallback: str) -> str:
 
 @lru_cache(maxsize=4096)
 def text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage of a line of text.
+    """Coverage of a line of text: (h, w) uint8, 255 inside glyphs; every text of one size in pixels has the same height.
 
-    Args:
-        text: one line.
-        size: font size in pixels.
-
-    Returns:
-        (h, w) uint8, 255 inside glyphs; every text of one size has the same height. Read-only: it is cached.
+    Read-only: it is cached.
     """
     font = ImageFont.truetype(_font_path(text) or _default_font(), size)
     ascent, descent = font.getmetrics()
