@@ -20,7 +20,10 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from panoptic_detr.evaluation import evaluate_panoptic, read_panoptic
-    from panoptic_detr.inference import Predictor, load_model, merge_panoptic
+    from panoptic_detr.exported.open import load_model
+    from panoptic_detr.exported.runtime import ExportedPredictor
+    from panoptic_detr.exported.write import ExportReport, export
+    from panoptic_detr.inference import Predictor, merge_panoptic
     from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
     from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
     from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target
@@ -44,7 +47,10 @@ _HOMES = {
         "TrainConfig",
     ),
     "evaluation": ("evaluate_panoptic", "read_panoptic"),
-    "inference": ("Predictor", "load_model", "merge_panoptic"),
+    "exported.open": ("load_model",),
+    "exported.runtime": ("ExportedPredictor",),
+    "exported.write": ("ExportReport", "export"),
+    "inference": ("Predictor", "merge_panoptic"),
     "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
     "quality": ("PanopticQuality", "PanopticQualityResult"),
     "structures": ("Batch", "DetectorOutput", "FeatureLevel", "Predictions", "Sample", "Target"),
@@ -65,6 +71,8 @@ __all__ = [
     "DetectorOutput",
     "DetectorStage",
     "Dropped",
+    "ExportReport",
+    "ExportedPredictor",
     "FeatureLevel",
     "InferenceSettings",
     "LossConfig",
@@ -85,6 +93,7 @@ __all__ = [
     "build_criterion",
     "build_model",
     "evaluate_panoptic",
+    "export",
     "list_models",
     "load_model",
     "load_official",

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,6 +49,18 @@ def as_rgb(image: Picture) -> np.ndarray:
         )
     array = _as_bytes(array)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.ascontiguousarray(array[..., :3])
+
+
+def check_is_picture(thing: object) -> None:
+    """Raise `PictureError`, with the way out, for what is mistaken for a picture most often."""
+    if thing is not None and not isinstance(thing, bytes | bytearray | Mapping | Iterator | list | tuple | set):
+        return
+    way_out = "give a path, an array, a PIL image, or a list of these"
+    if isinstance(thing, bytes | bytearray):
+        way_out = "decode the bytes first: PIL.Image.open(io.BytesIO(data))"
+    elif isinstance(thing, Iterator):
+        way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
+    raise PictureError(f"{type(thing).__name__} is no picture: {way_out}")
 
 
 def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) -> None:

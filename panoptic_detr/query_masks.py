@@ -40,7 +40,7 @@ class QueryMasks:
         cells = self.pixels[image]  # (E, h, w)
         points = cell_points(self.padding_mask[image])  # (h * w, 2)
         logits = self.of_features(image, queries, cells.flatten(1).T, points, layer)
-        return logits.view(-1, *cells.shape[1:])
+        return logits.reshape(queries.shape[0], *cells.shape[1:])
 
     def sample(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Pixel features at places of every image.

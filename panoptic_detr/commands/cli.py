@@ -25,6 +25,7 @@ JOBS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "visualize",
     "data",
     "configs",

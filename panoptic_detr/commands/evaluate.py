@@ -48,9 +48,12 @@ from panoptic_detr.evaluation import (
     draw_changes,
     evaluate_model,
     evaluate_panoptic,
+    evaluate_predictor,
     show_scores,
     write_scores,
 )
+from panoptic_detr.exported.open import is_exported
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import make_folder
 from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
@@ -105,7 +108,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, or the name of a published model")
+    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, an exported file, or the name of a published model")
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
     parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
@@ -175,6 +178,8 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
 
 def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     """Run the model over the data set; under torchrun each process over its share."""
+    if is_exported(options.checkpoint):
+        return score_exported(options)
     share = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if share:
         distributed.init_process_group("gloo")  # it carries counts only; models run on their own devices
@@ -207,6 +212,15 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     finally:
         if share:
             distributed.destroy_process_group()
+
+
+def score_exported(options: argparse.Namespace) -> ModelScores:
+    """Run an exported file over the data set: PQ only, since it gives maps and no masks of single queries."""
+    if options.calibrate:
+        raise EvaluationError("--calibrate needs the checkpoint; calibrate and store there, then export again")
+    predictor = ExportedPredictor(options.checkpoint, device=options.device)
+    predictor.settings = changed_settings(predictor.settings, options)
+    return evaluate_predictor(predictor, open_data(options, predictor.settings), categories=predictor.categories)
 
 
 def calibrate(

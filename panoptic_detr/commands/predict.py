@@ -42,6 +42,8 @@ from panoptic_detr.config.inference import InferenceSettings, add_inference_opti
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
+from panoptic_detr.exported.open import load_model
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.inference import (
     Failure,
     Film,
@@ -59,7 +61,6 @@ from panoptic_detr.inference import (
     join_processes,
     leave_processes,
     list_digest,
-    load_model,
     predict_files,
     predict_film,
     prepare_folder,
@@ -157,10 +158,14 @@ def predict_one_film(options: argparse.Namespace) -> int:
     return 0
 
 
-def tiled(options: argparse.Namespace, predictor: Predictor) -> PictureModel:
+def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor) -> PictureModel:
     """What predicts: the predictor, on tiles if that is asked for."""
     if options.tile is None:
         return predictor
+    if isinstance(predictor, ExportedPredictor):
+        raise ConfigError(
+            f"{options.checkpoint} is an exported file, and tiles need masks before they are merged: name the checkpoint"
+        )
     return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=options.output)
 
 
@@ -227,7 +232,9 @@ def like_truth(files: Sequence[PictureFile], path: Path) -> list[PictureFile]:
     return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()]
 
 
-def made_by(options: argparse.Namespace, predictor: Predictor, files: Sequence[PictureFile]) -> dict[str, object]:
+def made_by(
+    options: argparse.Namespace, predictor: Predictor | ExportedPredictor, files: Sequence[PictureFile]
+) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
     weights = Path(options.checkpoint)
     weights = weights / "model.safetensors" if weights.is_dir() else weights

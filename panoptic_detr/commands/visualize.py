@@ -39,6 +39,9 @@ from panoptic_detr.evaluation import (
     folder_of,
     read_annotations,
 )
+from panoptic_detr.exported.open import is_exported
+from panoptic_detr.exported.open import load_model as open_any
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
@@ -169,7 +172,7 @@ def shown_map(entry: Entry, *, truth: bool = False) -> PanopticSegmentation:
 def explain(options: Namespace) -> str:
     """Say and draw which queries of a model were kept, which dropped, and why."""
     files = find_pictures(options.pictures)
-    predictor, folder, console = load_model(options.model), make_folder(options.output), Console(markup=False)
+    predictor, folder, console = open_inside(options.model), make_folder(options.output), Console(markup=False)
     for file in files:
         picture = upright_rgb(file.path)
         prediction = predictor(picture, options.threshold)
@@ -183,7 +186,7 @@ def explain(options: Namespace) -> str:
 def attention(options: Namespace) -> str:
     """Draw where a model looks: from points of the image, for its objects, and in its mask head."""
     files, written = find_pictures(options.pictures), 0
-    predictor, folder = load_model(options.model), make_folder(options.output)
+    predictor, folder = open_inside(options.model), make_folder(options.output)
     for file in files:
         picture = upright_rgb(file.path)
         prediction, scale = predictor(picture, options.threshold), options.scale or enlargement(picture.shape)
@@ -221,7 +224,9 @@ def sweep(options: Namespace) -> str:
 def queries(options: Namespace) -> str:
     """Draw what a panoptic model's queries do: box centres by slot, AP by decoder layer, how many instances are found."""
     data = open_data(options)
-    predictor, folder = open_model(options, data), make_folder(options.output)
+    predictor = open_inside(options.model)
+    check_same_categories(predictor.categories, data.categories)
+    folder = make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
     for i in track(range(len(data)), "detecting", len(data)):
@@ -296,12 +301,15 @@ def check_report(source: Path, output: Path) -> None:
         raise DataError(f"{output} is a folder; name the file to write the report to, such as {output / 'report.html'}")
 
 
-def thresholds_of(predictor: Predictor | None, options: Namespace, data: CocoPanoptic) -> str:
+def thresholds_of(predictor: Predictor | ExportedPredictor | None, options: Namespace, data: CocoPanoptic) -> str:
     """The thresholds behind a report's predictions, in words."""
     if predictor is None:
         return "of the results"
     settings = predictor.settings.with_thresholds(options.threshold)
-    no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
+    if isinstance(predictor, ExportedPredictor):
+        no_object = bool(predictor.notes["no_object"])
+    else:
+        no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
     things, stuff = settings.thresholds(no_object)
     return f"{things:g}" if things == stuff else f"{things:g} for things, {stuff:g} for stuff"
 
@@ -354,15 +362,28 @@ def open_both(options: Namespace) -> tuple[CocoPanoptic, Predict | None]:
     return data, None if options.model is None else from_model(open_model(options, data), options, data)
 
 
-def open_model(options: Namespace, data: CocoPanoptic) -> Predictor:
+def open_model(options: Namespace, data: CocoPanoptic) -> Predictor | ExportedPredictor:
     """The chosen model, to be shown beside the annotations of the data set.
 
     Raises:
         EvaluationError: the model's categories are not the data set's.
     """
-    predictor = load_model(options.model)
+    predictor = open_any(options.model)
     check_same_categories(predictor.categories, data.categories)
     return predictor
+
+
+def open_inside(source: str) -> Predictor:
+    """A model of which more than its maps is drawn.
+
+    Raises:
+        InputError: an exported file.
+    """
+    if is_exported(source):
+        raise InputError(
+            f"{source} is an exported file and gives maps only; these pictures look into a model: name its checkpoint"
+        )
+    return load_model(source)
 
 
 def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
@@ -372,7 +393,7 @@ def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
         yield Entry(name, data.image(i), data.truth(i), predict(i) if predict else None)
 
 
-def from_model(predictor: Predictor, options: Namespace, data: CocoPanoptic) -> Predict:
+def from_model(predictor: Predictor | ExportedPredictor, options: Namespace, data: CocoPanoptic) -> Predict:
     """Predict with a model."""
     return lambda i: predictor(data.image(i), options.threshold)
 

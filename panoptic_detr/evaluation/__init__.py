@@ -3,7 +3,7 @@
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
-from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model
+from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, folder_of, image_names, read_annotations, read_panoptic
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
@@ -24,6 +24,7 @@ __all__ = [
     "draw_changes",
     "evaluate_model",
     "evaluate_panoptic",
+    "evaluate_predictor",
     "find_things",
     "folder_of",
     "image_names",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -166,6 +167,35 @@ def evaluate_model(
     if share:
         scorer.add_other_processes()
     return ModelScores(*scorer.compute(), len(dataset), time.perf_counter() - started)
+
+
+def evaluate_predictor(
+    predict: Callable[[np.ndarray], PanopticSegmentation],
+    dataset: CocoPanoptic,
+    *,
+    categories: CategoryTable,
+    progress: bool = True,
+) -> ModelScores:
+    """PQ of whatever turns pictures into maps, an exported file for example.
+
+    Args:
+        predict: (H, W, 3) uint8 RGB to the map.
+        dataset: pictures and truth.
+        categories: what the maps' category ids mean.
+        progress: show a progress bar if there is a terminal.
+
+    Raises:
+        EvaluationError: no image, or the categories are not the data set's.
+        DataError: a defect of the data set.
+    """
+    if not len(dataset):
+        raise EvaluationError("the data set has no image, so there is nothing to score; choose another split")
+    check_same_categories(categories, dataset.categories)
+    started, quality = time.perf_counter(), PanopticQuality(dataset.categories)
+    with progress_bar(shown=progress) as bar:
+        for index in bar.track(range(len(dataset)), description="evaluating"):
+            quality.update(predict(dataset.image(index)), dataset.truth(index))
+    return ModelScores(quality.compute(), None, len(dataset), time.perf_counter() - started)
 
 
 def check_same_categories(model: CategoryTable, truth: CategoryTable) -> None:

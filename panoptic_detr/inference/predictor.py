@@ -1,6 +1,6 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -12,8 +12,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.errors import InputError, PictureError
-from panoptic_detr.images import Picture, upright_rgb
+from panoptic_detr.errors import InputError
+from panoptic_detr.images import Picture, check_is_picture, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -122,8 +122,7 @@ class Predictor:
         return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
     def _sample(self, picture: Picture) -> Sample:
-        if picture is None or isinstance(picture, bytes | bytearray | Mapping | Iterator | list | tuple | set):
-            raise PictureError(_why_no_picture(picture))
+        check_is_picture(picture)
         rgb = upright_rgb(picture)
         file = Path(picture) if isinstance(picture, str | Path) else None
         nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), image_id=file.stem if file else 0)
@@ -157,15 +156,6 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto",
     """
     read = open_model(name_or_path)
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
-
-
-def _why_no_picture(thing: object) -> str:
-    way_out = "give a path, an array, a PIL image, or a list of these"
-    if isinstance(thing, bytes | bytearray):
-        way_out = "decode the bytes first: PIL.Image.open(io.BytesIO(data))"
-    elif isinstance(thing, Iterator):
-        way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
-    return f"{type(thing).__name__} is no picture: {way_out}"
 
 
 def _name_of(model: nn.Module) -> str:

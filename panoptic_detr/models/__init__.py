@@ -17,4 +17,5 @@ __all__ = [
     "cpu",
     "deformable",
     "masks",
+    "tracing",
 ]

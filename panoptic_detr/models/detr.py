@@ -93,7 +93,7 @@ class DETR(nn.Module):
             logits=exact_linear(self.class_embed, states),
             boxes=self.bbox_embed(states).sigmoid(),
             decoder_states=states[-1],
-            memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
+            memory=FeatureLevel(memory.transpose(1, 2).reshape(projected.shape), last.padding_mask, last.stride),
             projected=projected,
             features=tuple(finer),
             no_object=self.no_object,
@@ -101,7 +101,7 @@ class DETR(nn.Module):
 
     def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """Run the decoder: (B, N, D) memory to (L, B, Q, D) states."""
-        queries = self.query_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)  # (B, Q, D)
+        queries = self.query_embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)  # (B, Q, D)
         start, term = (torch.zeros_like(queries), queries) if self.query_position == "attention" else (queries, None)
         keys = add(memory, position) if self.decoder_position == "attention" else memory
         if self.decoder_position == "input" and self.encoder_position != "input":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.tracing import assumes_padding, is_traced
 from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.shapes import check_shape
 
@@ -20,7 +21,9 @@ def has_padding(padding_mask: Tensor) -> bool:
     On a GPU the answer waits for all that is queued there: ask before the first layer. While a model is compiled or captured
     in a CUDA graph nobody can wait; yes is always right.
     """
-    if torch.compiler.is_compiling() or (padding_mask.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if is_traced():
+        return assumes_padding()
+    if padding_mask.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
     return bool(padding_mask.any())
 
@@ -127,10 +130,10 @@ class SinePositionEncoding(nn.Module):
         return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _positions(self, padding_mask: Tensor, axis: int) -> Tensor:
-        cells = (~padding_mask).cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
+        cells = (~padding_mask).int().cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
         if not self.normalize:
             return cells + self.offset
-        last = cells.narrow(axis, cells.shape[axis] - 1, 1)
+        last = cells.amax(axis, keepdim=True)  # they never decrease
         return (cells + self.offset) / (last + 1e-6) * (2 * math.pi)
 
 

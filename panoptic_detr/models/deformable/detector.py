@@ -154,7 +154,7 @@ class DeformableDETR(nn.Module):
             proposals = self.queries.propose(memory, tokens, self.heads, head=len(self.decoder.layers))
             queries = self.queries(proposals, tokens, groups)
         else:
-            proposals, queries = None, self.queries(len(images), groups)
+            proposals, queries = None, self.queries(images.shape[0], groups)
         decoded = self.decoder(queries, memory, tokens, self.heads)
         first = queries.groups[0]
         at = self.memory_level
@@ -173,7 +173,7 @@ class DeformableDETR(nn.Module):
 
 
 def _second_group(decoded: Decoded, first: int) -> Predictions | None:
-    if decoded.logits.shape[2] == first:
+    if decoded.logits.shape[2] <= first:
         return None
     return Predictions(decoded.logits[:, :, first:], decoded.boxes[:, :, first:])
 

@@ -6,6 +6,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from panoptic_detr.models.tracing import is_traced
+
+
+def level_sizes(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """Width and height of each level: (L, 2), of the type and device of another tensor."""
+    if is_traced():  # sizes are symbols, or tensors already
+        rows = [torch.stack([_scalar(width), _scalar(height)]) for height, width in shapes]
+        return torch.stack(rows).to(like.device, like.dtype)
+    return level_table(shapes, like.device)[:, :2].flip(-1).to(like.dtype)
+
 
 def level_table(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     """Height, width and first token of each level: (L, 3) int32.
@@ -31,3 +41,7 @@ def _make(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
         rows.append((height, width, start))
         start += height * width
     return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _scalar(size: int) -> Tensor:
+    return size if isinstance(size, Tensor) else torch.scalar_tensor(size, dtype=torch.int64)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.models.position_encoding import SinePositionEncoding, attention_mask
+from panoptic_detr.models.tracing import at_most, is_traced
 from panoptic_detr.models.transformer import Encoder
 from panoptic_detr.structures import FeatureLevel
 
@@ -77,7 +78,7 @@ class PixelDecoder(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, D)
         position = self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(tokens.dtype)  # (B, N, D)
         mask = attention_mask(padding_mask) if padded else None
-        return self.encoder(tokens, position, mask).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return self.encoder(tokens, position, mask).transpose(1, 2).reshape(x.shape)
 
 
 def blank(x: Tensor, padding_mask: Tensor) -> Tensor:
@@ -94,6 +95,22 @@ def upsample(x: Tensor, padding_mask: Tensor | None, size: Sequence[int]) -> Ten
     return values / weights.clamp(min=1e-6)
 
 
+def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`adaptive_avg_pool2d` of (B, C, h, w) to (B, C, *size); as two products where the sizes are symbols."""
+    if not is_traced():
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+    rows, columns = (_shares(x.shape[axis], size[axis], x) for axis in (-2, -1))
+    return rows @ x @ columns.T
+
+
+def _shares(cells: int, pooled: int, like: Tensor) -> Tensor:
+    """(pooled, cells): the share that each cell of an axis has in each pooled one."""
+    cell, place = torch.arange(cells, device=like.device), torch.arange(pooled, device=like.device)[:, None]
+    first = torch.div(place * cells, pooled, rounding_mode="floor")
+    last = torch.div((place + 1) * cells + pooled - 1, pooled, rounding_mode="floor")
+    return ((cell >= first) & (cell < last)).to(like.dtype) / (last - first).to(like.dtype)
+
+
 def top_values(scores: Tensor, count: int) -> Tensor:
     """Indices (B, count) of the local maxima with the highest scores.
 
@@ -103,4 +120,4 @@ def top_values(scores: Tensor, count: int) -> Tensor:
     """
     peaks = scores == F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
     ranked = torch.where(peaks, scores + 1, scores).flatten(1)  # others only where there are too few peaks
-    return ranked.topk(min(count, ranked.shape[1]), dim=1).indices
+    return ranked.topk(at_most(count, ranked.shape[1]), dim=1).indices
