@@ -98,7 +98,12 @@ def ray_predict(
         }
         numbers = ray.data.from_numpy(np.array(missing)).repartition(min(len(missing), 4 * actors))
         failed = numbers.map_batches(
-            _Actor, batch_size=at_once, concurrency=actors, num_cpus=cpus, num_gpus=gpus, fn_constructor_kwargs=given
+            _Actor,
+            batch_size=at_once,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            fn_constructor_kwargs=given,
         )
         for row in failed.iter_rows():
             if row["number"] >= 0:
@@ -121,7 +126,6 @@ class _Actor:
         self.model = recipe.build(device, folder)
         self.read = read_by_windows if recipe.tile else PictureFile.read
         self.folder = PredictionFolder(**like, categories=self.model.categories, part=uuid.uuid4().hex)  # type: ignore[arg-type]
-        self.folder.__enter__()
 
     def __call__(self, batch: Batch) -> Batch:
         """Predict the pictures of some numbers; the numbers of those that failed, and why (-1 where all went well)."""
