@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from panoptic_detr.training.losses import Losses, build_criterion
     from panoptic_detr.training.stages import train_detector, train_masks
     from panoptic_detr.visualization.draw import overlay
-    from panoptic_detr.weights import load_official
+    from panoptic_detr.weights import ModelNotes, load_official, load_pretrained, push_to_hub, save_pretrained
     from panoptic_detr.zoo import build_model, list_models
 
 _HOMES = {
@@ -57,7 +57,7 @@ _HOMES = {
     "training.losses": ("Losses", "build_criterion"),
     "training.stages": ("train_detector", "train_masks"),
     "visualization.draw": ("overlay",),
-    "weights": ("load_official",),
+    "weights": ("ModelNotes", "load_official", "load_pretrained", "push_to_hub", "save_pretrained"),
     "zoo": ("build_model", "list_models"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -79,6 +79,7 @@ __all__ = [
     "Losses",
     "MaskStage",
     "ModelConfig",
+    "ModelNotes",
     "OptimizerConfig",
     "PanopticQuality",
     "PanopticQualityResult",
@@ -96,9 +97,12 @@ __all__ = [
     "list_models",
     "load_model",
     "load_official",
+    "load_pretrained",
     "merge_panoptic",
     "overlay",
+    "push_to_hub",
     "read_panoptic",
+    "save_pretrained",
     "train_detector",
     "train_masks",
 ]

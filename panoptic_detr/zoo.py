@@ -21,6 +21,7 @@ MASK_OPTIONS: dict[str, type] = {
     "mask_scale_maps": bool,
     "mask_inside_boxes": bool,
     "mask_output_bias": float,
+    "mask_num_heads": int,
 }
 
 _h_detr = partial(
@@ -113,7 +114,8 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
         name: one of `list_models()`.
         num_labels: label slots without no-object; by default the published ones.
         **overrides: the builder's own keyword arguments (`build_detr`, `build_deformable_detr`); panoptic models also take
-            `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes` and `mask_output_bias` for the mask head (see `MaskHead`).
+            `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes`, `mask_output_bias` and `mask_num_heads` for the mask head
+            (see `MaskHead`).
 
     Returns:
         A model whose call gives a `DetectorOutput`; `model.spec` is the `ModelSpec` that it was built from.

@@ -30,6 +30,7 @@ JOBS = (
     "data",
     "configs",
     "convert_checkpoint",
+    "hub",
     "benchmark",
     "demo",
 )

@@ -258,7 +258,7 @@ def open_data(options: argparse.Namespace, settings: InferenceSettings) -> CocoP
     paths = resolve_paths(
         options.root, options.split, images=options.images, panoptic=options.panoptic, annotations=options.annotations
     )
-    transform = eval_transform(settings.short_side, settings.long_side)
+    transform = eval_transform(settings.short_side, settings.long_side, settings.image_mean, settings.image_std)
     dataset = CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=transform)
     if not len(dataset):
         raise DataError(f"{paths.annotations}: there is no image in it, so nothing to score; give another split")

@@ -4,6 +4,7 @@ Any checkpoint with a mask head, on pictures or folders of them, in seconds:
 
     panoptic-detr predict runs/scenes_masks/best.pt photo.jpg folder/ --output /tmp/predictions
     panoptic-detr predict detr_r50_panoptic photo.jpg --output /tmp/predictions --explain
+    panoptic-detr predict facebook/detr-resnet-50-panoptic photo.jpg --output /tmp/predictions
 
 Patterns (`'photos/**/*.jpg'`), lists (`list.txt`), shards (`shard-000.tar`) and the standard input (`-`) name pictures too.
 Written to the output folder: `predictions.json` (images, annotations, categories), `panoptic/<name>.png` (segment ids),
@@ -236,6 +237,7 @@ def made_by(
 ) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
     weights = Path(options.checkpoint)
+    weights = weights / "model.safetensors" if weights.is_dir() else weights
     state = weights.stat() if weights.is_file() else None
     return {
         "checkpoint": options.checkpoint,
@@ -273,7 +275,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a checkpoint with a mask head, or the name of a published model")
+    parser.add_argument(
+        "checkpoint",
+        help="a checkpoint with a mask head, the name of a published model, a folder in the hub's form, or a repository of the "
+        "hub (organisation/name, or organisation/name@revision)",
+    )
     parser.add_argument(
         "pictures",
         nargs="+",

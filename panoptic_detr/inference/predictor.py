@@ -127,7 +127,8 @@ class Predictor:
         file = Path(picture) if isinstance(picture, str | Path) else None
         nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), image_id=file.stem if file else 0)
         sample = Sample(image_tensor(rgb), nothing, (rgb.shape[0], rgb.shape[1]), str(file or ""))
-        return eval_transform(self.settings.short_side, self.settings.long_side)(sample)
+        seen = self.settings
+        return eval_transform(seen.short_side, seen.long_side, seen.image_mean, seen.image_std)(sample)
 
     def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         """The maps of samples, which go through the model in groups of one size."""
@@ -143,7 +144,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto",
     """Load a model for prediction.
 
     Args:
-        name_or_path: a checkpoint of this project, or a model name whose authors publish weights (`zoo.PUBLISHED`).
+        name_or_path: a checkpoint of this project; a model name whose authors publish weights (`weights.PUBLISHED`); a folder
+            in the hub's form (`config.json`, `model.safetensors`); a repository of the hub, `name/of` or `name/of@revision`.
         device: see `Predictor`.
         precision: see `Predictor`.
 

@@ -11,6 +11,7 @@ __all__ = [
     "Backbone",
     "MaskHead",
     "PanopticDETR",
+    "backbones",
     "build_detr",
     "cell_centres",
     "cpu",

@@ -125,9 +125,11 @@ def build_detr(
     num_queries: int = 100,
     hidden_dim: int = 256,
     num_heads: int = 8,
+    decoder_heads: int | None = None,
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     ffn_dim: int = 2048,
+    decoder_ffn_dim: int | None = None,
     dropout: float = 0.1,
     pre_norm: bool = False,
     position_encoding: Encoding = "sine",
@@ -135,28 +137,39 @@ def build_detr(
     encoder_position: Place = "attention",
     decoder_position: Place = "attention",
     query_position: Literal["attention", "input"] = "attention",
+    renormalize: bool = False,
 ) -> DETR:
     """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks.
 
     `position_table_size` is for `position_encoding="learned"`: rows and columns of the largest feature map (image / stride).
-    `drop_path` is the stochastic depth of a Swin backbone, by default 0.2.
+    `drop_path` is the stochastic depth of a Swin backbone, by default 0.2. `decoder_heads` and `decoder_ffn_dim` are for a
+    decoder whose heads or feed-forward blocks differ from the encoder's; `renormalize` see `Decoder`.
 
     Raises:
         InputError: a setting that is out of its range, or settings that do not fit together.
     """
     check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
     check_counts(1, position_table_size=position_table_size)
-    check_counts(0, encoder_layers=encoder_layers, ffn_dim=ffn_dim)
+    decoder_heads = num_heads if decoder_heads is None else decoder_heads
+    decoder_ffn_dim = ffn_dim if decoder_ffn_dim is None else decoder_ffn_dim
+    check_counts(0, encoder_layers=encoder_layers, ffn_dim=ffn_dim, decoder_ffn_dim=decoder_ffn_dim)
     check_shares(dropout=dropout)
-    check_heads(hidden_dim, num_heads)
+    for heads in (num_heads, decoder_heads):
+        check_heads(hidden_dim, heads)
     check_width(hidden_dim, PARTS[position_encoding])
     layers = encoder_layers + decoder_layers
-    check_memory(hidden_dim=hidden_dim, ffn_dim=ffn_dim, layers=layers, rows=num_queries + num_labels)
+    check_memory(hidden_dim=hidden_dim, ffn_dim=max(ffn_dim, decoder_ffn_dim), layers=layers, rows=num_queries + num_labels)
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )
     decoder = build_decoder(
-        num_layers=decoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
+        num_layers=decoder_layers,
+        dim=hidden_dim,
+        num_heads=decoder_heads,
+        ffn_dim=decoder_ffn_dim,
+        dropout=dropout,
+        pre_norm=pre_norm,
+        renormalize=renormalize,
     )
     reset_matrices(encoder, decoder)
     return DETR(

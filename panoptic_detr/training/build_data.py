@@ -32,7 +32,10 @@ def open_train_set(
 
     Raises:
         DataError: the files have a defect, or no image has a segment.
+        ConfigError: a normalisation of its own.
     """
+    if inference.image_mean or inference.image_std:
+        raise ConfigError("inference.image_mean and image_std are for other libraries' weights; training has ImageNet's")
     eval_size = eval_transform(inference.short_side, inference.long_side)
     transform = eval_size if train.overfit else build_augmentation(augmentation, eval_size)
     dataset = _open(data, data.train_split, _explicit(data, "train"), transform, None, train.seed, training=True)

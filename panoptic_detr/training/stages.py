@@ -81,7 +81,7 @@ def train_masks(stage: MaskStage) -> Path | None:
 
 
 def _panoptic_of(stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
-    return panoptic_model(open_source(stage.detector or ""), stage, categories, console)
+    return panoptic_model(trainable(open_source(stage.detector or "")), stage, categories, console)
 
 
 def run_stage(
@@ -184,8 +184,22 @@ def new_model(config: ModelConfig, categories: CategoryTable, console: Console) 
         return build_model(config.name, num_labels=categories.num_labels, **with_stuff_labels(config, categories))
     overrides = {**with_stuff_labels(config, categories), "pretrained_backbone": False}
     model = build_model(config.name, num_labels=categories.num_labels, **overrides)
-    transfer_weights(open_source(config.weights), model, categories).print(console)
+    transfer_weights(trainable(open_source(config.weights)), model, categories).print(console)
     return model
+
+
+def trainable(source: Checkpoint) -> Checkpoint:
+    """A source of weights as it is, unless its pictures were normalised in another way than training does it.
+
+    Raises:
+        ConfigError: they were.
+    """
+    if source.inference.get("image_mean") or source.inference.get("image_std"):
+        raise ConfigError(
+            f"the weights of {str(source.path or source.model.name)!r} want images with mean {source.inference['image_mean']} "
+            f"and deviation {source.inference['image_std']}, and training has ImageNet's; they are good for prediction only"
+        )
+    return source
 
 
 def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, Any]:
