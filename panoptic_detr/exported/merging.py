@@ -22,7 +22,12 @@ PIXELS_AT_ONCE = 2**16  # that are interpolated between mask cells of different 
 
 
 def resized(
-    graph: Graph, image: Value, short_side: Value | None, long_side: Value | None, fixed: Sequence[int] | None
+    graph: Graph,
+    image: Value,
+    short_side: Value | None,
+    long_side: Value | None,
+    fixed: Sequence[int] | None,
+    statistics: tuple[Sequence[float], Sequence[float]] = (MEAN, STD),
 ) -> Value:
     """(B, H, W, 3) uint8 pictures as the network wants them: (B, 3, h, w) float32, resized and normalised.
 
@@ -32,16 +37,15 @@ def resized(
         short_side: wanted length of the short side, 0 to keep the size.
         long_side: limit of the long side.
         fixed: (height, width) whatever the pictures' size, instead.
+        statistics: mean and deviation that images are normalised with.
     """
     height, width = image.size(1), image.size(2)
     size = graph.list_of(*fixed) if fixed else graph.list_of(*target_size(graph, height, width, short_side, long_side))
     channels_first = graph.Transpose(image, perm=[0, 3, 1, 2])
     sizes = graph.Concat(graph.Shape(channels_first, end=2), size, axis=0)
     pixels = graph.Resize(channels_first, None, None, sizes, mode="linear", antialias=1, exclude_outside=1)
-    mean, scale = (
-        graph.constant(np.array(v).reshape(3, 1, 1), np.float32)
-        for v in (255 * np.array(MEAN, np.float32), 1 / (255 * np.array(STD, np.float32)))
-    )
+    centre, spread = (255 * np.array(values, np.float32).reshape(3, 1, 1) for values in statistics)
+    mean, scale = (graph.constant(values, np.float32) for values in (centre, 1 / spread))
     return (pixels.to(np.float32) - mean) * scale
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from panoptic_detr.data.transforms import image_tensor, normalize, resize, target_size
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_tensor, normalize, resize, target_size
 from panoptic_detr.exported.runtime import ExportedPredictor, open_session, read_notes
 from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference import Predictor
@@ -98,7 +98,7 @@ class Pair:
         image, settings = image_tensor(rgb), self.opened.settings
         if self.size is None and settings.short_side is not None:
             image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
-        image = normalize(image)[None]  # (1, 3, h, w)
+        image = normalize(image, settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)[None]  # (1, 3, h, w)
         output: DetectorOutput = self.opened.model.eval()(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
         names = [value.name for value in self.session.get_outputs() if value.name in RAW]
         found = dict(zip(names, self.session.run(names, {"image": rgb[None]}), strict=True))

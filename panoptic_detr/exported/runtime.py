@@ -137,6 +137,10 @@ class ExportedPredictor:
         """What the settings are as inputs of the file."""
         fixed = InferenceSettings.from_dict(self.notes["settings"])
         sides = [(s.short_side, s.long_side) for s in (settings, fixed)]
+        if (settings.image_mean, settings.image_std) != (fixed.image_mean, fixed.image_std):
+            raise InputError(
+                f"{self.path} normalises images as its model was trained; image_mean and image_std cannot be changed"
+            )
         if self.notes["size"] and sides[0] != sides[1]:
             height, width = self.notes["size"]
             raise InputError(f"{self.path} was exported for {width} x {height} pixels, so it has no short_side and long_side")
