@@ -9,7 +9,8 @@ Written to the output folder: `predictions.json` (images, annotations, categorie
 `overlays/<name>.jpg`. Photographs are turned upright by their EXIF orientation. A picture that cannot be read does not stop the
 others: it is named at the end, and the exit status is 1.
 
-Results are written as they come. After Ctrl-C, which finishes the picture, or a kill the same command goes on with the rest:
+Results are written as they come. After Ctrl-C or SIGTERM, which finish the picture, a lost
+connection or a kill the same command goes on with the rest:
 
     panoptic-detr predict runs/scenes_masks/best.pt photos --recursive --like gt.json --output /tmp/predictions
 """
@@ -18,10 +19,8 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,6 +46,7 @@ from panoptic_detr.inference import (
 )
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
+from panoptic_detr.training.stopping import StopRequest
 from panoptic_detr.visualization.explain import explain_table
 
 
@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         if len(folder):
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
-        with stop_requests() as requests:
-            notes = predict_all(predictor, files, folder, options.explain, requests)
-        if requests and len(folder) + len(notes.unreadable) < len(files):
+        with StopRequest() as stop:
+            notes = predict_all(predictor, files, folder, options.explain, stop)
+        if stop.received is not None and len(folder) + len(notes.unreadable) < len(files):
             print(
                 f"stopped after {len(folder)} of {len(files)} pictures; the same command goes on with the others",
                 file=sys.stderr,
             )
-            return 128 + requests[0]
+            return 128 + signal.Signals[stop.received]
         if not len(folder):
             raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in notes.unreadable)]))
         folder.finish(files)
@@ -121,27 +121,6 @@ def made_by(options: argparse.Namespace, predictor: Predictor, files: Sequence[P
     }
 
 
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Signals that ask for an end (Ctrl-C, SIGTERM), as a list that the work looks at; a second one ends at once."""
-    requests: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -163,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def predict_all(
-    predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool, requests: Sequence[int] = ()
+    predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool, stop: StopRequest
 ) -> Notes:
     """Predict and write what is missing, one picture after the other (on a GPU in batches), until an end is asked for."""
     notes = Notes()
@@ -171,7 +150,7 @@ def predict_all(
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(files), completed=len(files) - len(missing))
         for start in range(0, len(missing), predictor.batch_size):
-            if requests:
+            if stop:
                 break
             chunk = missing[start : start + predictor.batch_size]
             for file, picture, segmentation in predict_chunk(predictor, chunk, notes):

@@ -6,6 +6,7 @@ generator. The picture is resampled once: the window is found in the pixels of t
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class PhotoTransform:
         blur: probability of a Gaussian blur.
         copy_paste: probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance.
     """
+
+    measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
 
     window: tuple[int, int]
     scales: tuple[float, float] = (0.8, 1.6)

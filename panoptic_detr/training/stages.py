@@ -47,7 +47,7 @@ def train_detector(stage: DetectorStage) -> Path | None:
     """Run stage 1 with these settings.
 
     Returns:
-        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
+        The result, `best.pt` in the run's folder; None if a signal came, be it in the last step (`train.resume` goes on).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
@@ -61,7 +61,7 @@ def train_masks(stage: MaskStage) -> Path | None:
     """Run stage 2 with these settings.
 
     Returns:
-        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
+        The result, `best.pt` in the run's folder; None if a signal came, be it in the last step (`train.resume` goes on).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
@@ -89,7 +89,7 @@ def run_stage(
         frozen_detector: train the mask head only.
 
     Returns:
-        The result; None if the run was stopped.
+        The result; None if a signal came, so that what follows is not begun even where this run has come to its end.
     """
     fabric = start_fabric(stage.train, unused_parameters=not frozen_detector and stage.loss.switches_terms_off)
     console = rank_zero_console(fabric)
@@ -121,7 +121,7 @@ def run_stage(
     with announced(trainer, stage, dataset, console):
         trainer.fit()
         conclude(trainer, stage, console)
-    return trainer.files.best if trainer.complete else None
+    return trainer.files.best if trainer.complete and not trainer.stopped else None
 
 
 def new_model(config: ModelConfig, categories: CategoryTable, console: Console) -> nn.Module:

@@ -5,6 +5,7 @@ import torch
 from models.test_mask_detr import images, make, targets
 
 from panoptic_detr import build_criterion
+from panoptic_detr.errors import ConfigError
 from panoptic_detr.structures import Target
 from panoptic_detr.training.losses.mask_detr import build_mask_criterion, peak_loss, peaks
 from panoptic_detr.training.losses.places import around_things, everywhere, look_up, things_of
@@ -129,3 +130,9 @@ def test_what_does_not_fit_is_refused():
         criterion(peaks_weight=-1.0)
     with pytest.raises(ValueError, match="roi_side"):
         criterion(roi_side=0)
+
+
+def test_a_scheme_that_changes_nothing_is_taken():
+    assert build_criterion("mask_detr_r50", hybrid="none").hybrid.scheme == "none"
+    with pytest.raises(ConfigError, match=r"setting 'loss\.hybrid' is for other detectors; leave it out"):
+        build_criterion("mask_detr_r50", hybrid="branch")

@@ -146,8 +146,8 @@ def draw_curves(folder: Path) -> Path | None:
     axes[1].set(title="learning rate", xlabel="step")
     for name in scores:
         if name != "step":
-            axes[2].plot(scores["step"], scores[name], marker="o", label=name)
-    axes[2].set(title="scores on the validation set", xlabel="step")
+            axes[2].plot(scores["step"], 100 * scores[name], marker="o", label=name)
+    axes[2].set(title="scores on the validation set (%)", xlabel="step")
     if scores:
         axes[2].legend(fontsize="x-small")
     path = folder / "curves.png"
