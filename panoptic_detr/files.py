@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -222,7 +222,7 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def write_json(file: IO[str], head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
+def write_json(file: IO[str], head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> None:
     """Write a JSON object whose lists are consumed entry by entry, so that they never lie in memory as text.
 
     Args:

@@ -152,7 +152,7 @@ class PanopticSegmentation:
     def from_transformers(
         cls,
         result: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        categories: CategoryTable | Sequence[Mapping[str, Any]],
+        categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         id2label: Mapping[int, str] | None = None,
         fuse_stuff: bool = True,
@@ -179,7 +179,7 @@ class PanopticSegmentation:
     def from_detectron2(
         cls,
         result: Sequence[Any] | Mapping[str, Any],
-        categories: CategoryTable | Sequence[Mapping[str, Any]],
+        categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         metadata: object | None = None,
         fuse_stuff: bool = True,

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -100,6 +100,12 @@ def progress_bar(*, shown: bool = True) -> Progress:
     console = Console(stderr=True, markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """The items, of which there are `total`, under a progress bar."""
+    with progress_bar() as bar:
+        yield from bar.track(items, total, description=description)
 
 
 @contextmanager

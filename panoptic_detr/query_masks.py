@@ -19,23 +19,14 @@ LARGEST_PENALTY = 30.0
 
 @dataclass
 class QueryMasks:
-    """Masks of all queries of all decoder layers, not yet multiplied out.
+    """Masks of all queries of all decoder layers, not yet multiplied out."""
 
-    Attributes:
-        embeddings: (L, B, Q, E) of the queries.
-        biases: (L, B, Q) added to every logit.
-        pixels: (B, E, h, w) of the cells.
-        padding_mask: (B, h, w) bool, True on padding.
-        boxes: (L, B, Q, 4) cxcywh; outside of them logits fall by `steepness`.
-        steepness: (Q,) how far a logit falls at one box size from the box; 0 for queries that are not bound to a box.
-    """
-
-    embeddings: Tensor
-    biases: Tensor
-    pixels: Tensor
-    padding_mask: Tensor
-    boxes: Tensor
-    steepness: Tensor
+    embeddings: Tensor  # (L, B, Q, E) of the queries
+    biases: Tensor  # (L, B, Q) added to every logit
+    pixels: Tensor  # (B, E, h, w) of the cells
+    padding_mask: Tensor  # (B, h, w) bool, True on padding
+    boxes: Tensor  # (L, B, Q, 4) cxcywh; outside of them logits fall by `steepness`
+    steepness: Tensor  # (Q,) how far a logit falls at one box size from the box; 0 for queries that are not bound to a box
 
     def __post_init__(self) -> None:
         check_shape("QueryMasks.embeddings", self.embeddings, ("L", "B", "Q", "E"))

@@ -54,17 +54,11 @@ BUILDERS: dict[str, Callable[..., DETR | DeformableDETR | MaskDETR]] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model was built from; its weights apart, everything that is needed to build it again.
+    """What a model was built from; its weights apart, everything that is needed to build it again."""
 
-    Attributes:
-        name: one of `list_models()`.
-        num_labels: label slots without no-object.
-        overrides: keyword arguments of the builder that are not its defaults.
-    """
-
-    name: str
-    num_labels: int
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # one of `list_models()`
+    num_labels: int  # label slots without no-object
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the builder that are not its defaults
 
     def build(self) -> nn.Module:
         """Build such a model, with random weights."""

@@ -10,11 +10,10 @@ from panoptic_detr.errors import SegmentMapError
 from panoptic_detr.files import write_whole
 from panoptic_detr.segment_maps import (
     MAX_ID,
-    areas,
-    boxes_of,
     decode_ids,
     decode_picture,
     encode_ids,
+    measure,
     read_id_png,
     resize_ids,
     write_id_png,
@@ -36,13 +35,13 @@ def test_colours_are_cocos():
 def test_areas_and_boxes_equal_the_plain_computation():
     segment_map = np.random.default_rng(1).integers(0, 6, (9, 14)) * 1000
     segment_map[segment_map == 3000] = 0
-    found = boxes_of(segment_map)
+    found = measure(segment_map)
     assert found.keys() == set(np.unique(segment_map)) - {0}
-    for id, (left, top, width, height) in found.items():
+    for id, (area, (left, top, width, height)) in found.items():
         y, x = np.nonzero(segment_map == id)
         assert (left, top, width, height) == (x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1)
-        assert areas(segment_map)[id] == len(y)
-    assert boxes_of(np.zeros((3, 3), int)) == {}
+        assert area == len(y)
+    assert measure(np.zeros((3, 3), int)) == {}
 
 
 def test_resizing_takes_the_nearest_pixel_centre():

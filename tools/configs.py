@@ -1,8 +1,6 @@
 """The settings that come with the package; `python tools/configs.py --help` is `panoptic-detr configs --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["configs", *sys.argv[1:]]))
+    main_of_script(__file__)

@@ -1,8 +1,6 @@
 """Scenes, checks, converters; `python tools/data.py --help` is `panoptic-detr data --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["data", *sys.argv[1:]]))
+    main_of_script(__file__)

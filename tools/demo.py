@@ -1,8 +1,6 @@
 """The whole job on drawn scenes; `python tools/demo.py --help` is `panoptic-detr demo --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["demo", *sys.argv[1:]]))
+    main_of_script(__file__)

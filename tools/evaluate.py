@@ -1,8 +1,6 @@
 """Panoptic quality and AP; `python tools/evaluate.py --help` is `panoptic-detr evaluate --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    main_of_script(__file__)

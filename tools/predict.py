@@ -1,8 +1,6 @@
 """Images to panoptic maps; `python tools/predict.py --help` is `panoptic-detr predict --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]]))
+    main_of_script(__file__)

@@ -1,8 +1,6 @@
 """Both stages on one's own data, with scores and a report; `python tools/train.py --help` is `panoptic-detr train --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    main_of_script(__file__)

@@ -1,8 +1,6 @@
 """Stage 1: a detector on boxes around things and stuff; `panoptic-detr train_detector`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["train_detector", *sys.argv[1:]]))
+    main_of_script(__file__)

@@ -1,8 +1,6 @@
 """Stage 2: the mask head on a frozen detector; `python tools/train_masks.py --help` is `panoptic-detr train_masks --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["train_masks", *sys.argv[1:]]))
+    main_of_script(__file__)

@@ -1,8 +1,6 @@
 """Pictures, attention, the HTML report; `python tools/visualize.py --help` is `panoptic-detr visualize --help`."""
 
-import sys
-
-from panoptic_detr.commands.cli import main
+from panoptic_detr.commands.cli import main_of_script
 
 if __name__ == "__main__":
-    sys.exit(main(["visualize", *sys.argv[1:]]))
+    main_of_script(__file__)

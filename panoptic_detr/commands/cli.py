@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from panoptic_detr.errors import InputError
 
@@ -62,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Broken pictures are named by our own errors. OpenCV reads this when it is imported; libpng's own lines stay.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     return run(lambda rest: _main_of(job)(rest), arguments[1:], f"panoptic-detr {job}")
+
+
+def main_of_script(path: str) -> NoReturn:
+    """Run the job that a script in `tools/` is called after."""
+    sys.exit(main([Path(path).stem, *sys.argv[1:]]))
 
 
 def run(job: Main, argv: Sequence[str] | None, name: str) -> int:

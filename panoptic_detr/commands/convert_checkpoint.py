@@ -19,6 +19,7 @@ import torch
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands.cli import run
+from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import CheckpointError, InputError, OfficialWeightsError
 from panoptic_detr.weights import (
     PUBLISHED,
@@ -128,10 +129,9 @@ def read_categories(path: Path | None, num_labels: int) -> CategoryTable | None:
     """The class table for so many label slots: from a file, or COCO's for the published sizes, or none."""
     if path is None:
         return published_categories(num_labels)
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["categories"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise InputError(f"{path}: not a COCO-panoptic JSON (an object with a list of 'categories')") from None
+    rows = read_json(path).get("categories")
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: not a COCO-panoptic JSON (an object with a list of 'categories')")
     return CategoryTable.of(rows, num_labels=num_labels)
 
 

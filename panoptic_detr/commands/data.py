@@ -21,8 +21,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.lists import gather_lists
-from panoptic_detr.config.reading import explain
+from panoptic_detr.config.reading import explain, gather_lists
 from panoptic_detr.config.types import keyword_types
 from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS

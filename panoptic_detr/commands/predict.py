@@ -47,6 +47,7 @@ from panoptic_detr.inference import (
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
 from panoptic_detr.training.stopping import StopRequest
+from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         if len(folder):
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
-        with StopRequest() as stop:
+        with StopRequest() as stop, first_font(options.font_path):
             notes = predict_all(predictor, files, folder, options.explain, stop)
         if stop.received is not None and len(folder) + len(notes.unreadable) < len(files):
             print(
@@ -136,6 +137,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")
     add_inference_options(parser)
     return parser.parse_args(argv)

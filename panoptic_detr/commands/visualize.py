@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
@@ -43,10 +42,11 @@ from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
-from panoptic_detr.visualization.draw import enlargement, mask_strip, overlay, svg_overlay, zoom
+from panoptic_detr.visualization.draw import enlargement, first_font, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
@@ -62,7 +62,8 @@ POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     options = parse(argv)
-    print(JOBS[options.job](options))
+    with first_font(options.font_path):
+        print(JOBS[options.job](options))
     return 0
 
 
@@ -105,6 +106,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def _add_drawing(parser: argparse.ArgumentParser, *, enlarges: bool) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
     parser.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--threshold", type=share, help="of the model, instead of its own setting")
     usual = "by default small ones, until labels fit" if enlarges else "1 by default"
     parser.add_argument("--scale", type=whole, default=None if enlarges else 1, help=f"enlarge images so many times; {usual}")
@@ -204,7 +206,8 @@ def sweep(options: Namespace) -> str:
     make_folder(options.output.parent)
     first = data.image(0)
     scale = options.scale or enlargement(first.shape)
-    for threshold in track([one for part in options.thresholds for one in part], "thresholds"):
+    thresholds = [one for part in options.thresholds for one in part]
+    for threshold in track(thresholds, "thresholds", len(thresholds)):
         quality = PanopticQuality(data.categories)
         results = [predictor(data.image(i), threshold) for i in range(len(data))]
         for i, result in enumerate(results):
@@ -222,7 +225,7 @@ def queries(options: Namespace) -> str:
     predictor, folder = open_model(options, data), make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
-    for i in track(range(len(data)), "detecting"):
+    for i in track(range(len(data)), "detecting", len(data)):
         output = detect(predictor, data.image(i))
         boxes.append(boxes_of_queries(output))
         for layer in range(len(output.logits)):
@@ -400,13 +403,7 @@ def add_layer(
 ) -> None:
     """Add one decoder layer's things of the i-th image to the scorers, without and with non-maximum suppression.
 
-    Args:
-        scorers: by layer and whether with suppression.
-        layer: its index.
-        output: of the model for the image alone.
-        categories: what the model's labels mean; those of published models are category ids, unlike the data set's.
-        data: with the truth.
-        i: index of the image.
+    The model's labels mean `categories`; those of published models are category ids, unlike the data set's.
     """
     truth = data.truth(i)
     one = replace(output, logits=output.logits[layer : layer + 1], boxes=output.boxes[layer : layer + 1])

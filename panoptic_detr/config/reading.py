@@ -6,18 +6,19 @@ Later files and later options win.
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from panoptic_detr.config.lists import gather_lists
 from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, type_name
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.files import write_whole
@@ -42,7 +43,7 @@ def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: 
         ConfigError: an unreadable file, an unknown key (the message names the nearest one), a value of the wrong type (the
             message names key, expected and got), or a rule broken.
     """
-    arguments = _found_configs(gather_lists(sys.argv[1:] if argv is None else argv, _typed_keys(stage)))
+    arguments = _found_configs(gather_lists(sys.argv[1:] if argv is None else argv, typed_keys(stage)))
     parser = ArgumentParser(prog=prog or None, description=description, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; repeat it to add more")
     parser.add_class_arguments(stage, None)
@@ -50,7 +51,7 @@ def read_config(stage: type[Stage], argv: Sequence[str] | None = None, *, prog: 
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        line = explain(_typed_keys(stage), str(error))
+        line = explain(typed_keys(stage), str(error))
         raise ConfigError(f"setting {line}" if line.startswith("'") else line) from None
     return _build(stage, values.as_dict())
 
@@ -97,16 +98,11 @@ def save_config(config: "DataclassInstance", path: Path) -> None:
     write_whole(path, text.encode())
 
 
-def known_keys(stage: type) -> Iterator[str]:
-    """Every dotted key of a stage, sections included."""
-    return iter(_typed_keys(stage))
-
-
-def _typed_keys(stage: object, prefix: str = "") -> dict[str, object]:
+def typed_keys(stage: object, prefix: str = "") -> dict[str, object]:
     """Every dotted key of a stage, sections included, with its annotated type."""
     found: dict[str, object] = {}
     for name, kind in get_type_hints(stage).items():
-        found |= {f"{prefix}{name}": kind, **(_typed_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else {})}
+        found |= {f"{prefix}{name}": kind, **(typed_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else {})}
     return found
 
 
@@ -133,7 +129,7 @@ def _check_file(stage: type, path: Path) -> None:
         raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"config file {str(path)!r} must hold keys and values, but holds {type(values).__name__}")
-    kinds = _typed_keys(stage)
+    kinds = typed_keys(stage)
     for key, value in _entries(values, kinds):
         _check_key(key, stage, str(path))
         kind = kinds.get(key)
@@ -177,7 +173,7 @@ def _entries(values: Mapping[object, object], kinds: Mapping[str, object], prefi
 
 
 def _check_key(key: str, stage: type, where: str) -> None:
-    kinds = _typed_keys(stage)
+    kinds = typed_keys(stage)
     # Overrides, a dict, are checked by the builders that take them.
     if key in kinds or any(key.startswith(f"{free}.") for free, kind in kinds.items() if get_origin(kind) is dict):
         return
@@ -191,7 +187,7 @@ def _check_key(key: str, stage: type, where: str) -> None:
         )
     others: list[type] = stage.__subclasses__()
     for other in others:
-        if key in _typed_keys(other):
+        if key in typed_keys(other):
             job = getattr(other, "job", other.__name__)
             raise ConfigError(f"setting {key!r} in {where} belongs to {job}; run that command, or leave the setting out")
     nearest = sorted(known for known in kinds if known.rpartition(".")[2] == name) or _nearest(key, set(kinds))
@@ -240,3 +236,44 @@ def _plain_value(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain_value(inner) for inner in value]
     return value
+
+
+def gather_lists(arguments: Sequence[str], kinds: Mapping[str, object]) -> list[str]:
+    """The command line with every list as one word that the parser reads, `--stuff=["sky", "road"]`.
+
+    `--stuff sky,road`, `--stuff sky road` and `--stuff '[sky, road]'` mean the same. Words after an option that takes a list
+    belong to it, up to the next option; but where the first of them has a comma or a bracket, it is the whole list.
+
+    Args:
+        arguments: the command line.
+        kinds: annotated type of every option, without its dashes.
+    """
+    words, gathered = list(map(str, arguments)), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        item = _item(kinds.get(name)) if word.startswith("--") else None
+        if item is None:
+            gathered.append(word)
+            continue
+        values = [value] if equals else [words.pop(0)] if words and not words[0].startswith("--") else []
+        if not equals and not any("," in text or text[:1] == "[" or text == "null" for text in values):
+            while words and not words[0].startswith("--"):
+                values.append(words.pop(0))
+        gathered.append(f"--{name}={_spelled(values, item)}" if values else word)
+    return gathered
+
+
+def _item(kind: object) -> type | None:
+    """The type of what a list holds, None for types that are no list: str of `list[str] | None`."""
+    if get_origin(kind) in (Union, UnionType):
+        return next((item for part in get_args(kind) if (item := _item(part)) is not None), None)
+    return get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else None
+
+
+def _spelled(values: Sequence[str], item: type) -> str:
+    """The list as YAML reads it; texts are quoted, so that `--stuff no,1` are words."""
+    if len(values) == 1 and (values[0][:1] == "[" or values[0] == "null"):
+        return values[0]
+    parts = [part.strip() for text in values for part in text.split(",") if part.strip()]
+    return json.dumps(parts) if item is str else f"[{', '.join(parts)}]"

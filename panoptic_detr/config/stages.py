@@ -150,9 +150,8 @@ class AugmentationConfig:
         )
         for name in (*shares, "copy_paste"):
             fraction(f"augmentation.{name}", getattr(self, name))
-        for name, most in (("hue", 0.5), ("rotation", 180.0)):
-            if (value := getattr(self, name)) is not None and not 0 <= value <= most:
-                raise ConfigError(f"setting 'augmentation.{name}' must be in [0, {most:g}], but got {value}")
+        fraction("augmentation.hue", self.hue, 0.5)
+        fraction("augmentation.rotation", self.rotation, 180)
         for name in ("long_side", "crop_size"):
             at_least(f"augmentation.{name}", getattr(self, name), 1)
         for side in self.short_sides or ():
@@ -308,7 +307,8 @@ class LossConfig:
         cost_mask_dice: DICE of the mask in the matching cost; null: 2.
         roi_side: places around a thing are side x side; null: 12.
         point_step: one place in so many pixels squared, all over the image; null: 4.
-        contest_layers: how many of the last predictions compete for pixels; null: 4.
+        contest_layers: how many of the last predictions compete for pixels (there is one before the first decoder layer too);
+            null: 4.
         contest_balance: places of a segment with n of them weigh n to minus this, so that thin regions count more; null: 0.
     """
 
@@ -365,7 +365,6 @@ MASK_DETR_ONLY = frozenset(
     "mask_bce_weight contest_weight stuff_dice_weight presence_weight peaks_weight cost_mask_bce cost_mask_dice roi_side "
     "point_step contest_layers contest_balance".split()
 )
-InferenceConfig = InferenceSettings  # its name as a section of a stage
 
 
 @dataclass
@@ -400,16 +399,10 @@ class DetectorStage:
 
 @dataclass
 class MaskStage(DetectorStage):
-    """Stage 2: the mask head on a frozen detector.
+    """Stage 2: the mask head on a frozen detector; sections as in `DetectorStage`.
 
     Attributes:
         model: settings of the panoptic model; name and overrides are those of `detector` where this says nothing.
-        data: what to train on.
-        augmentation: of the training images.
-        optimizer: AdamW and its schedule.
-        train: length, hardware, bookkeeping.
-        loss: matching and losses.
-        inference: how masks become a map in evaluation; saved with the checkpoint.
         detector: checkpoint of stage 1, or the name of a published model; other classes are mapped by name.
         joint: train the detector along with the mask head instead of freezing it.
         detector_bf16: run the frozen detector in bfloat16 in training steps; faster on hardware with bfloat16 units.

@@ -13,7 +13,7 @@ CLASS_SETTINGS = ("num_classes", "num_labels")
 CLASSES_FROM_DATA = "the classes, and so their number, come from the categories of the annotations; leave it out"
 
 
-def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
+def keyword_types(function: Callable[..., object]) -> dict[str, object]:
     """Name and annotated type of everything that a function or a dataclass takes."""
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 
@@ -82,7 +82,7 @@ def at_most(key: str, value: float | None, high: float) -> None:
         raise ConfigError(f"setting {key!r} must be at most {high}, but got {value}")
 
 
-def fraction(key: str, value: float | None) -> None:
-    """Raise `ConfigError` if the value of a setting is given and outside [0, 1]."""
-    if value is not None and not 0 <= value <= 1:
-        raise ConfigError(f"setting {key!r} must be in [0, 1], but got {value}")
+def fraction(key: str, value: float | None, most: float = 1) -> None:
+    """Raise `ConfigError` if the value of a setting is given and outside [0, most]."""
+    if value is not None and not 0 <= value <= most:
+        raise ConfigError(f"setting {key!r} must be in [0, {most:g}], but got {value}")

@@ -15,39 +15,29 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from panoptic_detr.data.coco import Others, retarget
-from panoptic_detr.data.transforms import normalize, resize, resize_map
+from panoptic_detr.data.transforms import chance, normalize, resize, resize_map, segments_of, uniform
 from panoptic_detr.errors import InputError
 from panoptic_detr.structures import Sample
 
 
 @dataclass(frozen=True)
 class PhotoTransform:
-    """A pipeline as plain settings; calling it transforms a sample.
-
-    Attributes:
-        window: (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale.
-        scales: the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021).
-        horizontal_flip: probability of mirroring left and right.
-        rotation: largest angle in degrees; what comes in from outside is black and void.
-        brightness: largest change as a fraction; and the next two.
-        contrast: of the difference to the mean.
-        saturation: of the difference to grey.
-        hue: largest change as a share of the colour circle, at most 0.5.
-        blur: probability of a Gaussian blur.
-        copy_paste: probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance.
-    """
+    """A pipeline as plain settings; calling it transforms a sample."""
 
     measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
 
+    # (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale
     window: tuple[int, int]
+    # the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021)
     scales: tuple[float, float] = (0.8, 1.6)
-    horizontal_flip: float = 0.5
-    rotation: float = 0.0
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    hue: float = 0.03
-    blur: float = 0.0
+    horizontal_flip: float = 0.5  # probability of mirroring left and right
+    rotation: float = 0.0  # largest angle in degrees; what comes in from outside is black and void
+    brightness: float = 0.3  # largest change as a fraction; and the next two
+    contrast: float = 0.3  # of the difference to the mean
+    saturation: float = 0.3  # of the difference to grey
+    hue: float = 0.03  # largest change as a share of the colour circle, at most 0.5
+    blur: float = 0.0  # probability of a Gaussian blur
+    # probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance
     copy_paste: float = 0.0
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None, others: Others | None = None) -> Sample:
@@ -67,11 +57,9 @@ class PhotoTransform:
         draw, target = generator or torch.Generator(), sample.target
         if target.segment_map is None and len(target):
             raise InputError(f"image {target.image_id}: crops and rotations need a segment map, but its target has boxes only")
-        nothing = torch.zeros(sample.image.shape[1:], dtype=torch.uint8)
-        places = nothing if target.segment_map is None else target.segment_map
-        image, segment_map = self.move(tv_tensors.Image(sample.image), tv_tensors.Mask(places)[None], draw)
+        image, segment_map = self.move(tv_tensors.Image(sample.image), segments_of(sample), draw)
         labels = target.labels
-        if others is not None and self.copy_paste and _uniform(draw) < self.copy_paste:
+        if others is not None and chance(self.copy_paste, draw):
             image, segment_map, labels = self._paste(image, segment_map, labels, others, draw)
         target = retarget(segment_map.as_subclass(Tensor)[0].contiguous(), labels, target.image_id)
         return replace(sample, image=normalize(self.recolor(image, draw)), target=target)
@@ -80,8 +68,8 @@ class PhotoTransform:
         self, image: Tensor, segment_map: Tensor, labels: Tensor, others: Others, draw: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Put some things of another image, moved in its own way, in front."""
-        other = others.samples(int(_uniform(draw) * others.count))
-        given, given_map = self.move(tv_tensors.Image(other.image), tv_tensors.Mask(other.target.segment_map)[None], draw)
+        other = others.samples(int(uniform(draw) * others.count))
+        given, given_map = self.move(tv_tensors.Image(other.image), segments_of(other), draw)
         number = torch.arange(len(other.target.labels))
         is_thing = torch.isin(other.target.labels, torch.tensor(others.thing_labels))
         chosen = number[is_thing & (torch.rand(len(number), generator=draw) < 0.5)]
@@ -90,18 +78,18 @@ class PhotoTransform:
     def move(self, image: Tensor, segment_map: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rotate, cut, resize and flip image (3, H, W) uint8 and map (1, H, W) together."""
         if self.rotation:
-            angle = self.rotation * (2 * _uniform(draw) - 1)
+            angle = self.rotation * (2 * uniform(draw) - 1)
             image = F.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
             segment_map = F.rotate(segment_map, angle, interpolation=InterpolationMode.NEAREST)
         low, high = (math.log(scale) for scale in self.scales)
-        scale = math.exp(low + (high - low) * _uniform(draw))
+        scale = math.exp(low + (high - low) * uniform(draw))
         full = image.shape[-2:]
         size = [min(side, max(1, round(length * scale))) for side, length in zip(self.window, full, strict=True)]
         extent = [min(length, max(1, round(side / scale))) for side, length in zip(size, full, strict=True)]
-        corner = [int(_uniform(draw) * (length - part + 1)) for length, part in zip(full, extent, strict=True)]
+        corner = [int(uniform(draw) * (length - part + 1)) for length, part in zip(full, extent, strict=True)]
         image, segment_map = (F.crop(part, *corner, *extent) for part in (image, segment_map))
         image, segment_map = resize(image, (size[0], size[1])), resize_map(segment_map, (size[0], size[1]))
-        if self.horizontal_flip and _uniform(draw) < self.horizontal_flip:
+        if chance(self.horizontal_flip, draw):
             image, segment_map = F.horizontal_flip(image), F.horizontal_flip(segment_map)
         return image, segment_map
 
@@ -113,11 +101,11 @@ class PhotoTransform:
             (F.adjust_saturation, self.saturation),
         ):
             if most:
-                image = change(image, 1 + most * (2 * _uniform(draw) - 1))
+                image = change(image, 1 + most * (2 * uniform(draw) - 1))
         if self.hue:
-            image = F.adjust_hue(image, self.hue * (2 * _uniform(draw) - 1))
-        if self.blur and _uniform(draw) < self.blur:
-            image = F.gaussian_blur(image, [5, 5], [0.1 + 1.4 * _uniform(draw)] * 2)
+            image = F.adjust_hue(image, self.hue * (2 * uniform(draw) - 1))
+        if chance(self.blur, draw):
+            image = F.gaussian_blur(image, [5, 5], [0.1 + 1.4 * uniform(draw)] * 2)
         return image
 
 
@@ -155,7 +143,3 @@ def paste(
     image[window] = torch.where(new > 0, given.as_subclass(Tensor)[window], image[window])
     segment_map[window] = torch.where(new > 0, new, segment_map[window])
     return image, segment_map, torch.cat([labels, given_labels[chosen]])
-
-
-def _uniform(draw: torch.Generator) -> float:
-    return float(torch.rand((), generator=draw))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from panoptic_detr.data.coco import DataPaths, find_image
+from panoptic_detr.data.coco import DataPaths, find_image, make_split, split_parts
 from panoptic_detr.data.coco.defects import ImageId
 from panoptic_detr.data.coco.entries import Entries, Entry, read_entries, slashed, usable_segments
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
+from panoptic_detr.files import place_image, safe_path, staged_folder, write_json
 
 
 def split_dataset(
@@ -43,13 +43,11 @@ def split_dataset(
         raise DataError(f"{paths.annotations}: {len(found.images)} image(s) in {len(groups)} group(s) cannot be divided")
     chosen = {image_id for place in choose_groups(_counts(found, groups), val, seed) for image_id in groups[place]}
     splits = {name: [i for i in found.images if (i in chosen) == (name == "val")] for name in ("train", "val")}
-    folders = [folder for name in splits for folder in (name, f"panoptic_{name}")]
-    jsons = {name: f"annotations/panoptic_{name}.json" for name in splits}
-    with staged_folder(out, [*folders, *jsons.values()]) as staged:
-        make_folder(staged / "annotations")
+    with staged_folder(out, [part for parts in zip(*map(split_parts, splits), strict=True) for part in parts]) as staged:
         for name, image_ids in splits.items():
-            _place(found, paths, image_ids, (staged / name, staged / f"panoptic_{name}"), copy_files)
-            with open(staged / jsons[name], "w", encoding="utf-8") as file:
+            new = make_split(staged, name)
+            _place(found, paths, image_ids, new, copy_files)
+            with open(new.annotations, "w", encoding="utf-8") as file:
                 rows = {"images": found.images, "annotations": found.annotations}
                 lists = {key: [_plain(entries[i]) for i in image_ids] for key, entries in rows.items()}
                 write_json(file, found.head, {"categories": found.category_rows, **lists})
@@ -114,20 +112,18 @@ def _counts(found: Entries, groups: list[list[ImageId]]) -> np.ndarray:
     return counts
 
 
-def _place(found: Entries, paths: DataPaths, image_ids: list[ImageId], folders: tuple[Path, Path], copy: bool) -> None:
+def _place(found: Entries, paths: DataPaths, image_ids: list[ImageId], new: DataPaths, copy: bool) -> None:
     """Put images and PNGs of one split into its folders."""
-    for folder in folders:
-        make_folder(folder)
     for image_id in image_ids:
         name, where = found.images[image_id]["file_name"], f"{found.path}: image {image_id!r}"
-        place_image(find_image(paths.images, name, where), folders[0], slashed(name), copy=copy)
+        place_image(find_image(paths.images, name, where), new.images, slashed(name), copy=copy)
         png = found.annotations[image_id]["file_name"]
         source = safe_path(paths.panoptic, png, where)
         if not source.is_file():
             raise DataError(
                 f"{where}: its annotation PNG {source} is missing; look at the data set with `panoptic-detr data check`"
             )
-        place_image(source, folders[1], slashed(png), copy=copy)
+        place_image(source, new.panoptic, slashed(png), copy=copy)
 
 
 def _plain(entry: Entry) -> Entry:

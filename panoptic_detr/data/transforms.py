@@ -5,9 +5,10 @@ PyTorch's global generator; here every number is drawn from the generator of the
 (seed, epoch, index) only, whatever the number of workers and whatever else draws random numbers in between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +21,6 @@ from panoptic_detr.data.coco import retarget
 from panoptic_detr.errors import InputError
 from panoptic_detr.structures import Sample, Target
 
-Map = TypeVar("Map", Tensor, None)
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PAPER_SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -30,46 +29,28 @@ PAPER_LONG_SIDE = 1333
 
 @dataclass(frozen=True)
 class Crop:
-    """A random crop before the resize, as in DETR (section A.4 of the paper).
+    """A random crop before the resize, as in DETR (section A.4 of the paper)."""
 
-    Attributes:
-        probability: of cropping at all.
-        short_sides: the picture is first taken at one of these short sides,
-        min_side: then a window of between this and
-        max_side: this many pixels a side is cut out.
-    """
-
-    probability: float = 0.5
-    short_sides: tuple[int, ...] = (400, 500, 600)
-    min_side: int = 384
-    max_side: int = 600
+    probability: float = 0.5  # of cropping at all
+    short_sides: tuple[int, ...] = (400, 500, 600)  # the picture is first taken at one of these short sides,
+    min_side: int = 384  # then a window of between this and
+    max_side: int = 600  # this many pixels a side is cut out
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A pipeline as plain settings; calling it transforms a sample. `train_transform` and its neighbours build it.
-
-    Attributes:
-        short_sides: one of these becomes the short side; empty: no resize.
-        long_side: limit of the long side.
-        crop: random crop before the resize, or None.
-        horizontal_flip: probability of mirroring left and right.
-        vertical_flip: probability of mirroring top and bottom.
-        permute_channels: shuffle red, green and blue.
-        invert: probability of the negative.
-        brightness: largest change of brightness, as a fraction.
-    """
+    """A pipeline as plain settings; calling it transforms a sample. `train_transform` and its neighbours build it."""
 
     measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
 
-    short_sides: tuple[int, ...] = ()
-    long_side: int = 1333
-    crop: Crop | None = None
-    horizontal_flip: float = 0.0
-    vertical_flip: float = 0.0
-    permute_channels: bool = False
-    invert: float = 0.0
-    brightness: float = 0.0
+    short_sides: tuple[int, ...] = ()  # one of these becomes the short side; empty: no resize
+    long_side: int = 1333  # limit of the long side
+    crop: Crop | None = None  # random crop before the resize, or None
+    horizontal_flip: float = 0.0  # probability of mirroring left and right
+    vertical_flip: float = 0.0  # probability of mirroring top and bottom
+    permute_channels: bool = False  # shuffle red, green and blue
+    invert: float = 0.0  # probability of the negative
+    brightness: float = 0.0  # largest change of brightness, as a fraction
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Transform a sample read from disk; evaluation's pipeline draws nothing and needs no generator.
@@ -85,11 +66,10 @@ class Transform:
             InputError: flips or crops of a target with boxes but no segment map.
         """
         draw, target = generator or torch.Generator(), sample.target
+        image, moved = self.move(tv_tensors.Image(sample.image), segments_of(sample), draw)
         if target.segment_map is None:
             self._check_still(target)
-            image, _ = self.move(tv_tensors.Image(sample.image), None, draw)
         else:
-            image, moved = self.move(tv_tensors.Image(sample.image), tv_tensors.Mask(target.segment_map)[None], draw)
             target = retarget(moved.as_subclass(Tensor)[0], target.labels, target.image_id)
         return replace(sample, image=normalize(self.recolor(image, draw)), target=target)
 
@@ -100,34 +80,27 @@ class Transform:
                 f"image {target.image_id}: its target has no segment map, so flips and crops would misplace its boxes"
             )
 
-    def move(self, image: Tensor, segment_map: Map, draw: torch.Generator) -> tuple[Tensor, Map]:
-        """Flip, crop and resize image and map together.
-
-        Args:
-            image: (3, H, W) uint8.
-            segment_map: (1, H, W) id map, or None.
-            draw: source of every random number.
-        """
-        if _chance(self.horizontal_flip, draw):
-            image, segment_map = _both(F.horizontal_flip, image, segment_map)
-        if _chance(self.vertical_flip, draw):
-            image, segment_map = _both(F.vertical_flip, image, segment_map)
-        if self.crop is not None and _chance(self.crop.probability, draw):
+    def move(self, image: Tensor, segment_map: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Flip, crop and resize image (3, H, W) uint8 and id map (1, H, W) together."""
+        for flip, probability in ((F.horizontal_flip, self.horizontal_flip), (F.vertical_flip, self.vertical_flip)):
+            if chance(probability, draw):
+                image, segment_map = flip(image), flip(segment_map)
+        if self.crop is not None and chance(self.crop.probability, draw):
             window = crop_window(_size(image), self.crop, draw)
-            image, segment_map = _cut(image, window), None if segment_map is None else _cut(segment_map, window)
+            image, segment_map = F.crop(image, *window), F.crop(segment_map, *window)
         if not self.short_sides:
             return image, segment_map
         size = target_size(_size(image), _choice(self.short_sides, draw), self.long_side)
-        return resize(image, size), None if segment_map is None else resize_map(segment_map, size)
+        return resize(image, size), resize_map(segment_map, size)
 
     def recolor(self, image: Tensor, draw: torch.Generator) -> Tensor:
         """Change the colours of a uint8 image."""
         if self.permute_channels:
             image = image[torch.randperm(3, generator=draw)]
-        if _chance(self.invert, draw):
+        if chance(self.invert, draw):
             image = 255 - image
         if self.brightness:
-            image = F.adjust_brightness(image, 1 + self.brightness * (2 * _uniform(draw) - 1))
+            image = F.adjust_brightness(image, 1 + self.brightness * (2 * uniform(draw) - 1))
         return image
 
 
@@ -154,22 +127,8 @@ def train_transform(
     return Transform(short_sides=tuple(short_sides), long_side=long_side, crop=crop, horizontal_flip=horizontal_flip)
 
 
-def scenes_transform(
-    *,
-    horizontal_flip: float = 0.5,
-    vertical_flip: float = 0.5,
-    permute_channels: bool = True,
-    invert: float = 0.5,
-    brightness: float = 0.2,
-) -> Transform:
-    """Augmentation for procedural scenes, whose colours mean nothing: flips and recolouring at the original size."""
-    return Transform(
-        horizontal_flip=horizontal_flip,
-        vertical_flip=vertical_flip,
-        permute_channels=permute_channels,
-        invert=invert,
-        brightness=brightness,
-    )
+# Augmentation for procedural scenes, whose colours mean nothing: flips and recolouring at the original size.
+scenes_transform = partial(Transform, horizontal_flip=0.5, vertical_flip=0.5, permute_channels=True, invert=0.5, brightness=0.2)
 
 
 def crops_transform(
@@ -259,13 +218,21 @@ def image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def _both(function: Callable[[Tensor], Tensor], image: Tensor, segment_map: Map) -> tuple[Tensor, Map]:
-    return function(image), None if segment_map is None else function(segment_map)
+def segments_of(sample: Sample) -> Tensor:
+    """The id map (1, H, W) of a sample, all void where its target has none."""
+    segment_map = sample.target.segment_map
+    places = torch.zeros(sample.image.shape[1:], dtype=torch.uint8) if segment_map is None else segment_map
+    return tv_tensors.Mask(places)[None]
 
 
-def _cut(image: Tensor, window: tuple[int, int, int, int]) -> Tensor:
-    top, left, height, width = window
-    return F.crop(image, top, left, height, width)
+def uniform(draw: torch.Generator) -> float:
+    """A random number in [0, 1)."""
+    return float(torch.rand((), generator=draw))
+
+
+def chance(probability: float, draw: torch.Generator) -> bool:
+    """Whether something of this probability happens; where it never does, nothing is drawn."""
+    return probability > 0 and uniform(draw) < probability
 
 
 def _size(image: Tensor) -> tuple[int, int]:
@@ -276,14 +243,6 @@ def _window_side(side: float, crop: Crop, draw: torch.Generator) -> int:
     """A window's side for a picture that is `side` pixels long at the crop's scale."""
     longest = min(round(side), crop.max_side)
     return _integer(min(crop.min_side, longest), longest, draw)
-
-
-def _uniform(draw: torch.Generator) -> float:
-    return float(torch.rand((), generator=draw))
-
-
-def _chance(probability: float, draw: torch.Generator) -> bool:
-    return probability > 0 and _uniform(draw) < probability
 
 
 def _integer(low: int, high: int, draw: torch.Generator) -> int:

@@ -23,23 +23,14 @@ Thresholds = tuple[float, float]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What every pair of thresholds gives.
+    """What every pair of thresholds gives."""
 
-    Attributes:
-        settings: the model's, with the best thresholds.
-        thresholds: the best, of things and of stuff.
-        quality: PQ of the best ones, a fraction.
-        before: PQ of the thresholds that the settings had.
-        grid: PQ by (threshold of things, threshold of stuff).
-        images: how many the choice rests on.
-    """
-
-    settings: InferenceSettings
-    thresholds: Thresholds
-    quality: float
-    before: float
-    grid: dict[Thresholds, float]
-    images: int
+    settings: InferenceSettings  # the model's, with the best thresholds
+    thresholds: Thresholds  # the best, of things and of stuff
+    quality: float  # PQ of the best ones, a fraction
+    before: float  # PQ of the thresholds that the settings had
+    grid: dict[Thresholds, float]  # PQ by (threshold of things, threshold of stuff)
+    images: int  # how many the choice rests on
 
 
 def calibrate_thresholds(
@@ -56,18 +47,8 @@ def calibrate_thresholds(
 ) -> Calibration:
     """Try every pair of thresholds for things and stuff, in one pass of the model over the data, the pass of `evaluate_model`.
 
-    Choose on images that are not those to be scored afterwards: the best of many pairs flatters itself.
-
-    Args:
-        model: a panoptic model in eval mode.
-        dataset: with evaluation's transform.
-        categories: what the model's labels mean; the data set's own by default.
-        settings: merging rules, and the thresholds to compare with.
-        candidates: thresholds to try.
-        batch_size: images that go through the model together.
-        workers: processes that read images ahead.
-        precision: "bf16" runs the model under bfloat16 autocast; calibrate in the precision of later use.
-        progress: show a progress bar if there is a terminal.
+    Choose on images that are not those to be scored afterwards: the best of many pairs flatters itself; and in the precision of
+    later use. `candidates` are the thresholds to try, `settings` have those to compare with; the rest is as there.
 
     Raises:
         EvaluationError: the model is in training mode, or its categories are not the data set's.

@@ -15,38 +15,29 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco.defects import ImageId
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.shapes import check_shape
 
-Rle = dict[str, Any]
-Row = dict[str, Any]
-ImageId = int | str
+Rle = Entry
+Row = Entry
+State = tuple[bool | None, tuple[tuple[ImageId, tuple[int, int], list[Row], list[Row]], ...]]
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 
 
 class ApScores(NamedTuple):
-    """COCO's scores of boxes or masks, as fractions; None where no true object of that size exists.
+    """COCO's scores of boxes or masks, as fractions; None where no true object of that size exists."""
 
-    Attributes:
-        ap: mean over IoU 0.50, 0.55, ..., 0.95.
-        ap50: at IoU 0.50.
-        ap75: at IoU 0.75.
-        small: `ap` of objects below 32 x 32 pixels.
-        medium: `ap` of objects from 32 x 32 to 96 x 96 pixels.
-        large: `ap` of larger objects.
-        recall: mean recall of 100 predictions per image.
-        per_class: `ap` by category id of the things.
-    """
-
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    small: float | None
-    medium: float | None
-    large: float | None
-    recall: float | None
-    per_class: dict[int, float | None]
+    ap: float | None  # mean over IoU 0.50, 0.55, ..., 0.95
+    ap50: float | None  # at IoU 0.50
+    ap75: float | None  # at IoU 0.75
+    small: float | None  # `ap` of objects below 32 x 32 pixels
+    medium: float | None  # `ap` of objects from 32 x 32 to 96 x 96 pixels
+    large: float | None  # `ap` of larger objects
+    recall: float | None  # mean recall of 100 predictions per image
+    per_class: dict[int, float | None]  # `ap` by category id of the things
 
 
 class _Image(NamedTuple):
@@ -113,20 +104,20 @@ class AveragePrecision:
         self._images[image_id] = _Image((height, width), self._true_things(truth, encoded is not None), found)
         self._has_masks = encoded is not None
 
-    def state(self) -> tuple[Any, ...]:
+    def state(self) -> State:
         """Everything collected, as plain values: what processes send each other."""
         return self._has_masks, tuple((image_id, *image) for image_id, image in self._images.items())
 
-    def add_state(self, state: tuple[Any, ...]) -> None:
+    def add_state(self, state: State) -> None:
         """Add what `state` of another collection over the same categories returned.
 
         Raises:
             EvaluationError: an image that is here already.
         """
         has_masks, images = state
-        for image_id, *image in images:
-            self._check_new(image_id, has_masks)
-            self._images[image_id] = _Image(*image)
+        for image_id, size, true, found in images:
+            self._check_new(image_id, bool(has_masks))
+            self._images[image_id] = _Image(size, true, found)
             self._has_masks = has_masks
 
     def compute(self, backend: Backend = "auto") -> ThingPrecision:

@@ -27,19 +27,12 @@ ApKind = Literal["none", "boxes", "masks"]
 
 @dataclass(frozen=True)
 class ModelScores:
-    """Scores of a model on a data set.
+    """Scores of a model on a data set."""
 
-    Attributes:
-        panoptic: PQ and what belongs to it; None for a detector without masks.
-        things: box AP and mask AP over things; None if not asked for.
-        images: number of images.
-        seconds: wall-clock time of the pass.
-    """
-
-    panoptic: PanopticQualityResult | None
-    things: ThingPrecision | None
-    images: int
-    seconds: float
+    panoptic: PanopticQualityResult | None  # PQ and what belongs to it; None for a detector without masks
+    things: ThingPrecision | None  # box AP and mask AP over things; None if not asked for
+    images: int  # number of images
+    seconds: float  # wall-clock time of the pass
 
     def summary(self) -> dict[str, float]:
         """The main scores by name, as fractions, the most important one first, NaN where one is undefined; for logs."""

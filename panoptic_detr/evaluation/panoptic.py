@@ -12,6 +12,7 @@ from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
+from panoptic_detr.segment_maps import IdBuffer
 
 
 def evaluate_panoptic(
@@ -70,18 +71,25 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 def _score_images(
     categories: CategoryTable, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
 ) -> PanopticQuality:
-    quality = PanopticQuality(categories)
+    quality, buffers = PanopticQuality(categories), (IdBuffer(), IdBuffer())
     for image_id in image_ids:
-        score_image(quality, prediction, truth, image_id)
+        score_image(quality, prediction, truth, image_id, buffers)
     return quality
 
 
-def score_image(quality: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId) -> None:
+def score_image(
+    quality: PanopticQuality,
+    prediction: AnnotationSet,
+    truth: AnnotationSet,
+    image_id: ImageId,
+    buffers: tuple[IdBuffer, IdBuffer] | None = None,
+) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    expected = truth.regions(image_id)
+    mine, theirs = buffers or (None, None)
+    expected = truth.regions(image_id, theirs)
     found = image_id in prediction.entries
     if found:
-        result = prediction.regions(image_id)
+        result = prediction.regions(image_id, mine)
     else:
         result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
     overlaps = quality.update_regions(result, expected)

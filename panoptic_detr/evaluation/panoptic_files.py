@@ -7,37 +7,29 @@ Nothing in the JSON is trusted: ids, categories and file names are checked, area
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 
 from panoptic_detr.categories import LARGEST_ID, CategoryTable
 from panoptic_detr.data.coco import read_json
+from panoptic_detr.data.coco.defects import ImageId, show
+from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
 from panoptic_detr.files import safe_path
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import Regions
-from panoptic_detr.segment_maps import MAX_ID, measure, read_id_png
-
-ImageId = int | str
+from panoptic_detr.segment_maps import MAX_ID, IdBuffer, measure, read_id_png
 
 
 @dataclass(frozen=True)
 class AnnotationSet:
-    """The annotations of a JSON by image, and the folder of their PNGs.
+    """The annotations of a JSON by image, and the folder of their PNGs."""
 
-    Attributes:
-        path: the JSON.
-        folder: the folder of id PNGs.
-        entries: by image id, in the order of the JSON; checked when `regions` reads them.
-        category_list: the JSON's `categories`, if it has them.
-        image_names: file names of the images by id, where the JSON lists `images`.
-    """
-
-    path: Path
-    folder: Path
-    entries: dict[ImageId, Mapping[str, object]]
-    category_list: object = None
+    path: Path  # the JSON
+    folder: Path  # the folder of id PNGs
+    entries: dict[ImageId, Mapping[str, object]]  # by image id, in the order of the JSON; checked when `regions` reads them
+    category_list: object = None  # the JSON's `categories`, if it has them
+    # file names of the images by id, where the JSON lists `images`
     image_names: dict[ImageId, str] = field(default_factory=dict)
 
     def categories(self) -> CategoryTable:
@@ -58,8 +50,8 @@ class AnnotationSet:
         """The place to name in messages about an image."""
         return f"{self.path}, image {self.entries.get(image_id, {}).get('image_id', image_id)}"
 
-    def regions(self, image_id: ImageId) -> Regions:
-        """Read the id map of an image and the rows of its segments.
+    def regions(self, image_id: ImageId, buffer: IdBuffer | None = None) -> Regions:
+        """Read the id map of an image, into the memory of `buffer` if there is one, and the rows of its segments.
 
         Raises:
             EvaluationError: an ill-formed entry, an unsafe file name, or a PNG that cannot be read as an id map.
@@ -68,7 +60,7 @@ class AnnotationSet:
         rows = [_segment_row(info, where) for info in _segments_info(entry, where)]
         path = _png_path(self.folder, entry.get("file_name"), where)
         try:
-            segment_map = read_id_png(path)
+            segment_map = read_id_png(path, buffer)
         except SegmentMapError as error:
             raise EvaluationError(f"image {image_id}: {error}") from None
         return Regions.from_rows(segment_map, rows, f"{where} ({path.name})")
@@ -93,7 +85,7 @@ class AnnotationSet:
             if number not in found:
                 raise EvaluationError(f"{where}: segment {number - up} has no pixel in its PNG; leave it out, or paint it")
             score, query = info.get("score", 1.0), info.get("query")
-            if not isinstance(score, int | float) or not (query is None or _is_integer(query)):
+            if not isinstance(score, int | float) or not (query is None or is_integer(query)):
                 raise EvaluationError(f"{where}: segment {number - up}: score must be a number and query an integer")
             segments.append(Segment(number, category_id, category.isthing, float(score), *found[number], query, crowd))
         return PanopticSegmentation(regions.segment_map + up, segments, categories, image_id=image_id)
@@ -145,22 +137,17 @@ def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegm
     return (annotations.segmentation(image_id, categories) for image_id in annotations.entries)
 
 
-def shown(value: object) -> str:
-    """A value from a file, as messages show it."""
-    return repr(value)[:60]
-
-
 def image_names(rows: object) -> dict[ImageId, str]:
     """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
     entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     pairs = ((row.get("id"), row.get("file_name")) for row in entries)
-    return {i: name for i, name in pairs if isinstance(i, int | str) and isinstance(name, str)}
+    return {i: name for i, name in pairs if is_id(i) and isinstance(name, str)}
 
 
 def _png_path(folder: Path, name: object, where: str) -> Path:
     """The file `name` inside `folder`; names from a JSON are not trusted."""
     if not isinstance(name, str) or not name:
-        raise EvaluationError(f"{where}: file_name must be the name of the image's PNG, but is {shown(name)}")
+        raise EvaluationError(f"{where}: file_name must be the name of the image's PNG, but is {show(name)}")
     try:
         return safe_path(folder, name, where)
     except DataError as error:
@@ -169,10 +156,10 @@ def _png_path(folder: Path, name: object, where: str) -> Path:
 
 def _image_id(row: object, where: str) -> ImageId:
     if not isinstance(row, dict):
-        raise EvaluationError(f"{where}: must be an object with image_id, file_name and segments_info, but is {shown(row)}")
+        raise EvaluationError(f"{where}: must be an object with image_id, file_name and segments_info, but is {show(row)}")
     image_id = row.get("image_id")
-    if not isinstance(image_id, int | str) or isinstance(image_id, bool):
-        raise EvaluationError(f"{where}: image_id must be a number or a name, but is {shown(image_id)}")
+    if not is_id(image_id):
+        raise EvaluationError(f"{where}: image_id must be a number or a name, but is {show(image_id)}")
     return image_id
 
 
@@ -186,15 +173,11 @@ def _segments_info(entry: Mapping[str, object], where: str) -> list[dict[str, ob
 def _segment_row(info: Mapping[str, object], where: str) -> tuple[int, int, bool]:
     """(id, category id, iscrowd) of a segment."""
     segment_id, category_id, crowd = info.get("id"), info.get("category_id"), info.get("iscrowd", 0)
-    if not _is_integer(segment_id) or not 0 <= segment_id <= MAX_ID:
-        raise EvaluationError(f"{where}: segment id {shown(segment_id)} must be an integer from 0 to {MAX_ID} (24 bits)")
+    if not is_integer(segment_id) or not 0 <= segment_id <= MAX_ID:
+        raise EvaluationError(f"{where}: segment id {show(segment_id)} must be an integer from 0 to {MAX_ID} (24 bits)")
     where = f"{where}, segment {segment_id}"
-    if not _is_integer(category_id) or abs(category_id) > LARGEST_ID:
-        raise EvaluationError(f"{where}: category_id {shown(category_id)} must be the integer id of a category")
+    if not is_integer(category_id) or abs(category_id) > LARGEST_ID:
+        raise EvaluationError(f"{where}: category_id {show(category_id)} must be the integer id of a category")
     if crowd not in (0, 1):
-        raise EvaluationError(f"{where}: iscrowd must be 0 or 1, but is {shown(crowd)}")
+        raise EvaluationError(f"{where}: iscrowd must be 0 or 1, but is {show(crowd)}")
     return segment_id, category_id, crowd == 1
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, shown
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
 
@@ -93,10 +94,10 @@ def _pair_up(
             if count > 1:
                 fitting = [pair for pair in rest if pair[side] == one][:2]
                 both = " and ".join(
-                    f"{shown((other, truth)[side][pair[1 - side]])} (image {pair[1 - side]})" for pair in fitting
+                    f"{show((other, truth)[side][pair[1 - side]])} (image {pair[1 - side]})" for pair in fitting
                 )
                 raise EvaluationError(
-                    f"{where}: {both} both fit {shown(names[one])} (image {one}); give file names with their folders, or the "
+                    f"{where}: {both} both fit {show(names[one])} (image {one}); give file names with their folders, or the "
                     "same image ids, on both sides"
                 )
     return found | dict(rest)
@@ -125,8 +126,8 @@ def _check_common_ids(prediction: AnnotationSet, truth: AnnotationSet) -> None:
             f"{kinds[type(theirs)]} ({theirs!r}), so no image is in both; write them as the ground truth does"
         )
     raise EvaluationError(
-        f"{prediction.path}: none of its {len(prediction.entries)} images (first: {shown(mine)}) is in {truth.path} (first: "
-        f"{shown(theirs)}); give the ground truth of the predicted images, or list 'images' with their file names in both"
+        f"{prediction.path}: none of its {len(prediction.entries)} images (first: {show(mine)}) is in {truth.path} (first: "
+        f"{show(theirs)}); give the ground truth of the predicted images, or list 'images' with their file names in both"
     )
 
 
@@ -156,11 +157,11 @@ def _renamed_images(prediction: AnnotationSet, truth: AnnotationSet) -> list[str
     if listed and len(differing) == len(names):
         mine, theirs = names[differing[0]]
         raise EvaluationError(
-            f"{prediction.path}: these are predictions of other images: image {differing[0]} is {shown(mine)} there but "
-            f"{shown(theirs)} in {truth.path}, and no other image has the same name on both sides; predict the images of this "
+            f"{prediction.path}: these are predictions of other images: image {differing[0]} is {show(mine)} there but "
+            f"{show(theirs)} in {truth.path}, and no other image has the same name on both sides; predict the images of this "
             "ground truth (its split), or give the ground truth of the predicted ones"
         )
-    return [f"image {i}: {shown(names[i][0])}, truth {shown(names[i][1])}" for i in differing]
+    return [f"image {i}: {show(names[i][0])}, truth {show(names[i][1])}" for i in differing]
 
 
 def check_same_names(prediction: AnnotationSet, categories: CategoryTable) -> list[str]:
@@ -181,10 +182,10 @@ def check_same_names(prediction: AnnotationSet, categories: CategoryTable) -> li
     if len(differing) == len(shared) > 1:
         first = differing[0]
         raise EvaluationError(
-            f"{prediction.path}: these are predictions of other categories: {first.id} is {shown(names[first.id])} there but "
-            f"{shown(first.name)} in the truth, and no other id has the same name on both sides; give both the same categories"
+            f"{prediction.path}: these are predictions of other categories: {first.id} is {show(names[first.id])} there but "
+            f"{show(first.name)} in the truth, and no other id has the same name on both sides; give both the same categories"
         )
-    return [f"category {c.id}: {shown(names[c.id])}, truth {shown(c.name)}" for c in differing]
+    return [f"category {c.id}: {show(names[c.id])}, truth {show(c.name)}" for c in differing]
 
 
 def _stem(name: str) -> str:

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -83,9 +82,9 @@ def ap_table(things: ThingPrecision) -> Table:
     return table
 
 
-def as_json(result: PanopticQualityResult | None, things: ThingPrecision | None = None) -> dict[str, Any]:
+def as_json(result: PanopticQualityResult | None, things: ThingPrecision | None = None) -> dict[str, object]:
     """Everything as plain values, fractions; the panoptic part in panopticapi's layout with more per category."""
-    content: dict[str, Any] = {}
+    content: dict[str, object] = {}
     if result is not None:
         content = result.as_dict()
         content["per_class"] = {str(row["id"]): {k: v for k, v in row.items() if k != "id"} for row in class_rows(result)}
@@ -97,7 +96,7 @@ def as_json(result: PanopticQualityResult | None, things: ThingPrecision | None 
     return content
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[dict[str, object]]) -> str:
     """Rows of one kind as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
@@ -106,11 +105,11 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def class_rows(result: PanopticQualityResult) -> list[dict[str, Any]]:
+def class_rows(result: PanopticQualityResult) -> list[dict[str, object]]:
     """One flat row of scores, counts and errors per category of the table."""
     rows = []
     for category in result.categories.categories:
-        row: dict[str, Any] = {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
+        row: dict[str, object] = {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
         row |= result.per_class[category.id]._asdict()
         for side, errors in (("lost", result.lost), ("extra", result.extra)):
             counts = errors.get(category.id, NO_ERRORS)
@@ -119,11 +118,11 @@ def class_rows(result: PanopticQualityResult) -> list[dict[str, Any]]:
     return rows
 
 
-def ap_rows(things: ThingPrecision) -> list[dict[str, Any]]:
+def ap_rows(things: ThingPrecision) -> list[dict[str, object]]:
     """One row of box AP and mask AP per category of things."""
     rows = []
     for category_id, box_ap in things.boxes.per_class.items():
-        row: dict[str, Any] = {"id": category_id, "box_ap": box_ap}
+        row: dict[str, object] = {"id": category_id, "box_ap": box_ap}
         if things.masks is not None:
             row["mask_ap"] = things.masks.per_class[category_id]
         rows.append(row)
@@ -140,7 +139,7 @@ def _error_rows(result: PanopticQualityResult, per_class: bool) -> Iterable[tupl
     yield "All", lost, extra
 
 
-def _ap_values(scores: ApScores) -> dict[str, Any]:
+def _ap_values(scores: ApScores) -> dict[str, object]:
     values = scores._asdict()
     values["per_class"] = {str(category_id): ap for category_id, ap in scores.per_class.items()}
     return values

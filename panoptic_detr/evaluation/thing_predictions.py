@@ -1,7 +1,6 @@
 """A detector's things before merging, as AP wants them: boxes, scores and, from a panoptic model, masks that may overlap."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation.coco_ap import encode_masks
+from panoptic_detr.evaluation.coco_ap import Rle, encode_masks
 from panoptic_detr.structures import Batch, DetectorOutput
 
 MASKS_AT_ONCE = 8
@@ -17,19 +16,12 @@ MASKS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class ThingPredictions:
-    """The best things of one image.
+    """The best things of one image."""
 
-    Attributes:
-        scores: (N,) float32 probabilities, falling.
-        category_ids: (N,) int64.
-        queries: (N,) int64 object query of each; with sigmoid classes a query may stand for several categories.
-        boxes: (N, 4) float32 corners in pixels of the original image.
-    """
-
-    scores: Tensor
-    category_ids: Tensor
-    queries: Tensor
-    boxes: Tensor
+    scores: Tensor  # (N,) float32 probabilities, falling
+    category_ids: Tensor  # (N,) int64
+    queries: Tensor  # (N,) int64 object query of each; with sigmoid classes a query may stand for several categories
+    boxes: Tensor  # (N, 4) float32 corners in pixels of the original image
 
 
 def find_things(output: DetectorOutput, batch: Batch, categories: CategoryTable, most: int = 100) -> list[ThingPredictions]:
@@ -73,7 +65,7 @@ def _corners(size: tuple[int, int], like: Tensor) -> Tensor:
     return like.new_tensor([width, height, width, height])
 
 
-def encode_thing_masks(output: DetectorOutput, batch: Batch, things: list[ThingPredictions]) -> list[list[dict[str, Any]]]:
+def encode_thing_masks(output: DetectorOutput, batch: Batch, things: list[ThingPredictions]) -> list[list[Rle]]:
     """Masks of the things of each image at its original size, run-length encoded; a few are in memory at a time.
 
     Args:

@@ -18,17 +18,12 @@ from panoptic_detr.shapes import check_shape
 
 @dataclass(frozen=True)
 class Choice:
-    """The best class of every query of one image and whether it passes.
+    """The best class of every query of one image and whether it passes."""
 
-    Attributes:
-        scores: probability of the best class, Q values.
-        categories: the category of the best class; None for "no object" and for label slots without a category.
-        reasons: why a query is not chosen; None for the chosen ones.
-    """
-
-    scores: list[float]
+    scores: list[float]  # probability of the best class, Q values
+    # the category of the best class; None for "no object" and for label slots without a category
     categories: list[Category | None]
-    reasons: list[DropReason | None]
+    reasons: list[DropReason | None]  # why a query is not chosen; None for the chosen ones
 
     @property
     def queries(self) -> list[int]:

@@ -6,7 +6,7 @@ best query. Every query that is no segment of the result is listed with the reas
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def merge_panoptic(
     logits: Tensor,
     mask_logits: Tensor,
     *,
-    categories: CategoryTable | Sequence[Mapping[str, Any]],
+    categories: CategoryTable | Sequence[Mapping[str, object]],
     size: Sequence[int],
     target_size: Sequence[int] | None = None,
     padded_size: Sequence[int] | None = None,

@@ -27,18 +27,12 @@ class Axis:
     """How the pixels of one image axis lie between mask cells, and how they spread over the result.
 
     Only pixels that the result samples are kept: n of them.
-
-    Attributes:
-        low: (n,) int64, the mask cell at or before each pixel centre.
-        high: (n,) int64, the cell after it.
-        weight: (n,) float32, share of the cell after it.
-        spread: (N,) int64, for every pixel of the result the index of its sampled pixel; never decreases.
     """
 
-    low: Tensor
-    high: Tensor
-    weight: Tensor
-    spread: Tensor
+    low: Tensor  # (n,) int64, the mask cell at or before each pixel centre
+    high: Tensor  # (n,) int64, the cell after it
+    weight: Tensor  # (n,) float32, share of the cell after it
+    spread: Tensor  # (N,) int64, for every pixel of the result the index of its sampled pixel; never decreases
 
     def __len__(self) -> int:
         return len(self.low)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
-from panoptic_detr.models.layers import MLP, exact_linear
+from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
 from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
@@ -162,9 +162,7 @@ def build_detr(
     decoder = build_decoder(
         num_layers=decoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )
-    for parameter in [*encoder.parameters(), *decoder.parameters()]:
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    reset_matrices(encoder, decoder)
     return DETR(
         build_backbone(backbone, norm=backbone_norm, dilation=dilation, pretrained=pretrained_backbone, drop_path=drop_path),
         encoder,

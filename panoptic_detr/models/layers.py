@@ -109,6 +109,13 @@ def exact_linear(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
+def reset_matrices(*modules: nn.Module) -> None:
+    """Xavier-uniform weights for every matrix of a transformer, as in the papers."""
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them, in full precision always; the box head is one of three layers."""
 

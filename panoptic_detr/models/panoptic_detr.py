@@ -30,11 +30,9 @@ class PanopticDETR(nn.Module):
         self.detector_bf16 = False
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
-        """Detect; the output can `segment` chosen queries afterwards. A frozen detector runs without gradients.
+        """Detect, as `DETR.forward` does; the output can `segment` chosen queries afterwards.
 
-        Args:
-            images: (B, 3, H, W) normalised, zero on padding.
-            padding_mask: (B, H, W) bool, True on padding.
+        A frozen detector runs without gradients.
         """
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.detector.parameters())
         half = self.detector_bf16 and self.training and not trains

@@ -11,12 +11,7 @@ LARGEST_COUNT = 10**5  # of anything else: queries, labels, rows of a table
 
 
 def check_counts(least: int, **counts: object) -> None:
-    """Raise `InputError` unless every count is a whole number, large enough, and no larger than anybody could mean.
-
-    Args:
-        least: the smallest that makes sense.
-        **counts: setting to value.
-    """
+    """Raise `InputError` unless every count, by its setting, is a whole number from `least` to what anybody could mean."""
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise InputError(f"{name} must be a whole number, but got {value!r}")
@@ -29,11 +24,7 @@ def check_counts(least: int, **counts: object) -> None:
 def check_memory(*, hidden_dim: int, ffn_dim: int, layers: int, rows: int) -> None:
     """Raise `InputError` if a transformer does not even fit into this machine's memory, before anything is built.
 
-    Args:
-        hidden_dim: width D.
-        ffn_dim: inner width of the feed-forward blocks.
-        layers: of encoder and decoder together.
-        rows: vectors of width D besides: queries, and labels of each head.
+    `layers` are those of encoder and decoder together, `rows` the vectors of width D besides: queries, and labels of each head.
     """
     pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}) else 2**28
     memory, parameters = pages * 4096, layers * (8 * hidden_dim**2 + 2 * hidden_dim * ffn_dim) + 2 * rows * hidden_dim
@@ -45,11 +36,7 @@ def check_memory(*, hidden_dim: int, ffn_dim: int, layers: int, rows: int) -> No
 
 
 def check_shares(**shares: float) -> None:
-    """Raise `InputError` unless every share of what is left out in training is at least 0 and below 1.
-
-    Args:
-        **shares: setting to value.
-    """
+    """Raise `InputError` unless every share of what is left out in training, by its setting, is at least 0 and below 1."""
     for name, value in shares.items():
         if not 0 <= value < 1:
             raise InputError(
@@ -78,12 +65,7 @@ def check_width(hidden_dim: int, parts: int) -> None:
 
 
 def check_backbone_levels(levels: Sequence[int], finest: int) -> None:
-    """Raise `InputError` unless the levels are some of those that a backbone has, each once, fine to coarse.
-
-    Args:
-        levels: to compute.
-        finest: the backbone's finest, 0 or 1; the coarsest is 4 (stride 32).
-    """
+    """Raise `InputError` unless the levels are some of a backbone's, from its finest (0 or 1) to 4 (stride 32), in order."""
     if not levels or list(levels) != sorted({*levels} & {*range(finest, 5)}):
         raise InputError(
             f"backbone_levels must be one or more of {', '.join(map(str, range(finest, 5)))}, each once and in this order, but "
@@ -102,12 +84,7 @@ def check_memory_level(memory_level: int, used: int) -> None:
 
 
 def check_anchors(anchor_size: float, num_levels: int) -> None:
-    """Raise `InputError` unless some level has anchors that may propose boxes (see `Proposals`).
-
-    Args:
-        anchor_size: side of the finest anchors as a fraction of the image; twice that on the next level, and so on.
-        num_levels: levels.
-    """
+    """Raise `InputError` unless some level has anchors that may propose boxes (see `Proposals`)."""
     if not any(0.01 < anchor_size * 2**level < 0.99 for level in range(num_levels)):
         raise InputError(
             f"anchor_size must be a fraction of the image, but with {anchor_size}, doubled from level to level, none of the "
@@ -116,13 +93,7 @@ def check_anchors(anchor_size: float, num_levels: int) -> None:
 
 
 def check_mask_head(hidden_dim: int, num_heads: int, num_features: int) -> None:
-    """Raise `InputError` unless a mask head can have these sizes.
-
-    Args:
-        hidden_dim: width of the detector.
-        num_heads: attention maps per query.
-        num_features: backbone levels finer than the memory; each halves the width.
-    """
+    """Raise `InputError` unless a mask head can have these sizes; each level finer than the memory halves its width."""
     if num_features < 1:
         raise InputError(
             "the mask head needs a backbone level finer than its memory, but there is none: add one to backbone_levels, or "

@@ -20,23 +20,14 @@ BAD_MASK_IOU = 0.25
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of the G true and the P predicted segments of an image, by panopticapi's definition.
+    """What became of the G true and the P predicted segments of an image, by panopticapi's definition."""
 
-    Attributes:
-        truth: (K,) index of the true segment of each matched pair.
-        prediction: (K,) index of the predicted one.
-        ious: (K,) float64 in (0.5, 1], void left out of the union.
-        missed: (G,) bool, false negatives.
-        extra: (P,) bool, false positives.
-        ignored: (P,) bool, neither right nor wrong.
-    """
-
-    truth: np.ndarray
-    prediction: np.ndarray
-    ious: np.ndarray
-    missed: np.ndarray
-    extra: np.ndarray
-    ignored: np.ndarray
+    truth: np.ndarray  # (K,) index of the true segment of each matched pair
+    prediction: np.ndarray  # (K,) index of the predicted one
+    ious: np.ndarray  # (K,) float64 in (0.5, 1], void left out of the union
+    missed: np.ndarray  # (G,) bool, false negatives
+    extra: np.ndarray  # (P,) bool, false positives
+    ignored: np.ndarray  # (P,) bool, neither right nor wrong
 
     @property
     def quality(self) -> float:
@@ -65,19 +56,12 @@ def match_segments(overlaps: Overlaps) -> Matching:
 
 
 class ClassCounts(NamedTuple):
-    """What PQ needs to know of one category.
+    """What PQ needs to know of one category."""
 
-    Attributes:
-        tp: matched pairs.
-        fp: predicted segments without a match.
-        fn: true segments without a match.
-        iou_units: sum of the matched pairs' IoU in units of 2**-53.
-    """
-
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-    iou_units: int = 0
+    tp: int = 0  # matched pairs
+    fp: int = 0  # predicted segments without a match
+    fn: int = 0  # true segments without a match
+    iou_units: int = 0  # sum of the matched pairs' IoU in units of 2**-53
 
     @property
     def iou(self) -> float:
@@ -86,21 +70,13 @@ class ClassCounts(NamedTuple):
 
 
 class ErrorCounts(NamedTuple):
-    """Errors of one class, or of all, by cause. The first cause that applies, in this order, is the cause.
+    """Errors of one class, or of all, by cause. The first cause that applies, in this order, is the cause."""
 
-    Attributes:
-        wrong_class: a segment of another class overlaps it with IoU above 0.5: the region was found, its name is wrong.
-        merged: one prediction of the class covers more than half of each of several true segments of the class.
-        duplicated: several predictions of the class lie, each with more than half of its pixels, on one true segment.
-        bad_mask: a segment of the class overlaps it with IoU from 0.25 to 0.5.
-        missed: none of these; for predictions: nothing of the class is there.
-    """
-
-    wrong_class: int = 0
-    merged: int = 0
-    duplicated: int = 0
-    bad_mask: int = 0
-    missed: int = 0
+    wrong_class: int = 0  # a segment of another class overlaps it with IoU above 0.5: the region was found, its name is wrong
+    merged: int = 0  # one prediction of the class covers more than half of each of several true segments of the class
+    duplicated: int = 0  # several predictions of the class lie, each with more than half of its pixels, on one true segment
+    bad_mask: int = 0  # a segment of the class overlaps it with IoU from 0.25 to 0.5
+    missed: int = 0  # none of these; for predictions: nothing of the class is there
 
     @property
     def total(self) -> int:

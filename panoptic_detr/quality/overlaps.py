@@ -20,20 +20,13 @@ class Regions:
     """An id map with what its ids mean, as little as scoring needs.
 
     Id 0 is void, unless a segment with id 0 is listed (some tools number segments from 0): then it is that segment.
-
-    Attributes:
-        segment_map: (H, W) integer ids.
-        ids: (S,) int64 ids of the segments.
-        category_ids: (S,) int64.
-        iscrowd: (S,) bool, for ground truth.
-        where: what to call the map in errors, for example "image 7" or a file.
     """
 
-    segment_map: np.ndarray
-    ids: np.ndarray
-    category_ids: np.ndarray
-    iscrowd: np.ndarray
-    where: str = "the segment map"
+    segment_map: np.ndarray  # (H, W) integer ids
+    ids: np.ndarray  # (S,) int64 ids of the segments
+    category_ids: np.ndarray  # (S,) int64
+    iscrowd: np.ndarray  # (S,) bool, for ground truth
+    where: str = "the segment map"  # what to call the map in errors, for example "image 7" or a file
 
     @classmethod
     def of(cls, segmentation: PanopticSegmentation, where: str) -> "Regions":
@@ -63,25 +56,15 @@ class Regions:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """The joint histogram of a true and a predicted id map (G true, P predicted segments).
+    """The joint histogram of a true and a predicted id map (G true, P predicted segments)."""
 
-    Attributes:
-        pixels: (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void.
-        truth_categories: (G,) int64 category ids.
-        prediction_categories: (P,) int64 category ids.
-        iscrowd: (G,) bool.
-        runs: (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`.
-        lengths: (R,) int64 pixels of each run.
-        size: (H, W) of the maps.
-    """
-
-    pixels: np.ndarray
-    truth_categories: np.ndarray
-    prediction_categories: np.ndarray
-    iscrowd: np.ndarray
-    runs: np.ndarray
-    lengths: np.ndarray
-    size: tuple[int, int]
+    pixels: np.ndarray  # (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void
+    truth_categories: np.ndarray  # (G,) int64 category ids
+    prediction_categories: np.ndarray  # (P,) int64 category ids
+    iscrowd: np.ndarray  # (G,) bool
+    runs: np.ndarray  # (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`
+    lengths: np.ndarray  # (R,) int64 pixels of each run
+    size: tuple[int, int]  # (H, W) of the maps
 
     def paint(self, values: np.ndarray) -> np.ndarray:
         """The (H, W) map that shows at every pixel the value of its pair, from (G + 1, P + 1) `values` like `pixels`."""

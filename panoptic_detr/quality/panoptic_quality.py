@@ -27,7 +27,7 @@ class PanopticQuality:
         categories: the table that category ids of predictions and truth refer to, or a COCO category list.
     """
 
-    def __init__(self, categories: CategoryTable | Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, categories: CategoryTable | Sequence[Mapping[str, object]]) -> None:
         self.categories = CategoryTable.of(categories)
         self._images = 0
         self._counts = PanopticCounts()
@@ -111,19 +111,12 @@ class PanopticQuality:
 
 
 class GroupQuality(NamedTuple):
-    """Means over the categories of a group that occur in truth or prediction; fractions, all 0 if none does (n = 0).
+    """Means over the categories of a group that occur in truth or prediction; fractions, all 0 if none does (n = 0)."""
 
-    Attributes:
-        pq: panoptic quality.
-        sq: segmentation quality, the mean IoU of matched pairs.
-        rq: recognition quality, the F1 score of the matching.
-        n: categories in the mean.
-    """
-
-    pq: float
-    sq: float
-    rq: float
-    n: int
+    pq: float  # panoptic quality
+    sq: float  # segmentation quality, the mean IoU of matched pairs
+    rq: float  # recognition quality, the F1 score of the matching
+    n: int  # categories in the mean
 
 
 class ClassQuality(NamedTuple):

@@ -17,17 +17,11 @@ OFFSET_NAMES = ("sampling_offsets", "reference_points")
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate.
+    """Parameters that share a learning rate."""
 
-    Attributes:
-        name: `backbone`, `offsets` or `transformer and heads`.
-        parameters: what is trained; frozen parameters are in no group.
-        lr: learning rate before the schedule.
-    """
-
-    name: str
-    parameters: list[nn.Parameter]
-    lr: float
+    name: str  # `backbone`, `offsets` or `transformer and heads`
+    parameters: list[nn.Parameter]  # what is trained; frozen parameters are in no group
+    lr: float  # learning rate before the schedule
 
     @property
     def size(self) -> int:

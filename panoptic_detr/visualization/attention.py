@@ -33,36 +33,22 @@ Inputs = tuple[Any, ...]  # of an attention module: tensors, and what is known o
 
 @dataclass(frozen=True)
 class Sampling:
-    """Where deformable attention reads for one query.
+    """Where deformable attention reads for one query."""
 
-    Attributes:
-        points: (N, 2) x, y as fractions of the image.
-        weights: (N,) sum to 1 over the points of one head, so to the number of heads in all.
-    """
-
-    points: np.ndarray
-    weights: np.ndarray
+    points: np.ndarray  # (N, 2) x, y as fractions of the image
+    weights: np.ndarray  # (N,) sum to 1 over the points of one head, so to the number of heads in all
 
 
 @dataclass(frozen=True)
 class Look:
-    """One image's way through a model.
+    """One image's way through a model."""
 
-    Attributes:
-        detector: the box detector.
-        mask_head: the mask head, if the model has one.
-        output: what the model said.
-        encoder_inputs: arguments of each encoder layer's self-attention.
-        decoder_inputs: arguments of each decoder layer's cross-attention.
-        shapes: (height, width) in cells of each level of the memory.
-    """
-
-    detector: nn.Module
-    mask_head: MaskHead | None
-    output: DetectorOutput
-    encoder_inputs: list[Inputs]
-    decoder_inputs: list[Inputs]
-    shapes: list[tuple[int, int]]
+    detector: nn.Module  # the box detector
+    mask_head: MaskHead | None  # the mask head, if the model has one
+    output: DetectorOutput  # what the model said
+    encoder_inputs: list[Inputs]  # arguments of each encoder layer's self-attention
+    decoder_inputs: list[Inputs]  # arguments of each decoder layer's cross-attention
+    shapes: list[tuple[int, int]]  # (height, width) in cells of each level of the memory
 
     @property
     def has_decoder_maps(self) -> bool:
@@ -89,14 +75,9 @@ class Look:
         Raises:
             AttentionError: the encoder has no such layer or is deformable.
         """
-        module, (query, key, *rest) = self._pick("encoder", layer)
-        if not hasattr(module, "weights"):
-            raise AttentionError("this encoder is deformable: it has sampling points instead of attention maps; draw those")
         height, width = self.shapes[0]
         cells = [min(int(y * height), height - 1) * width + min(int(x * width), width - 1) for x, y in points]
-        mask = rest[1] if len(rest) > 1 else None
-        weights = module.weights(query[:, cells], key, mask)[0].mean(0)  # (P, N)
-        return self._as_maps(weights)
+        return self._maps("encoder", layer, cells)
 
     @torch.no_grad()
     def decoder_attention(self, queries: Sequence[int], *, layer: int = -1) -> np.ndarray:
@@ -108,11 +89,7 @@ class Look:
         Raises:
             AttentionError: the decoder has no such layer or is deformable (see `decoder_sampling`).
         """
-        module, (query, key, *rest) = self._pick("decoder", layer)
-        if not hasattr(module, "weights"):
-            raise AttentionError("this decoder is deformable: it has sampling points instead of attention maps; draw those")
-        mask = rest[1] if len(rest) > 1 else None
-        return self._as_maps(module.weights(query[:, list(queries)], key, mask)[0].mean(0))
+        return self._maps("decoder", layer, list(queries))
 
     @torch.no_grad()
     def decoder_sampling(self, queries: Sequence[int], *, layer: int = -1) -> list[Sampling]:
@@ -156,15 +133,20 @@ class Look:
             raise AttentionError(f"the {part} has {len(inputs)} layer(s); there is no layer {layer}")
         return _attentions(self.detector, part)[layer], inputs[layer]
 
-    def _as_maps(self, weights: Tensor) -> np.ndarray:
-        """(K, N) weights over the cells of all levels to (K, h, w) over those of the finest; sums stay."""
+    def _maps(self, part: str, layer: int, rows: list[int]) -> np.ndarray:
+        """Weights of K queries over the cells of all levels as maps (K, h, w) over those of the finest; sums stay."""
+        module, (query, key, *rest) = self._pick(part, layer)
+        if not hasattr(module, "weights"):
+            raise AttentionError(f"this {part} is deformable: it has sampling points instead of attention maps; draw those")
+        mask = rest[1] if len(rest) > 1 else None
+        weights: Tensor = module.weights(query[:, rows], key, mask)[0].mean(0)  # (K, N)
         height, width = self.shapes[0]
         parts = weights.float().cpu().split([h * w for h, w in self.shapes], dim=1)
         total = torch.zeros(len(weights), height, width)
-        for part, shape in zip(parts, self.shapes, strict=True):
-            level = part.unflatten(1, shape)[:, None]
+        for cells, shape in zip(parts, self.shapes, strict=True):
+            level = cells.unflatten(1, shape)[:, None]
             spread = nn.functional.interpolate(level, size=(height, width), mode="nearest")[:, 0]
-            scale = part.sum(1) / spread.flatten(1).sum(1).clamp(min=1e-12)
+            scale = cells.sum(1) / spread.flatten(1).sum(1).clamp(min=1e-12)
             total += spread * scale[:, None, None]
         return total.numpy()
 

@@ -57,19 +57,12 @@ _STRENGTH = {ErrorKind.CORRECT: 0.3, ErrorKind.IGNORED: 0.55}
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prediction held against the truth.
+    """A prediction held against the truth."""
 
-    Attributes:
-        kinds: (H, W) uint8 values of `ErrorKind`.
-        matching: what counts and what does not, as in every score.
-        nearest: (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none.
-        ious: (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none.
-    """
-
-    kinds: np.ndarray
-    matching: Matching
-    nearest: np.ndarray
-    ious: np.ndarray
+    kinds: np.ndarray  # (H, W) uint8 values of `ErrorKind`
+    matching: Matching  # what counts and what does not, as in every score
+    nearest: np.ndarray  # (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none
+    ious: np.ndarray  # (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none
 
     def shares(self) -> dict[ErrorKind, float]:
         """Fraction of the rated pixels of each kind; of all pixels for `IGNORED`."""
@@ -106,7 +99,7 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
 def error_view(
     image: Picture, prediction: PanopticSegmentation, truth: PanopticSegmentation, *, legend: bool = True, scale: int = 1
 ) -> np.ndarray:
-    """Draw the errors of a prediction over the greyed image.
+    """Draw the errors of a prediction over the greyed image: (H * scale [+ legend], W * scale, 3) uint8 RGB.
 
     Args:
         image: path or array (see `as_rgb`).
@@ -114,9 +107,6 @@ def error_view(
         truth: what the annotation says.
         legend: add a strip with the meaning of the colours and each one's share of the rated pixels.
         scale: enlarge this many times before drawing.
-
-    Returns:
-        (H * scale [+ legend], W * scale, 3) uint8 RGB.
     """
     picture, comparison = as_rgb(image), compare(prediction, truth)
     if picture.shape[:2] != comparison.kinds.shape:
@@ -139,25 +129,18 @@ def error_view(
 
 @dataclass(frozen=True)
 class Entry:
-    """An image, its annotation and a prediction; one of the latter two may be missing.
+    """An image, its annotation and a prediction; one of the latter two may be missing."""
 
-    Attributes:
-        name: what to call it: the file name, say.
-        image: (H, W, 3) uint8 RGB.
-        truth: the annotation.
-        prediction: what a model says.
-    """
-
-    name: str
-    image: np.ndarray
-    truth: PanopticSegmentation | None = None
-    prediction: PanopticSegmentation | None = None
+    name: str  # what to call it: the file name, say
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    truth: PanopticSegmentation | None = None  # the annotation
+    prediction: PanopticSegmentation | None = None  # what a model says
 
 
 def draw_entry(
     entry: Entry, *, show: Show = "all", palette: Palette = "distinct", alpha: float = 0.5, scale: int = 1
 ) -> np.ndarray:
-    """Draw what is there: the annotation, the prediction, and with both also the errors.
+    """Draw what is there: the annotation, the prediction, and with both also the errors: (h, w, 3) uint8 RGB.
 
     Args:
         entry: the image.
@@ -165,9 +148,6 @@ def draw_entry(
         palette: see `overlay`.
         alpha: see `overlay`.
         scale: see `overlay`.
-
-    Returns:
-        (h, w, 3) uint8 RGB.
 
     Raises:
         PictureError: the entry lacks what `show` asks for.

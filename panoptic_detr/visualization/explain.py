@@ -45,23 +45,14 @@ REASON_TEXTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one query.
+    """What became of one query."""
 
-    Attributes:
-        query: its index; None for a segment of the ground truth.
-        kept: it is a segment of the result.
-        outcome: "segment 3", or the reason for which it was dropped.
-        name: its class, "" if it has none.
-        score: probability of that class.
-        area: pixels in the result, or when it was dropped.
-    """
-
-    query: int | None
-    kept: bool
-    outcome: str
-    name: str
-    score: float
-    area: int
+    query: int | None  # its index; None for a segment of the ground truth
+    kept: bool  # it is a segment of the result
+    outcome: str  # "segment 3", or the reason for which it was dropped
+    name: str  # its class, "" if it has none
+    score: float  # probability of that class
+    area: int  # pixels in the result, or when it was dropped
 
 
 def explain(segmentation: PanopticSegmentation, *, no_object: bool = False) -> list[Outcome]:
@@ -138,33 +129,22 @@ def draw_explanation(
 
 @dataclass(frozen=True)
 class SweepStep:
-    """The result at one threshold.
+    """The result at one threshold."""
 
-    Attributes:
-        threshold: 0..1.
-        picture: (H, W, 3) uint8 RGB, one image drawn at it.
-        segments: kept segments of that image.
-        pq: over all images, a fraction; None without ground truth.
-        things, stuff: the same for things and stuff.
-    """
-
-    threshold: float
-    picture: np.ndarray
-    segments: int
-    pq: float | None = None
-    things: float | None = None
-    stuff: float | None = None
+    threshold: float  # 0..1
+    picture: np.ndarray  # (H, W, 3) uint8 RGB, one image drawn at it
+    segments: int  # kept segments of that image
+    pq: float | None = None  # over all images, a fraction; None without ground truth
+    things: float | None = None  # the same for things
+    stuff: float | None = None  # and for stuff
 
 
 def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
-    """Set the pictures in a grid by threshold, with the curve of PQ behind them.
+    """Set the pictures in a grid by threshold, with the curve of PQ behind them: (H, W, 3) uint8 RGB.
 
     Args:
         steps: at least one; the curve needs two with a PQ.
         columns: pictures in a row.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
         PictureError: no steps.
@@ -181,14 +161,11 @@ def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
 
 
 def pq_curve(steps: Sequence[SweepStep], size: tuple[int, int]) -> np.ndarray:
-    """PQ of all, things and stuff over the threshold, the best one marked.
+    """PQ of all, things and stuff over the threshold, the best one marked: (height, width, 3) uint8 RGB.
 
     Args:
         steps: those with a PQ are drawn.
         size: (height, width) in pixels.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     rated = [step for step in sorted(steps, key=lambda step: step.threshold) if step.pq is not None]
     curves = []

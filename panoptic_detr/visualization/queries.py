@@ -17,17 +17,11 @@ SMALL, WIDE, TALL = (0, 158, 115), (213, 94, 0), (0, 114, 178)
 
 @dataclass(frozen=True)
 class LayerScore:
-    """AP of one decoder layer's predictions, fractions.
+    """AP of one decoder layer's predictions, fractions."""
 
-    Attributes:
-        layer: from 1.
-        ap: as predicted.
-        ap_nms: after non-maximum suppression.
-    """
-
-    layer: int
-    ap: float
-    ap_nms: float
+    layer: int  # from 1
+    ap: float  # as predicted
+    ap_nms: float  # after non-maximum suppression
 
 
 def draw_query_boxes(
@@ -37,7 +31,7 @@ def draw_query_boxes(
     columns: int = 5,
     side: int = 160,
 ) -> np.ndarray:
-    """Box centres that each query slot predicted over a data set (DETR paper, Fig. 7).
+    """Box centres that each query slot predicted over a data set (DETR paper, Fig. 7): (H, W, 3) uint8 RGB.
 
     One square per slot, the unit square of image coordinates; green for small boxes, red for wide and blue for tall ones.
 
@@ -47,9 +41,6 @@ def draw_query_boxes(
         slots: which to draw; by default the first twenty.
         columns: squares in a row.
         side: pixels of a square.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
         ShapeError: other axes.
@@ -73,14 +64,11 @@ def box_colors(boxes_cxcywh: np.ndarray) -> np.ndarray:
 
 
 def draw_layer_scores(scores: Sequence[LayerScore], *, size: tuple[int, int] = (300, 420)) -> np.ndarray:
-    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4).
+    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4): (height, width, 3) uint8 RGB.
 
     Args:
         scores: one per layer.
         size: (height, width) in pixels.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     layers = [score.layer for score in scores]
     curves = [
@@ -93,7 +81,7 @@ def draw_layer_scores(scores: Sequence[LayerScore], *, size: tuple[int, int] = (
 def instance_grid(
     patch: np.ndarray, mask: np.ndarray, shown: np.ndarray, size: tuple[int, int], ground: int = 128
 ) -> np.ndarray:
-    """Copies of one instance on a grid (DETR paper, Fig. 12).
+    """Copies of one instance on a grid (DETR paper, Fig. 12): (height, width, 3) uint8 RGB.
 
     Args:
         patch: (h, w, 3) uint8 RGB, the instance in its box.
@@ -101,9 +89,6 @@ def instance_grid(
         shown: (G, G) bool, which places of the grid have a copy.
         size: (height, width) of the result.
         ground: grey level of everything else.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     rows, columns = shown.shape
     cell = (size[0] // rows, size[1] // columns)

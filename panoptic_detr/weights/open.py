@@ -22,17 +22,11 @@ from panoptic_detr.zoo import check_name, list_models
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model with what its use needs.
+    """A model with what its use needs."""
 
-    Attributes:
-        model: in eval mode, on the CPU, not optimized.
-        categories: what its labels mean.
-        settings: thresholds, merging rules and image size.
-    """
-
-    model: nn.Module
-    categories: CategoryTable
-    settings: InferenceSettings
+    model: nn.Module  # in eval mode, on the CPU, not optimized
+    categories: CategoryTable  # what its labels mean
+    settings: InferenceSettings  # thresholds, merging rules and image size
 
     @property
     def panoptic(self) -> bool:

@@ -23,24 +23,17 @@ TRAINING_ONLY = ("dropout", "drop_path", "num_one_to_many", "dense_aux", "pretra
 
 @dataclass
 class Transfer:
-    """What happened to the weights.
+    """What happened to the weights."""
 
-    Attributes:
-        copied: names of parameters that were taken over whole.
-        fresh: parameters of the model that the source does not have or has in another shape, as `name: why`.
-        dropped: parameters of the source that the model has no place for.
-        classes_kept: names of categories whose class weights were taken over.
-        classes_new: names of categories that start from random class weights.
-        classes_dropped: names of categories of the source that the data set does not have.
-        settings_changed: settings with which the weights compute something else than they were trained for.
-    """
-
-    copied: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)  # names of parameters that were taken over whole
+    # parameters of the model that the source does not have or has in another shape, as `name: why`
     fresh: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    classes_kept: list[str] = field(default_factory=list)
-    classes_new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # parameters of the source that the model has no place for
+    classes_kept: list[str] = field(default_factory=list)  # names of categories whose class weights were taken over
+    classes_new: list[str] = field(default_factory=list)  # names of categories that start from random class weights
+    # names of categories of the source that the data set does not have
     classes_dropped: list[str] = field(default_factory=list)
+    # settings with which the weights compute something else than they were trained for
     settings_changed: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:

@@ -8,6 +8,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
+from plain_maps import areas
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import cli, predict
@@ -16,7 +17,7 @@ from panoptic_detr.errors import ConfigError, DataError, EvaluationError
 from panoptic_detr.inference import PredictionFolder, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import areas, read_id_png
+from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.zoo import build_model
 
 TABLE = CategoryTable.from_coco([{"id": 3, "name": "cat", "isthing": 1}, {"id": 10, "name": "sky", "isthing": 0}])

@@ -15,7 +15,6 @@ from panoptic_detr.config.stages import (
     AugmentationConfig,
     DataConfig,
     DetectorStage,
-    InferenceConfig,
     LossConfig,
     MaskStage,
     TrainConfig,
@@ -105,7 +104,7 @@ def test_paper_recipe(name):
         steps = [rate_factor(epoch * 10, epochs * 10, 10, stage.optimizer) for epoch in (0, drop - 1, drop, epochs - 1)]
         assert steps == pytest.approx([1, 1, 0.1, 0.1])
         assert stage.loss == LossConfig()
-    assert masks.inference == InferenceConfig(threshold=0.85)
+    assert masks.inference == InferenceSettings(threshold=0.85)
 
 
 def test_own_data_starts_from_published_weights_and_the_converters_splits():
@@ -174,7 +173,7 @@ def test_one_to_many_queries_and_their_losses_go_together(name, queries, hybrid,
 
 def test_training_data_at_explicit_places_has_no_validation_unless_named(tmp_path):
     places = {f"train_{name}": tmp_path / name for name in ("images", "panoptic", "annotations")}
-    settings = (InferenceConfig(), TrainConfig(output=tmp_path), scene_categories(), Fabric(accelerator="cpu"))
+    settings = (InferenceSettings(), TrainConfig(output=tmp_path), scene_categories(), Fabric(accelerator="cpu"))
     assert build_data.open_val_set(DataConfig(**places), *settings) is None
     with pytest.raises(DataError, match="no image folder at"):
         build_data.open_val_set(DataConfig(**places, root=tmp_path), *settings)

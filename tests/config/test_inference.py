@@ -4,7 +4,7 @@ import pytest
 
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.reading import read_config
-from panoptic_detr.config.stages import DetectorStage, InferenceConfig
+from panoptic_detr.config.stages import DetectorStage
 from panoptic_detr.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ def test_round_trip():
 
 
 def test_the_section_of_a_training_run_is_the_same_class():
-    assert InferenceConfig is InferenceSettings
+    assert type(DetectorStage().inference) is InferenceSettings
     arguments = ["--inference.threshold", "0.3", "--inference.short_side", "null", "--inference.duplicate_stuff", "keep_first"]
     expected = InferenceSettings(threshold=0.3, short_side=None, duplicate_stuff="keep_first")
     assert read_config(DetectorStage, arguments).inference == expected

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from panoptic_detr.config.reading import known_keys, plain, read_config, read_config_or_exit, save_config
+from panoptic_detr.config.reading import plain, read_config, read_config_or_exit, save_config, typed_keys
 from panoptic_detr.config.stages import DetectorStage, LossConfig, MaskStage, OptimizerConfig, TrainConfig
 from panoptic_detr.config.types import type_name
 from panoptic_detr.errors import ConfigError
@@ -160,7 +160,7 @@ def test_help_lists_every_setting(capsys):
         read_config(MaskStage, ["--help"], prog="train_masks", description="Train masks.")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    leaves = [key for key in known_keys(MaskStage) if "." in key or key in ("loss", "inference", "detector", "joint")]
+    leaves = [key for key in typed_keys(MaskStage) if "." in key or key in ("loss", "inference", "detector", "joint")]
     assert len(leaves) > 40
     assert [key for key in leaves if f"--{key}" not in text] == []
 

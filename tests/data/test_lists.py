@@ -8,8 +8,7 @@ import pytest
 from data.conversions import picture, write
 
 from panoptic_detr.commands.data import main
-from panoptic_detr.config.lists import gather_lists
-from panoptic_detr.config.reading import read_config
+from panoptic_detr.config.reading import gather_lists, read_config
 from panoptic_detr.config.stages import DetectorStage
 from panoptic_detr.errors import ConfigError
 

@@ -5,13 +5,14 @@ import os
 import cv2
 import numpy as np
 import pytest
+from plain_maps import areas, boxes_of
 
 from panoptic_detr.commands import data as data_tool
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import SMALLEST_VISIBLE, make_scene, scene_categories, write_scenes
 from panoptic_detr.data.scenes.painting import SHAPES, TEXTURES, curved_front, pixel_grid, shape_area, shape_distance, texture
 from panoptic_detr.errors import DataError
-from panoptic_detr.segment_maps import areas, boxes_of, read_id_png, write_id_png
+from panoptic_detr.segment_maps import read_id_png, write_id_png
 
 
 def test_categories_are_four_things_and_four_stuff():

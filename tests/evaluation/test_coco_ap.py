@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from plain_maps import areas, boxes_of
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -10,7 +11,6 @@ from panoptic_detr.errors import EvaluationError, ShapeError
 from panoptic_detr.evaluation import coco_ap
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, encode_masks
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.segment_maps import areas, boxes_of
 
 TABLE = CategoryTable.from_coco(
     [

@@ -6,13 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from plain_maps import areas, boxes_of
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality.overlaps import Regions
 from panoptic_detr.quality.panoptic_quality import PanopticQuality
-from panoptic_detr.segment_maps import areas, boxes_of
 
 COCO = [
     {"id": 1, "name": "cat", "isthing": 1},

@@ -5,14 +5,15 @@ import torch
 from models.test_mask_detr import images, make, targets
 
 from panoptic_detr import build_criterion
+from panoptic_detr.config.stages import LossConfig
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.structures import Target
-from panoptic_detr.training.losses.mask_detr import build_mask_criterion, peak_loss, peaks
-from panoptic_detr.training.losses.places import around_things, everywhere, look_up, things_of
+from panoptic_detr.training.losses.build import mask_criterion
+from panoptic_detr.training.losses.mask_detr import around_things, everywhere, look_up, peak_loss, peaks, things_of
 
 
-def criterion(**settings):
-    return build_mask_criterion(num_labels=5, **settings)
+def criterion(*, stuff_labels=(), **settings):
+    return mask_criterion(LossConfig(**settings), 5, stuff_labels)
 
 
 def test_things_are_matched_and_stuff_keeps_its_queries():

@@ -8,7 +8,7 @@ from training.criterion_helpers import LABELS, output, target
 
 from panoptic_detr import build_criterion, build_model
 from panoptic_detr.structures import FeatureLevel, Target, pad_images
-from panoptic_detr.training.losses.regions import dense_term
+from panoptic_detr.training.losses.criterion import dense_term
 from panoptic_detr.training.losses.terms import hard_points
 
 
@@ -81,7 +81,7 @@ def test_points_at_every_pixel_give_the_full_loss(name, monkeypatch):
     centres = (torch.arange(16) + 0.5) / 16
     every = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)  # (256, 2)
     monkeypatch.setattr(
-        "panoptic_detr.training.losses.regions.hard_points", lambda logits, *_: every.expand(len(logits), -1, -1)
+        "panoptic_detr.training.losses.criterion.hard_points", lambda logits, *_: every.expand(len(logits), -1, -1)
     )
     full, points = blob_case(CASES[name])
     for term in ("mask_dice", "mask_focal"):
@@ -92,7 +92,7 @@ def test_points_at_every_pixel_give_the_full_loss(name, monkeypatch):
 def test_uniform_points_estimate_the_full_loss(name, monkeypatch):
     uniform = torch.rand(1, 4000, 2)
     monkeypatch.setattr(
-        "panoptic_detr.training.losses.regions.hard_points", lambda logits, *_: uniform.expand(len(logits), -1, -1)
+        "panoptic_detr.training.losses.criterion.hard_points", lambda logits, *_: uniform.expand(len(logits), -1, -1)
     )
     full, points = blob_case(CASES[name])
     # Between cells the sampled logits are interpolated while the truth is not, which costs a sharp mask a little.

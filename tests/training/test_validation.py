@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from panoptic_detr.config.stages import DetectorStage, InferenceConfig, MaskStage, TrainConfig
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.stages import DetectorStage, MaskStage, TrainConfig
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform
@@ -33,7 +34,7 @@ def tiny(name):
 
 
 def stage_of(kind, **train):
-    return kind(inference=InferenceConfig(threshold=0.05), train=TrainConfig(output=Path("never"), **train))
+    return kind(inference=InferenceSettings(threshold=0.05), train=TrainConfig(output=Path("never"), **train))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(DetectorStage, "detr_r50"), (MaskStage, "detr_r50_panoptic")])

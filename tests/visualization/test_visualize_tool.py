@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from plain_maps import areas, boxes_of
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import visualize
@@ -23,7 +24,7 @@ from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import areas, boxes_of, write_id_png
+from panoptic_detr.segment_maps import write_id_png
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
 from panoptic_detr.visualization.queries import draw_query_boxes

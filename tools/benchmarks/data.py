@@ -21,7 +21,8 @@ from panoptic_detr.boxes import xyxy_to_cxcywh
 from panoptic_detr.data.coco import CocoPanoptic, retarget
 from panoptic_detr.data.scenes import make_scene, scene_categories
 from panoptic_detr.data.transforms import Transform, normalize, train_transform
-from panoptic_detr.segment_maps import areas, write_id_png
+from panoptic_detr.segment_maps import measure as measure_segments
+from panoptic_detr.segment_maps import write_id_png
 from tools.benchmarks.measure import Figures, Stopwatch
 
 PARTS = ("decode image", "decode map", "expand masks", "augment", "boxes", "normalise")
@@ -127,7 +128,7 @@ def write_coco_sized(root: Path, count: int, seed: int) -> None:
         cv2.imwrite(str(root / "val2017" / f"{i}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         write_id_png(root / "panoptic_val2017" / f"{i}.png", ids)
         classes = {s["id"] + shift: s["category_id"] for scene, shift in ((left, 0), (right, 128)) for s in scene.segments_info}
-        segments = [{"id": found, "category_id": classes[found]} for found in areas(ids) if found]
+        segments = [{"id": found, "category_id": classes[found]} for found in measure_segments(ids)]
         annotations.append({"image_id": i, "file_name": f"{i}.png", "segments_info": segments})
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(count)]
     content = {"images": images, "annotations": annotations, "categories": scene_categories().to_coco()}

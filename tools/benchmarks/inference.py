@@ -63,19 +63,12 @@ VARIANTS = {v.name: v for v in (*_FP32, *(replace(v, name=f"bf16, {v.name}", bf1
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        model: a panoptic model of the zoo, with random weights.
-        picture: (height, width) of the picture.
-        short_side: to which it is resized; 800 makes 800 x 1066 of 480 x 640.
-        threads: of torch; None for as many as torch takes.
-    """
-
-    model: str = "detr_r50_panoptic"
-    picture: tuple[int, int] = (480, 640)
-    short_side: int = 800
-    threads: int | None = None
+    model: str = "detr_r50_panoptic"  # a panoptic model of the zoo, with random weights
+    picture: tuple[int, int] = (480, 640)  # (height, width) of the picture
+    short_side: int = 800  # to which it is resized; 800 makes 800 x 1066 of 480 x 640
+    threads: int | None = None  # of torch; None for as many as torch takes
 
 
 class Runner:

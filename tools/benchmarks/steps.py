@@ -68,21 +68,13 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        model: a detector of the zoo.
-        picture: (height, width) of the images.
-        objects: segments per image.
-        batch_size: images per step.
-        threads: of torch; None for as many as torch takes.
-    """
-
-    model: str = "detr_r50"
-    picture: tuple[int, int] = (480, 640)
-    objects: int = 12
-    batch_size: int = 1
-    threads: int | None = None
+    model: str = "detr_r50"  # a detector of the zoo
+    picture: tuple[int, int] = (480, 640)  # (height, width) of the images
+    objects: int = 12  # segments per image
+    batch_size: int = 1  # images per step
+    threads: int | None = None  # of torch; None for as many as torch takes
 
 
 @dataclass(frozen=True)

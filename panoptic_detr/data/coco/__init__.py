@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from panoptic_detr.data.coco.entries import read_json
 from panoptic_detr.data.coco.index import CocoIndex, read_index
-from panoptic_detr.data.coco.layout import IMAGE_ENDINGS, DataPaths, find_image, list_splits, resolve_paths, with_ending
+from panoptic_detr.data.coco.layout import (
+    IMAGE_ENDINGS,
+    DataPaths,
+    find_image,
+    list_splits,
+    make_split,
+    resolve_paths,
+    split_parts,
+    with_ending,
+)
 
 if TYPE_CHECKING:
     from panoptic_detr.data.coco.dataset import CocoPanoptic, Others, retarget
@@ -22,10 +31,12 @@ __all__ = [
     "entries",
     "find_image",
     "list_splits",
+    "make_split",
     "read_index",
     "read_json",
     "resolve_paths",
     "retarget",
+    "split_parts",
     "with_ending",
 ]
 

@@ -30,17 +30,11 @@ Transform = Callable[[Sample, torch.Generator], Sample]
 
 @dataclass(frozen=True)
 class Others:
-    """The other images of a data set, for augmentation that mixes several.
+    """The other images of a data set, for augmentation that mixes several."""
 
-    Attributes:
-        samples: the i-th, as read from disk.
-        count: how many there are.
-        thing_labels: labels of things.
-    """
-
-    samples: Callable[[int], Sample]
-    count: int
-    thing_labels: tuple[int, ...]
+    samples: Callable[[int], Sample]  # the i-th, as read from disk
+    count: int  # how many there are
+    thing_labels: tuple[int, ...]  # labels of things
 
 
 class CocoPanoptic(Dataset[Sample]):

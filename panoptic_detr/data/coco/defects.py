@@ -12,29 +12,17 @@ ImageId = int | str
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing that is wrong at one place.
+    """One thing that is wrong at one place."""
 
-    Attributes:
-        kind: key of KINDS.
-        what: what was found there.
-        split: name of the part of the data set.
-        image_id: as in the JSON; None where no image is meant.
-        file: the file that is wrong or is wrong about.
-        segment_id: as in the JSON or the PNG.
-        repairable: `--fix` repairs it.
-        place: of the entry in the JSON, such as "images[3]", where no usable id tells it.
-        in_png: the PNG is wrong, not the JSON.
-    """
-
-    kind: str
-    what: str
-    split: str = ""
-    image_id: ImageId | None = None
-    file: str = ""
-    segment_id: ImageId | None = None
-    repairable: bool = False
-    place: str = ""
-    in_png: bool = False
+    kind: str  # key of KINDS
+    what: str  # what was found there
+    split: str = ""  # name of the part of the data set
+    image_id: ImageId | None = None  # as in the JSON; None where no image is meant
+    file: str = ""  # the file that is wrong or is wrong about
+    segment_id: ImageId | None = None  # as in the JSON or the PNG
+    repairable: bool = False  # `--fix` repairs it
+    place: str = ""  # of the entry in the JSON, such as "images[3]", where no usable id tells it
+    in_png: bool = False  # the PNG is wrong, not the JSON
 
     @property
     def severity(self) -> Severity:

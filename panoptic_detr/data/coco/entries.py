@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,29 +21,18 @@ Entry = dict[str, Any]  # an object of a JSON; whatever may be in it
 
 @dataclass
 class Entries:
-    """A COCO-panoptic JSON as far as it can be used.
+    """A COCO-panoptic JSON as far as it can be used."""
 
-    Attributes:
-        path: the JSON.
-        defects: what the JSON alone shows; segments are looked at by `usable_segments`.
-        categories: usable ones by id.
-        category_rows: their entries as they were, without exact repetitions.
-        images: entries with a usable id, by it.
-        annotations: of these images.
-        broken: images that show a defect which cannot be repaired.
-        head: everything in the JSON but the three lists.
-        sound: all lists are there and the categories can be used.
-    """
-
-    path: Path
+    path: Path  # the JSON
+    # what the JSON alone shows; segments are looked at by `usable_segments`
     defects: list[Defect] = field(default_factory=list)
-    categories: dict[int, Category] = field(default_factory=dict)
-    category_rows: list[Entry] = field(default_factory=list)
-    images: dict[ImageId, Entry] = field(default_factory=dict)
-    annotations: dict[ImageId, Entry] = field(default_factory=dict)
-    broken: set[ImageId] = field(default_factory=set)
-    head: Entry = field(default_factory=dict)
-    sound: bool = True
+    categories: dict[int, Category] = field(default_factory=dict)  # usable ones by id
+    category_rows: list[Entry] = field(default_factory=list)  # their entries as they were, without exact repetitions
+    images: dict[ImageId, Entry] = field(default_factory=dict)  # entries with a usable id, by it
+    annotations: dict[ImageId, Entry] = field(default_factory=dict)  # of these images
+    broken: set[ImageId] = field(default_factory=set)  # images that show a defect which cannot be repaired
+    head: Entry = field(default_factory=dict)  # everything in the JSON but the three lists
+    sound: bool = True  # all lists are there and the categories can be used
 
     def add(self, kind: str, what: str, image_id: ImageId | None = None, *, place: str = "", repairable: bool = False) -> None:
         """Note a defect; an image that has one which cannot be repaired is broken."""
@@ -116,7 +105,7 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def usable_segments(rows: list[Any], categories: Mapping[int, object], report: Report) -> Iterator[Entry]:
+def usable_segments(rows: Sequence[object], categories: Mapping[int, object], report: Report) -> Iterator[Entry]:
     """Segments with an id of their own; copies, so that repairs do not change what was read, with an iscrowd.
 
     Args:
@@ -128,7 +117,7 @@ def usable_segments(rows: list[Any], categories: Mapping[int, object], report: R
     for number, row in enumerate(rows):
         place = f"segments_info[{number}]"
         problem = _segment_problem(row)
-        if problem:
+        if problem or not isinstance(row, dict):
             value = row.get("id") if isinstance(row, dict) else None
             told = {"segment_id": value} if is_id(value) else {"place": place}
             report(Defect("segment_invalid", problem, **told))
@@ -159,7 +148,7 @@ def _segment_problem(row: object) -> str:
     return "" if crowd in (0, 1) else f"iscrowd is {show(crowd)}, but must be 0 or 1"
 
 
-def _list(content: Entry, key: str, found: Entries) -> list[Any]:
+def _list(content: Entry, key: str, found: Entries) -> Sequence[object]:
     entries = content.get(key)
     if isinstance(entries, list):
         return entries
@@ -168,7 +157,7 @@ def _list(content: Entry, key: str, found: Entries) -> list[Any]:
     return []
 
 
-def _read_categories(rows: list[Any], found: Entries) -> None:
+def _read_categories(rows: Sequence[object], found: Entries) -> None:
     for row in rows:
         try:
             category = read_category(row)
@@ -177,6 +166,7 @@ def _read_categories(rows: list[Any], found: Entries) -> None:
             found.sound = False
             continue
         known = found.categories.get(category.id)
+        assert isinstance(row, dict)  # or it would be no category
         if known is None:
             found.categories[category.id] = category
             found.category_rows.append(row)
@@ -191,7 +181,7 @@ def _read_categories(rows: list[Any], found: Entries) -> None:
             found.add("category_name_repeated", f"{count} categories are called {show(name)}")
 
 
-def _read_images(rows: list[Any], found: Entries) -> None:
+def _read_images(rows: Sequence[object], found: Entries) -> None:
     files: dict[str, ImageId] = {}
     for place, row, image_id in _with_ids(rows, "images", "id", "image_invalid", found):
         if image_id in found.images:
@@ -205,7 +195,7 @@ def _read_images(rows: list[Any], found: Entries) -> None:
             _check_shared(slashed(row["file_name"]), image_id, files, "image_file_duplicate", found)
 
 
-def _read_annotations(rows: list[Any], found: Entries) -> None:
+def _read_annotations(rows: Sequence[object], found: Entries) -> None:
     files: dict[str, ImageId] = {}
     for place, row, image_id in _with_ids(rows, "annotations", "image_id", "annotation_invalid", found):
         if image_id not in found.images:
@@ -224,7 +214,7 @@ def _read_annotations(rows: list[Any], found: Entries) -> None:
             found.add("annotation_invalid", what, image_id)
 
 
-def _with_ids(rows: list[Any], name: str, key: str, kind: str, found: Entries) -> Iterator[tuple[str, Entry, ImageId]]:
+def _with_ids(rows: Sequence[object], name: str, key: str, kind: str, found: Entries) -> Iterator[tuple[str, Entry, ImageId]]:
     """Entries with a usable id: their place in the list, the entry, the id."""
     for number, row in enumerate(rows):
         place = f"{name}[{number}]"

@@ -20,29 +20,17 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class CocoIndex:
-    """A COCO-panoptic JSON as arrays, a tenth of the size of the parsed JSON (60 MB for COCO's training set).
+    """A COCO-panoptic JSON as arrays, a tenth of the size of the parsed JSON (60 MB for COCO's training set)."""
 
-    Attributes:
-        image_ids: of each image, in the JSON's order.
-        image_names: file name of each image, relative to the image folder.
-        png_names: file name of each annotation, relative to the panoptic folder.
-        offsets: (N + 1,) int64; the segments of image i are rows offsets[i] to offsets[i + 1] of the next three.
-        segment_ids: (R,) int32.
-        category_ids: (R,) int64.
-        iscrowd: (R,) bool.
-        categories: the table.
-        path: the JSON, for messages.
-    """
-
-    image_ids: list[ImageId]
-    image_names: list[str]
-    png_names: list[str]
-    offsets: np.ndarray
-    segment_ids: np.ndarray
-    category_ids: np.ndarray
-    iscrowd: np.ndarray
-    categories: CategoryTable
-    path: Path
+    image_ids: list[ImageId]  # of each image, in the JSON's order
+    image_names: list[str]  # file name of each image, relative to the image folder
+    png_names: list[str]  # file name of each annotation, relative to the panoptic folder
+    offsets: np.ndarray  # (N + 1,) int64; the segments of image i are rows offsets[i] to offsets[i + 1] of the next three
+    segment_ids: np.ndarray  # (R,) int32
+    category_ids: np.ndarray  # (R,) int64
+    iscrowd: np.ndarray  # (R,) bool
+    categories: CategoryTable  # the table
+    path: Path  # the JSON, for messages
 
     def segments_of(self, i: int) -> slice:
         """Rows of the segments of the i-th image."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import safe_path
+from panoptic_detr.files import make_folder, safe_path
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 _ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of pictures elsewhere
@@ -14,22 +14,28 @@ _ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of pict
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Where a data set lies.
+    """Where a data set lies."""
 
-    Attributes:
-        images: folder that the JSON's image file names refer to.
-        panoptic: folder of the annotation PNGs.
-        annotations: the JSON.
-    """
-
-    images: Path
-    panoptic: Path
-    annotations: Path
+    images: Path  # folder that the JSON's image file names refer to
+    panoptic: Path  # folder of the annotation PNGs
+    annotations: Path  # the JSON
 
 
 def list_splits(root: str | Path) -> list[str]:
     """Names of the splits under a root in COCO's own layout: those of `annotations/panoptic_<split>.json`."""
     return sorted(path.stem.removeprefix("panoptic_") for path in (Path(root) / "annotations").glob("panoptic_*.json"))
+
+
+def split_parts(split: str) -> list[str]:
+    """What a split consists of, relative to its root in COCO's own layout: two folders, and the JSON that makes them count."""
+    return [split, f"panoptic_{split}", f"annotations/panoptic_{split}.json"]
+
+
+def make_split(root: Path, split: str) -> DataPaths:
+    """Make the folders of a new split under its root in COCO's own layout; where its parts go."""
+    images, panoptic, annotations = (root / part for part in split_parts(split))
+    make_folder(annotations.parent)
+    return DataPaths(make_folder(images), make_folder(panoptic), annotations)
 
 
 def resolve_paths(

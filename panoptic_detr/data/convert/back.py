@@ -5,20 +5,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from panoptic_detr.data.coco import CocoIndex, read_index, with_ending
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.convert.output import Conversion
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, safe_path, staged_file, staged_folder, write_json, write_whole
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.segment_maps import measure, read_id_png, renumber
-
-Entry = dict[str, Any]
 
 
 def to_instances(annotations: Path, panoptic: Path, out: Path, stuff: bool = False, workers: int | None = None) -> Conversion:

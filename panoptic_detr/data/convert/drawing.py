@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from panoptic_detr.data.coco.entries import Entry, is_integer
 from panoptic_detr.data.convert.sources import VOID, whole
 from panoptic_detr.data.doctor import show
 from panoptic_detr.errors import DataError
@@ -17,23 +18,14 @@ LARGEST_COORDINATE = 100_000  # pixels; no picture is that wide
 
 @dataclass(frozen=True)
 class Region:
-    """One annotated thing or piece of stuff, before it is painted.
+    """One annotated thing or piece of stuff, before it is painted."""
 
-    Attributes:
-        category_id: of its class; None for pixels that are void whatever lies below them.
-        patch: (h, w) bool mask; cut out of the image's, so that hundreds of regions take little memory.
-        top: row of the patch in the image.
-        left: column of the patch in the image.
-        iscrowd: a group that is not told apart.
-        layer: regions of lower layers lie below those of higher ones, whatever their sizes.
-    """
-
-    category_id: int | None
-    patch: np.ndarray
-    top: int
-    left: int
-    iscrowd: bool = False
-    layer: int = 0
+    category_id: int | None  # of its class; None for pixels that are void whatever lies below them
+    patch: np.ndarray  # (h, w) bool mask; cut out of the image's, so that hundreds of regions take little memory
+    top: int  # row of the patch in the image
+    left: int  # column of the patch in the image
+    iscrowd: bool = False  # a group that is not told apart
+    layer: int = 0  # regions of lower layers lie below those of higher ones, whatever their sizes
 
     def joined(self, other: "Region") -> "Region":
         """This region with the pixels of another one."""
@@ -77,7 +69,7 @@ def paint(shape: tuple[int, int], regions: Sequence[Region]) -> tuple[np.ndarray
     return places, [(region.category_id, region.iscrowd) for region in regions if region.category_id is not None]
 
 
-def segmentation_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+def segmentation_mask(segmentation: object, size: tuple[int, int], where: str) -> np.ndarray:
     """Draw COCO's `segmentation`.
 
     Args:
@@ -126,7 +118,7 @@ def packed_runs(text: str, where: str) -> list[int]:
     return runs
 
 
-def are_coordinates(values: Sequence[Any]) -> bool:
+def are_coordinates(values: Sequence[object]) -> TypeGuard[Sequence[float]]:
     """Whether all values are numbers that a picture's coordinates can be."""
     return all(
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_COORDINATE and isfinite(value)
@@ -134,7 +126,7 @@ def are_coordinates(values: Sequence[Any]) -> bool:
     )
 
 
-def _runs_mask(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+def _runs_mask(segmentation: Entry, size: tuple[int, int], where: str) -> np.ndarray:
     """(H, W) bool of run lengths, which go down the columns, outside first."""
     if segmentation.get("size") != list(size):
         raise DataError(
@@ -155,11 +147,11 @@ def _unroll(runs: list[int], size: tuple[int, int]) -> np.ndarray:
     return np.repeat(inside, np.array(runs, np.int64)).reshape(size[1], size[0]).T
 
 
-def _are_lengths(runs: list[Any]) -> TypeGuard[list[int]]:
-    return all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs)
+def _are_lengths(runs: Sequence[object]) -> TypeGuard[list[int]]:
+    return all(is_integer(run) and run >= 0 for run in runs)
 
 
-def _polygon(row: Any, where: str) -> list[float]:
+def _polygon(row: object, where: str) -> list[float]:
     """Corner coordinates x, y, x, y, ..."""
     if not isinstance(row, list) or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in row):
         raise DataError(f"{where}: its polygon is {show(row)}, but must be a list of numbers x, y, x, y, ...")

@@ -1,20 +1,20 @@
 """COCO instances (polygons, run lengths, crowds), with or without COCO-stuff maps, to COCO-panoptic."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Literal
 
 import numpy as np
 
 from panoptic_detr.categories import no_integer
 from panoptic_detr.data.coco import find_image, read_json, with_ending
+from panoptic_detr.data.coco.entries import Entry, is_id
 from panoptic_detr.data.convert.drawing import Region, paint, region_of, segmentation_mask
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
-    Entry,
     Sizes,
     check_size,
     number_classes,
@@ -91,29 +91,25 @@ def coco_instances(
     )
 
 
-def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[Entry]:
+def _rows(content: Entry, key: str, path: Path) -> list[Entry]:
     return rows_of(content, key, path, "a COCO instances JSON has images, annotations, categories")
 
 
-def _by_image(content: Mapping[str, Any], path: Path) -> list[tuple[Entry, list[Entry]]]:
+def _by_image(content: Entry, path: Path) -> list[tuple[Entry, list[Entry]]]:
     """Every image entry with its annotations."""
     groups: dict[int | str, tuple[Entry, list[Entry]]] = {}
     for number, row in enumerate(_rows(content, "images", path)):
         image_id = whole(row.get("id"))
-        if not _is_id(image_id) or image_id in groups:
-            reason = "is used already" if _is_id(image_id) else "must be an integer or a text"
+        if not is_id(image_id) or image_id in groups:
+            reason = "is used already" if is_id(image_id) else "must be an integer or a text"
             raise DataError(f"{path}: images[{number}]: id {show(image_id)} {reason}; give every image an id of its own")
         groups[image_id] = {**row, "id": image_id}, []
     for number, row in enumerate(_rows(content, "annotations", path)):
         image_id = whole(row.get("image_id"))
-        if not _is_id(image_id) or image_id not in groups:
+        if not is_id(image_id) or image_id not in groups:
             raise DataError(f"{path}: annotations[{number}]: image_id {show(image_id)} is not among the images")
         groups[image_id][1].append(row)
     return list(groups.values())
-
-
-def _is_id(value: object) -> TypeGuard[int | str]:
-    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,16 @@ import binascii
 from collections.abc import Hashable, Iterable
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import cv2
 import numpy as np
 
 from panoptic_detr.data.coco import find_image, read_json
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, Region, are_coordinates, paint, region_of
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
-    Entry,
     alike,
     find_by_key,
     number_classes,
@@ -162,7 +161,7 @@ def _filled(kind: str, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return canvas.astype(bool)
 
 
-def _points(rows: Any, where: str) -> np.ndarray:
+def _points(rows: object, where: str) -> np.ndarray:
     """(N, 2) float64 x, y."""
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
         raise DataError(f"{where}: its points are {show(rows)}, but must be pairs of numbers")
@@ -171,7 +170,7 @@ def _points(rows: Any, where: str) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 2)
 
 
-def _packed_mask(text: Any, points: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
+def _packed_mask(text: object, points: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     """A mask that LabelMe keeps as a picture of its box: base64 of a PNG, at the first point."""
     try:
         values = raw_values(base64.b64decode(text if isinstance(text, str) else "", validate=True))

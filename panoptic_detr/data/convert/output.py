@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from panoptic_detr.data.coco import DataPaths, with_ending
-from panoptic_detr.data.convert.sources import Classes, Entry
+from panoptic_detr.data.coco import DataPaths, make_split, split_parts, with_ending
+from panoptic_detr.data.coco.entries import Entry
+from panoptic_detr.data.convert.sources import Classes
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
 from panoptic_detr.parallel import parallel_map
@@ -23,46 +24,28 @@ CROWDS = "crowds (groups that are not told apart), so this class is neither lear
 
 @dataclass
 class Labelled:
-    """One image with its segments, as a converter reads it.
+    """One image with its segments, as a converter reads it."""
 
-    Attributes:
-        image: the picture's file.
-        file_name: its name in the output.
-        image_id: its id in the output.
-        places: (H, W) int32 of the image's size: i + 1 the i-th segment, 0 nothing (void, or the rest), VOID void in any case.
-        segments: category_id and iscrowd of each; those without a pixel are left out of the output.
-        notes: what was skipped, as short texts that are counted.
-    """
-
-    image: Path
-    file_name: str
-    image_id: int | str
+    image: Path  # the picture's file
+    file_name: str  # its name in the output
+    image_id: int | str  # its id in the output
+    # (H, W) int32 of the image's size: i + 1 the i-th segment, 0 nothing (void, or the rest), VOID void in any case
     places: np.ndarray
-    segments: list[tuple[int, bool]]
-    notes: list[str] = field(default_factory=list)
+    segments: list[tuple[int, bool]]  # category_id and iscrowd of each; those without a pixel are left out of the output
+    notes: list[str] = field(default_factory=list)  # what was skipped, as short texts that are counted
 
 
 @dataclass
 class Conversion:
-    """What a conversion wrote.
+    """What a conversion wrote."""
 
-    Attributes:
-        output: the JSON or folder.
-        images: how many.
-        segments: how many.
-        pixels: of all images.
-        void: those of no segment.
-        notes: how often what was skipped.
-        warnings: what is legal, and probably not meant.
-    """
-
-    output: Path
-    images: int = 0
-    segments: int = 0
-    pixels: int = 0
-    void: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
-    warnings: list[str] = field(default_factory=list)
+    output: Path  # the JSON or folder
+    images: int = 0  # how many
+    segments: int = 0  # how many
+    pixels: int = 0  # of all images
+    void: int = 0  # those of no segment
+    notes: Counter[str] = field(default_factory=Counter)  # how often what was skipped
+    warnings: list[str] = field(default_factory=list)  # what is legal, and probably not meant
 
     def count(self, pixels: int, void: int, segments: int) -> None:
         """Add one image."""
@@ -107,13 +90,14 @@ def write_dataset(
     Raises:
         DataError: an unusable input, two images of one name, or the split is there already.
     """
-    parts = _split_parts(split)
+    if not split or not split.isprintable() or any(letter in split for letter in "/\\:") or split.startswith("."):
+        raise DataError(f"split {split!r} is no folder name; use a word such as train or val")
     if not items:
         raise DataError("there is no image to convert; check the folders and the suffixes of the file names")
-    conversion, single = Conversion(Path(out) / parts[-1], warnings=[*warnings]), Counter[int]()
+    parts, single = split_parts(split), Counter[int]()
+    conversion = Conversion(Path(out) / parts[-1], warnings=[*warnings])
     with staged_folder(out, parts) as staged:
-        folders = DataPaths(make_folder(staged / parts[0]), make_folder(staged / parts[1]), staged / parts[2])
-        make_folder(folders.annotations.parent)
+        folders = make_split(staged, split)
         work = partial(_convert, read=read, rest_id=classes.rest_id, folders=folders, copy_images=copy_images)
         rows: dict[str, tuple[Entry, Entry]] = {}
         for entry, annotation, notes in parallel_map(work, items, workers=workers, description=f"convert {split}"):
@@ -131,13 +115,6 @@ def write_dataset(
             head = {"info": {"description": f"converted: {split}"}}
             write_json(file, head, {"categories": classes.table.to_coco(), **lists})
     return conversion
-
-
-def _split_parts(split: str) -> list[str]:
-    """Folders and JSON of a split, the JSON last."""
-    if not split or not split.isprintable() or any(letter in split for letter in "/\\:") or split.startswith("."):
-        raise DataError(f"split {split!r} is no folder name; use a word such as train or val")
-    return [split, f"panoptic_{split}", f"annotations/panoptic_{split}.json"]
 
 
 def _convert(

@@ -23,28 +23,12 @@ from panoptic_detr.errors import DataError
 
 MASK_ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif")
 
-# id of gtFine's labelIds, name, isthing: the 19 classes of the benchmark; all other labels are void.
-CITYSCAPES = (
-    (7, "road", 0),
-    (8, "sidewalk", 0),
-    (11, "building", 0),
-    (12, "wall", 0),
-    (13, "fence", 0),
-    (17, "pole", 0),
-    (19, "traffic light", 0),
-    (20, "traffic sign", 0),
-    (21, "vegetation", 0),
-    (22, "terrain", 0),
-    (23, "sky", 0),
-    (24, "person", 1),
-    (25, "rider", 1),
-    (26, "car", 1),
-    (27, "truck", 1),
-    (28, "bus", 1),
-    (31, "train", 1),
-    (32, "motorcycle", 1),
-    (33, "bicycle", 1),
+# The 19 classes of the benchmark by their ids in gtFine's labelIds; all other labels are void.
+_STUFF = (
+    "7 road, 8 sidewalk, 11 building, 12 wall, 13 fence, 17 pole, 19 traffic light, 20 traffic sign, 21 vegetation, "
+    "22 terrain, 23 sky"
 )
+_THINGS = "24 person, 25 rider, 26 car, 27 truck, 28 bus, 31 train, 32 motorcycle, 33 bicycle"
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,8 @@ def cityscapes(
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
     """
-    classes = number_classes([{"id": i, "name": name, "isthing": thing} for i, name, thing in CITYSCAPES], "Cityscapes")
+    rows = [(isthing, row.split(" ", 1)) for isthing, names in enumerate((_STUFF, _THINGS)) for row in names.split(", ")]
+    classes = number_classes([{"id": int(i), "name": name, "isthing": thing} for thing, (i, name) in rows], "Cityscapes")
     files = _matched((images, "_leftImg8bit"), (gt, "_gtFine_labelIds"), (gt, "_gtFine_instanceIds"))
     read = partial(_read_pair, classes=classes, void=None, first_instance=1000)
     return write_dataset(read, files, classes, out=out, split=split, copy_images=copy_images, workers=workers)

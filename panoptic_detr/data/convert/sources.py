@@ -1,36 +1,28 @@
 """What converters read: lists of a JSON, files by name, sizes of pictures, and the classes with their numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import read_json
+from panoptic_detr.data.coco.entries import Entry, is_integer
 from panoptic_detr.errors import DataError
 from panoptic_detr.images import exif_orientation, read_image, turned_back
-from panoptic_detr.segment_maps import resize_ids
+from panoptic_detr.segment_maps import MOST_PIXELS, resize_ids
 
-Entry = dict[str, Any]
-
-MOST_PIXELS = 1 << 28
 VOID = -1  # in a map of places: void in any case, whatever the rest is
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a new data set.
+    """The classes of a new data set."""
 
-    Attributes:
-        table: all of them.
-        rest_id: category id of the pixels of no segment; None if those are void.
-    """
-
-    table: CategoryTable
-    rest_id: int | None = None
+    table: CategoryTable  # all of them
+    rest_id: int | None = None  # category id of the pixels of no segment; None if those are void
 
     @cached_property
     def isthing(self) -> dict[int, bool]:
@@ -97,12 +89,12 @@ def alike(names: Iterable[str]) -> list[str]:
     ]
 
 
-def whole(value: Any) -> Any:
+def whole(value: object) -> object:
     """A whole number written as a float (1.0, as pandas does it) as an integer; everything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def rows_of(content: Mapping[str, Any], key: str, path: Path, hint: str) -> list[Entry]:
+def rows_of(content: Entry, key: str, path: Path, hint: str) -> list[Entry]:
     """A list of objects in a JSON.
 
     Raises:
@@ -183,7 +175,7 @@ def sizes_of(entry: Entry, keys: tuple[str, str], image: Path, where: str, resiz
     """
     stored = stored_size(image)
     height, width = (whole(entry.get(key)) for key in keys)
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (height, width)):
+    if not is_integer(height) or not is_integer(width) or min(height, width) <= 0:
         return Sizes(stored, stored)
     if (height, width) == stored:
         return Sizes(stored, stored)

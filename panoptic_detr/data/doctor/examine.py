@@ -11,34 +11,26 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, list_splits, resolve_paths
+from panoptic_detr.data.coco import IMAGE_ENDINGS, DataPaths, list_splits, make_split, resolve_paths, split_parts
 from panoptic_detr.data.coco.defects import Defect, ImageId, Report, show
 from panoptic_detr.data.coco.entries import Entries, Entry, read_entries
 from panoptic_detr.data.doctor.image import Check, Findings, ImageTask, examine
 from panoptic_detr.data.doctor.statistics import Statistics
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, staged_folder, write_json
+from panoptic_detr.files import staged_folder, write_json
 from panoptic_detr.parallel import parallel_map
 
 
 @dataclass
 class Diagnosis:
-    """The outcome of a check.
+    """The outcome of a check."""
 
-    Attributes:
-        errors: defects by kind that stop something or read wrong.
-        notes: the others by kind.
-        repairable: how many of each kind `fix` repairs.
-        statistics: by split.
-        fixed: by split: images in the repaired copy.
-        left_out: by split: images that cannot be repaired and are not in the copy.
-    """
-
-    errors: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    repairable: Counter[str] = field(default_factory=Counter)
-    statistics: dict[str, Statistics] = field(default_factory=dict)
-    fixed: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)  # defects by kind that stop something or read wrong
+    notes: Counter[str] = field(default_factory=Counter)  # the others by kind
+    repairable: Counter[str] = field(default_factory=Counter)  # how many of each kind `fix` repairs
+    statistics: dict[str, Statistics] = field(default_factory=dict)  # by split
+    fixed: dict[str, int] = field(default_factory=dict)  # by split: images in the repaired copy
+    # by split: images that cannot be repaired and are not in the copy
     left_out: dict[str, list[ImageId]] = field(default_factory=dict)
 
     def count(self, defect: Defect) -> None:
@@ -105,7 +97,7 @@ def check_dataset(
     with ExitStack() as stack:
         staged = None if fix is None else stack.enter_context(staged_folder(fix, _parts(listings)))
         for listing in listings:
-            session.check(listing, None if staged is None or not listing.entries.sound else _folders(staged, listing.split))
+            session.check(listing, None if staged is None or not listing.entries.sound else make_split(staged, listing.split))
         for defect in (*_differing_categories(listings), *_unlisted_files(listings)):
             session.report(defect)
     return session.diagnosis
@@ -189,14 +181,8 @@ def _set_things(listings: list[_Listing], names: Sequence[str]) -> None:
 
 def _parts(listings: list[_Listing]) -> list[str]:
     """What a repaired copy consists of; the JSONs last, because they make the rest count."""
-    splits = [listing.split for listing in listings if listing.entries.sound]
-    folders = [folder for split in splits for folder in (split, f"panoptic_{split}")]
-    return [*folders, *(f"annotations/panoptic_{split}.json" for split in splits)]
-
-
-def _folders(root: Path, split: str) -> DataPaths:
-    annotations = make_folder(root / "annotations") / f"panoptic_{split}.json"
-    return DataPaths(make_folder(root / split), make_folder(root / f"panoptic_{split}"), annotations)
+    parts = [split_parts(listing.split) for listing in listings if listing.entries.sound]
+    return [*(folder for *folders, _ in parts for folder in folders), *(annotations for *_, annotations in parts)]
 
 
 def _write_fixed(fixed: DataPaths, listing: _Listing, rows: list[tuple[Entry, Entry]]) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,7 @@ from PIL import Image
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import read_file
 from panoptic_detr.images import PILLOW_ERRORS
-from panoptic_detr.segment_maps import decode_ids, decode_picture, png_kind
-
-_MOST_PIXELS = 1 << 28
+from panoptic_detr.segment_maps import MOST_PIXELS, decode_ids, decode_picture, png_kind
 
 
 def read_values(path: str | Path) -> np.ndarray:
@@ -68,16 +68,23 @@ def readings(data: bytes) -> list[np.ndarray]:
     return found if values is None else [*found, values]
 
 
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """A picture as Pillow sees it; what is odd about the file is reported as a defect, not as a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as picture:
+            yield picture
+
+
 def _plain_values(data: bytes) -> np.ndarray | None:
     """Values of a picture of one channel as they are stored: OpenCV resolves palettes to colours and stretches 1 bit to 255."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about the file is reported as a defect, not as a warning
-            with Image.open(io.BytesIO(data)) as picture:
-                plain = picture.mode in ("1", "L", "P", "I", "F") or picture.mode.startswith("I;16")
-                if not plain or picture.width * picture.height > _MOST_PIXELS:
-                    return None
-                values = np.asarray(picture)
+        with _opened(data) as picture:
+            plain = picture.mode in ("1", "L", "P", "I", "F") or picture.mode.startswith("I;16")
+            if not plain or picture.width * picture.height > MOST_PIXELS:
+                return None
+            values = np.asarray(picture)
     except PILLOW_ERRORS:
         return None
     if png_kind(data) in ("2-bit grey", "4-bit grey"):  # which Pillow stretches as well
@@ -95,11 +102,9 @@ def _whole(values: np.ndarray) -> np.ndarray | None:
 def _why_not_a_mask(data: bytes) -> str:
     """What keeps the numbers of a picture from being those that were drawn; empty if nothing."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as picture:
-                kind = f"{picture.format} {picture.info.get('compression', '')}".upper()
-                pages = getattr(picture, "n_frames", 1)
+        with _opened(data) as picture:
+            kind = f"{picture.format} {picture.info.get('compression', '')}".upper()
+            pages = getattr(picture, "n_frames", 1)
     except PILLOW_ERRORS:
         return ""
     if "JPEG" in kind or kind.startswith(("MPO", "AVIF")) or (kind.startswith("WEBP") and b"VP8 " in data[:4096]):

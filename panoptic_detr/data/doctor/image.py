@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -21,17 +22,11 @@ from panoptic_detr.segment_maps import png_kind, read_id_png, write_id_png
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image for the doctor to look at.
+    """One image for the doctor to look at."""
 
-    Attributes:
-        entry: of the JSON's `images`; its id is usable.
-        annotation: of the JSON's `annotations`; None if it has none.
-        broken: the JSON already shows a defect of this image that cannot be repaired.
-    """
-
-    entry: Entry
-    annotation: Entry | None
-    broken: bool
+    entry: Entry  # of the JSON's `images`; its id is usable
+    annotation: Entry | None  # of the JSON's `annotations`; None if it has none
+    broken: bool  # the JSON already shows a defect of this image that cannot be repaired
 
     @property
     def image_id(self) -> ImageId:
@@ -41,47 +36,29 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class Check:
-    """What is the same for all images of a split.
+    """What is the same for all images of a split."""
 
-    Attributes:
-        paths: where the split lies.
-        split: its name.
-        categories: the usable ones by id.
-        void_share: a larger share of void is noted.
-        fixed: where the repaired copy goes; None: no copy.
-        copy_images: copy the images into it instead of linking to them.
-    """
-
-    paths: DataPaths
-    split: str
-    categories: dict[int, Category]
-    void_share: float = 0.5
-    fixed: DataPaths | None = None
-    copy_images: bool = False
+    paths: DataPaths  # where the split lies
+    split: str  # its name
+    categories: dict[int, Category]  # the usable ones by id
+    void_share: float = 0.5  # a larger share of void is noted
+    fixed: DataPaths | None = None  # where the repaired copy goes; None: no copy
+    copy_images: bool = False  # copy the images into it instead of linking to them
 
 
 @dataclass
 class Findings:
-    """What one image has to say.
+    """What one image has to say."""
 
-    Attributes:
-        image_id: which image.
-        defects: everything that is wrong with it.
-        name: its file name as far as it can be used.
-        digest: of the bytes of the image file; empty if there is none.
-        size: (height, width) of the stored image; None if it cannot be read.
-        segments: (S, 3) int64: category_id, pixels, iscrowd of the segments that have pixels and a known category.
-        void: pixels of no segment.
-        repaired: entries of `images` and `annotations` for the repaired copy; None: it cannot be repaired, or no copy is made.
-    """
-
-    image_id: ImageId
-    defects: list[Defect] = field(default_factory=list)
-    name: str = ""
-    digest: bytes = b""
-    size: tuple[int, int] | None = None
+    image_id: ImageId  # which image
+    defects: list[Defect] = field(default_factory=list)  # everything that is wrong with it
+    name: str = ""  # its file name as far as it can be used
+    digest: bytes = b""  # of the bytes of the image file; empty if there is none
+    size: tuple[int, int] | None = None  # (height, width) of the stored image; None if it cannot be read
+    # (S, 3) int64: category_id, pixels, iscrowd of the segments that have pixels and a known category
     segments: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    void: int = 0
+    void: int = 0  # pixels of no segment
+    # entries of `images` and `annotations` for the repaired copy; None: it cannot be repaired, or no copy is made
     repaired: tuple[Entry, Entry] | None = None
 
 
@@ -144,11 +121,7 @@ class _Examination:
 
     def _look_at_image(self) -> None:
         name = self.entry.get("file_name")
-        try:
-            if not isinstance(name, str):
-                return  # the listing has said so
-            safe_path(self.check.paths.images, name, "")
-        except DataError:
+        if not _is_safe(name):
             return
         try:
             path = self.image_path = find_image(self.check.paths.images, name, "")
@@ -179,12 +152,9 @@ class _Examination:
 
     def _look_at_png(self) -> None:
         name = self.annotation.get("file_name")
-        try:
-            if not isinstance(name, str):
-                return
-            path = safe_path(self.check.paths.panoptic, name, "")
-        except DataError:
+        if not _is_safe(name):
             return
+        path = safe_path(self.check.paths.panoptic, name, "")
         if not os.path.isfile(path):
             self.add("png_missing", "there is no such file", path)
             return
@@ -234,6 +204,14 @@ def _slashed(entry: Entry) -> Entry:
     """A copy that may be repaired, its file name with slashes only."""
     name = entry.get("file_name")
     return {**entry, "file_name": slashed(name)} if isinstance(name, str) else dict(entry)
+
+
+def _is_safe(name: object) -> TypeGuard[str]:
+    """Whether a file name stays in its folder; if not, the listing has said so."""
+    try:
+        return isinstance(name, str) and bool(safe_path("", name, ""))
+    except DataError:
+        return False
 
 
 def _reason(error: Exception, path: Path) -> str:

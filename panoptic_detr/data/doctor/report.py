@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -30,19 +29,7 @@ def report_check(
     strict: bool,
     workers: int | None,
 ) -> int:
-    """Check splits and say everything; the command `data check` has the defaults.
-
-    Args:
-        splits: where each lies.
-        queries: the detector's; images with more segments are counted.
-        fix: folder for the repaired copy; None for no copy.
-        copy_images: copy images there instead of linking.
-        things: names of categories that are things, whatever the JSON says.
-        json_file: all defects and statistics as JSON; None for no file.
-        figure: a picture of the statistics; None for no picture.
-        limit: lines per kind of defect; None for all.
-        strict: notes count like errors for the exit status.
-        workers: processes; None for one per core.
+    """Check splits and say everything; the command `data check` explains the arguments, and has the defaults.
 
     Returns:
         0 if there is no error, 1 otherwise.
@@ -50,12 +37,12 @@ def report_check(
     Raises:
         DataError: an output cannot be written.
     """
-    with _defect_file(json_file) as file:
+    with nullcontext() if json_file is None else staged_file(json_file) as file:
         printer = _Printer(file, limit)
         diagnosis = check_dataset(
             splits, printer.add, fix=fix, copy_images=copy_images, things=things, workers=workers, progress=True
         )
-        file.finish(summary(diagnosis, queries))
+        printer.finish(summary(diagnosis, queries))
     _print_tables(diagnosis, queries)
     if figure is not None:
         draw(diagnosis.statistics, queries, figure)
@@ -92,13 +79,17 @@ def kind_table(diagnosis: Diagnosis) -> Table:
     return table
 
 
-class _DefectFile:
-    """Writes defects to a JSON one by one, so that a million of them need no memory."""
+class _Printer:
+    """Prints defects as they are found, `limit` of each kind at most, and writes all to a JSON, however many there are."""
 
-    def __init__(self, file: IO[str] | None) -> None:
-        self.file, self.separator = file, '{"defects": ['
+    def __init__(self, file: IO[str] | None, limit: int | None) -> None:
+        self.file, self.limit, self.found = file, limit, Counter[str]()
+        self.separator = '{"defects": ['
 
     def add(self, defect: Defect) -> None:
+        self.found[defect.kind] += 1
+        if self.limit is None or self.found[defect.kind] <= self.limit:
+            print(defect.line())
         if self.file is not None:
             self.file.write(f"{self.separator}\n{json.dumps(defect.as_dict())}")
             self.separator = ","
@@ -107,28 +98,6 @@ class _DefectFile:
         if self.file is not None:
             start = self.separator if self.separator != "," else ""
             self.file.write(f'{start}\n],\n"summary": {json.dumps(end)}\n}}\n')
-
-
-@contextmanager
-def _defect_file(path: Path | None) -> Iterator[_DefectFile]:
-    if path is None:
-        yield _DefectFile(None)
-        return
-    with staged_file(path) as file:
-        yield _DefectFile(file)
-
-
-class _Printer:
-    """Prints defects as they are found, `limit` of each kind at most, and files them all."""
-
-    def __init__(self, file: _DefectFile, limit: int | None) -> None:
-        self.file, self.limit, self.found = file, limit, Counter[str]()
-
-    def add(self, defect: Defect) -> None:
-        self.found[defect.kind] += 1
-        if self.limit is None or self.found[defect.kind] <= self.limit:
-            print(defect.line())
-        self.file.add(defect)
 
 
 def _print_tables(diagnosis: Diagnosis, queries: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from panoptic_detr.categories import Category
 from panoptic_detr.data.coco.defects import Defect, show
-from panoptic_detr.data.coco.entries import Entry, is_segment_id, usable_segments
+from panoptic_detr.data.coco.entries import Entry, is_integer, is_segment_id, usable_segments
 from panoptic_detr.segment_maps import measure
 
 Box = tuple[int, int, int, int]
@@ -19,19 +19,13 @@ TINY = 4  # pixels; the merger drops segments up to this size
 
 @dataclass
 class SegmentReport:
-    """What the segments of one image have to say.
+    """What the segments of one image have to say."""
 
-    Attributes:
-        defects: everything that is wrong, without the image.
-        rows: the `segments_info` as repaired.
-        ids: (H, W) int32, the map as repaired; the very array that was given if nothing had to be changed.
-        void: pixels of no segment.
-    """
-
-    defects: list[Defect] = field(default_factory=list)
-    rows: list[Entry] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)  # everything that is wrong, without the image
+    rows: list[Entry] = field(default_factory=list)  # the `segments_info` as repaired
+    # (H, W) int32, the map as repaired; the very array that was given if nothing had to be changed
     ids: np.ndarray | None = None
-    void: int = 0
+    void: int = 0  # pixels of no segment
 
     def add(
         self, kind: str, what: str, segment_id: int | None = None, *, repairable: bool = False, in_png: bool = False
@@ -84,7 +78,7 @@ def listed_ids(rows: object) -> set[int]:
 def _category(row: Entry, categories: Mapping[int, Category]) -> Category | None:
     """The category of a segment, where it is a known one; unhashable values are none."""
     category_id = row.get("category_id")
-    return categories.get(category_id) if isinstance(category_id, int) and not isinstance(category_id, bool) else None
+    return categories.get(category_id) if is_integer(category_id) else None
 
 
 def _void_unlisted(measures: Mapping[int, tuple[int, Box]], listed: set[int], report: SegmentReport) -> None:

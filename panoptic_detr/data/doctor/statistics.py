@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -13,32 +13,25 @@ from panoptic_detr.data.coco.defects import printable
 from panoptic_detr.errors import InputError
 from panoptic_detr.files import make_folder, write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MOST_BARS = 40  # classes that the figure shows
 AREA_EDGES = 2.0 ** np.arange(0, 25)
 
 
 @dataclass
 class Statistics:
-    """Counts over one split; a few bytes per image.
+    """Counts over one split; a few bytes per image."""
 
-    Attributes:
-        categories: by id.
-        segments: per image, without crowds: what a query detector must find.
-        sizes: how many images have (height, width).
-        by_category: category id to (segments, images, pixels).
-        crowds: how many segments are groups, by category.
-        pixels: of all readable annotations.
-        void: those of no segment.
-        areas: (24,) how many segments have an area between the powers of two in AREA_EDGES.
-    """
-
-    categories: dict[int, Category]
-    segments: list[int] = field(default_factory=list)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    by_category: dict[int, np.ndarray] = field(default_factory=dict)
-    crowds: Counter[int] = field(default_factory=Counter)
-    pixels: int = 0
-    void: int = 0
+    categories: dict[int, Category]  # by id
+    segments: list[int] = field(default_factory=list)  # per image, without crowds: what a query detector must find
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # how many images have (height, width)
+    by_category: dict[int, np.ndarray] = field(default_factory=dict)  # category id to (segments, images, pixels)
+    crowds: Counter[int] = field(default_factory=Counter)  # how many segments are groups, by category
+    pixels: int = 0  # of all readable annotations
+    void: int = 0  # those of no segment
+    # (24,) how many segments have an area between the powers of two in AREA_EDGES
     areas: np.ndarray = field(default_factory=lambda: np.zeros(len(AREA_EDGES) - 1, np.int64))
 
     def add(self, size: tuple[int, int] | None, segments: np.ndarray, void: int) -> None:
@@ -166,7 +159,7 @@ def _overview_column(statistics: Statistics, queries: int) -> dict[str, str]:
     }
 
 
-def _draw_segments(axes: Any, statistics: Statistics, queries: int, split: str) -> None:
+def _draw_segments(axes: "Axes", statistics: Statistics, queries: int, split: str) -> None:
     counts = statistics.segments or [0]
     axes.hist(counts, bins=min(50, max(counts) + 1), color="#4a85ec")
     if max(counts) > queries / 2:
@@ -175,19 +168,19 @@ def _draw_segments(axes: Any, statistics: Statistics, queries: int, split: str) 
     axes.set(title=f"{_plain(split)}: {statistics.over(queries)} images over {queries}", xlabel="segments", ylabel="images")
 
 
-def _draw_areas(axes: Any, statistics: Statistics) -> None:
+def _draw_areas(axes: "Axes", statistics: Statistics) -> None:
     axes.stairs(statistics.areas, AREA_EDGES, fill=True, color="#60a85c")
     axes.set(xscale="log", title="segment areas", xlabel="pixels", ylabel="segments")
 
 
-def _draw_sizes(axes: Any, statistics: Statistics) -> None:
+def _draw_sizes(axes: "Axes", statistics: Statistics) -> None:
     rows = statistics.sizes.most_common(5000)
     heights, widths = [size[0] for size, _ in rows], [size[1] for size, _ in rows]
     axes.scatter(widths, heights, s=[10 + 90 * count / rows[0][1] for _, count in rows], color="#a860dc", alpha=0.6)
     axes.set(title=f"{len(statistics.sizes)} image sizes", xlabel="width", ylabel="height", xlim=(0, None), ylim=(0, None))
 
 
-def _draw_classes(axes: Any, statistics: Statistics) -> None:
+def _draw_classes(axes: "Axes", statistics: Statistics) -> None:
     rows = statistics.ranked()[:MOST_BARS]
     colors = ["#f7bf3d" if statistics.categories[i].isthing else "#4ab2be" for i, _ in rows]
     axes.bar(range(len(rows)), [row[0] for _, row in rows], color=colors)

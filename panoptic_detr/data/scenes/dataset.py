@@ -5,16 +5,16 @@ behind one to five things that may hide each other, but never so far that less t
 have a crowd (many tiny things as one segment) or a ribbon of void. A scene depends on (seed, split, index, size) only.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco import DataPaths, make_split, split_parts
+from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.painting import (
     RADII,
     SHAPES,
@@ -29,10 +29,10 @@ from panoptic_detr.data.scenes.painting import (
     texture,
 )
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, staged_folder, write_json, write_whole
+from panoptic_detr.files import staged_folder, write_json, write_whole
 from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
-from panoptic_detr.segment_maps import write_id_png
+from panoptic_detr.segment_maps import measure, write_id_png
 
 SMALLEST_VISIBLE = 0.45  # of its own area; whatever would hide more of a segment is not placed
 CROWD_SHARE, VOID_SHARE = 0.03, 0.05  # of the pictures
@@ -53,36 +53,22 @@ _COLORS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with its ground truth.
+    """One picture with its ground truth."""
 
-    Attributes:
-        image: (size, size, 3) uint8 RGB.
-        segment_map: (size, size) int32; 0 is void, other values are the `id`s of `segments_info`.
-        segments_info: as in a COCO-panoptic JSON: id, category_id, iscrowd, area, bbox.
-    """
-
-    image: np.ndarray
-    segment_map: np.ndarray
-    segments_info: list[dict[str, Any]]
+    image: np.ndarray  # (size, size, 3) uint8 RGB
+    segment_map: np.ndarray  # (size, size) int32; 0 is void, other values are the `id`s of `segments_info`
+    segments_info: list[Entry]  # as in a COCO-panoptic JSON: id, category_id, iscrowd, area, bbox
 
 
 @dataclass
 class _Canvas:
-    """A scene being painted, back to front.
+    """A scene being painted, back to front."""
 
-    Attributes:
-        picture: (size, size, 3) float32 RGB in [0, 1].
-        places: (size, size) uint8: 0 void, i + 1 the i-th segment.
-        categories: category id of each segment.
-        crowds: iscrowd of each segment.
-        own_areas: pixels of each segment before anything hid it.
-    """
-
-    picture: np.ndarray
-    places: np.ndarray
-    categories: list[int] = field(default_factory=list)
-    crowds: list[bool] = field(default_factory=list)
-    own_areas: list[float] = field(default_factory=list)
+    picture: np.ndarray  # (size, size, 3) float32 RGB in [0, 1]
+    places: np.ndarray  # (size, size) uint8: 0 void, i + 1 the i-th segment
+    categories: list[int] = field(default_factory=list)  # category id of each segment
+    crowds: list[bool] = field(default_factory=list)  # iscrowd of each segment
+    own_areas: list[float] = field(default_factory=list)  # pixels of each segment before anything hid it
 
     @property
     def size(self) -> int:
@@ -167,28 +153,27 @@ def write_scenes(
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
-    parts = (split, f"panoptic_{split}", f"annotations/panoptic_{split}.json")
+    parts = split_parts(split)
     with staged_folder(folder, parts) as staged:
-        for part in (*parts[:2], "annotations"):
-            make_folder(staged / part)
-        write = partial(_write_scene, root=staged, size=size, seed=seed, split=split)
+        paths = make_split(staged, split)
+        write = partial(_write_scene, paths=paths, size=size, seed=seed, split=split)
         lists = {
             "images": ({"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)),
             "annotations": parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"),
             "categories": scene_categories().to_coco(),
         }
-        with open(staged / parts[2], "w", encoding="utf-8") as file:
+        with open(paths.annotations, "w", encoding="utf-8") as file:
             description = f"procedural scenes, seed {seed}, split {split}"
             write_json(file, {"info": {"description": description, "version": "1.0"}}, lists)
-    return Path(folder) / parts[2]
+    return Path(folder) / parts[-1]
 
 
-def _write_scene(index: int, *, root: Path, size: int, seed: int, split: str) -> dict[str, Any]:
+def _write_scene(index: int, *, paths: DataPaths, size: int, seed: int, split: str) -> Entry:
     """Write image and PNG of one scene; return its entry for the JSON's `annotations`."""
     scene = make_scene(index, seed=seed, size=size, split=split)
     name = f"{index:06d}.png"
-    write_whole(root / split / name, encode_picture(scene.image, compression=1))
-    write_id_png(root / f"panoptic_{split}" / name, scene.segment_map)
+    write_whole(paths.images / name, encode_picture(scene.image, compression=1))
+    write_id_png(paths.panoptic / name, scene.segment_map)
     return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
 
 
@@ -293,25 +278,17 @@ def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.places[distance < 0] = 0
 
 
-def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[Entry]]:
     """The id map and the `segments_info` of a finished canvas.
 
     The id of the i-th segment has 8 (i + 1) in red, and green and blue of its class: ids of 24 bits, as COCO's are, and an
     annotation PNG that can be looked at.
     """
     colors = {category.id: category.color for category in scene_categories().categories}
-    ids, segments = [0], []
-    for i, category_id in enumerate(canvas.categories):
+    ids, segments, measures = [0], [], measure(canvas.places)
+    for place, (category_id, crowd) in enumerate(zip(canvas.categories, canvas.crowds, strict=True), start=1):
         _, green, blue = colors[category_id]
-        ids.append(8 * (i + 1) + (green << 8) + (blue << 16))
-        mask = canvas.places == i + 1
-        segments.append({"id": ids[-1], "category_id": category_id, "iscrowd": int(canvas.crowds[i]), **_extent(mask)})
+        ids.append(8 * place + (green << 8) + (blue << 16))
+        area, box = measures[place]
+        segments.append({"id": ids[-1], "category_id": category_id, "iscrowd": int(crowd), "area": area, "bbox": list(box)})
     return np.array(ids, np.int32)[canvas.places], segments
-
-
-def _extent(mask: np.ndarray) -> Mapping[str, Any]:
-    """Area and (left, top, width, height) of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-    return {"area": int(np.count_nonzero(mask)), "bbox": box}

@@ -78,7 +78,7 @@ def curved_front(rng: np.random.Generator, size: int, share: float) -> np.ndarra
 
 
 def shape_distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Signed distance in pixels to the outline of a shape around the origin, negative inside.
+    """Signed distance in pixels to the outline of a shape around the origin, negative inside: (H, W) float32.
 
     Polygons are folded into one half of one corner by their symmetry, where a single straight edge remains; the distance is
     exact near the edges, which is where outlines and antialiasing look at it.
@@ -89,9 +89,6 @@ def shape_distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float, angle
         y: see x.
         radius: of the circle, or of the corners, in pixels.
         angle: rotation in radians.
-
-    Returns:
-        (H, W) float32.
     """
     distance = np.sqrt(x * x + y * y)
     if kind == "circle":

@@ -135,19 +135,12 @@ def build_timm_backbone(
     drop_path: float | None = None,
     trained_stages: int | None = None,
 ) -> Backbone:
-    """Build a backbone from timm.
+    """Build a backbone from timm: Swin, or a convolutional network with levels at strides 4 to 32; see `build_backbone`.
 
-    Args:
-        name: swin_t, swin_s, swin_b, swin_l, or timm's name of a convolutional network with levels at strides 4 to 32,
-            for example resnext50_32x4d.
-        levels: which levels to return, 1 (stride 4) to 4 (stride 32).
-        pretrained: true fetches timm's ImageNet weights; a path reads a state dict from a file.
-        norm: "frozen" replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1
-            to layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on.
-        trained_stages: how many of the last stages train, where the norm is frozen and the network is no ResNet; None for all,
-            stem included.
-        drop_path: for Swin: how often the last block is left out in training (stochastic depth; the others in proportion to
-            their depth); by default 0.2, as for H-DETR's Swin-T.
+    A frozen norm replaces every BatchNorm by its frozen form; of a network whose stages are called as a ResNet's (layer1 to
+    layer4; ResNeXt, Res2Net) it also freezes the stem and the first stage. All others train from the first layer on, unless
+    `trained_stages` says how many of the last stages do. By `drop_path` the last block of Swin is left out so often in
+    training, the others in proportion to their depth; it is 0.2 by default, as for H-DETR's Swin-T.
 
     Raises:
         InputError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.

@@ -26,6 +26,7 @@ from panoptic_detr.models.deformable.transformer import (
     build_deformable_encoder,
     flatten_levels,
 )
+from panoptic_detr.models.layers import reset_matrices
 from panoptic_detr.models.position_encoding import SinePositionEncoding
 from panoptic_detr.models.settings import check_anchors, check_counts, check_memory, check_memory_level
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
@@ -86,22 +87,10 @@ class DenseHeads(nn.Module):
 
 
 class DeformableDETR(nn.Module):
-    """A detector with deformable attention over several feature levels.
+    """A detector with deformable attention over several feature levels; `build_deformable_detr` says what the numbers mean.
 
-    Args:
-        backbone: feature levels, fine to coarse; the coarsest ones feed the transformer.
-        input_proj: projections of the used levels.
-        encoder: over the tokens of all levels.
-        decoder: over the queries.
-        queries: learned queries, or proposals (two-stage).
-        heads: class and box heads.
-        hidden_dim: width D.
-        num_labels: class logits C, each a sigmoid.
-        num_backbone_levels: how many of the backbone's levels are used.
-        num_queries: queries Q at inference.
-        num_one_to_many: further queries in training (hybrid branch).
-        memory_level: which of the used backbone levels is the output's memory; -1 is the coarsest.
-        dense_heads: token classifiers for the dense auxiliary loss, or None.
+    The coarsest `num_backbone_levels` levels of the backbone go through `input_proj` to the encoder, whose tokens the decoder's
+    queries read; those are learned, or proposals of the encoder (two-stage).
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
@@ -147,15 +136,10 @@ class DeformableDETR(nn.Module):
         self.mask_channels = tuple(backbone.num_channels[:finer])
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
-        """Detect.
+        """Detect, as `DETR.forward` does.
 
-        Args:
-            images: (B, 3, H, W) normalised, zero on padding.
-            padding_mask: (B, H, W) bool, True on padding.
-
-        Returns:
-            Logits and boxes of every decoder layer, and the features that the mask head needs: `memory` and `projected` are
-            those of the memory level (by default the backbone's last, stride 32, DC5 16; never the extra coarse one).
+        `memory` and `projected` are those of the memory level (by default the backbone's last, stride 32, DC5 16; never the
+        extra coarse one).
         """
         features = self.backbone(images, padding_mask)
         levels = self.input_proj(features[-self.num_backbone_levels :], padding_mask)
@@ -192,9 +176,7 @@ def _second_group(decoded: Decoded, first: int) -> Predictions | None:
 
 def reset_transformer(transformer: nn.Module) -> None:
     """Set the papers' initial weights: Xavier-uniform matrices, and deformable attention's own start."""
-    for parameter in transformer.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    reset_matrices(transformer)
     for module in transformer.modules():
         if isinstance(module, DeformableAttention):
             module.reset_parameters()

@@ -26,23 +26,14 @@ EncoderKind = Literal["deformable", "dense"]
 
 @dataclass
 class TokenPyramid:
-    """The cells of all levels as one sequence, level after level, row by row.
+    """The cells of all levels as one sequence, level after level, row by row."""
 
-    Attributes:
-        features: (B, N, D).
-        positions: (B, N, D) sine and level encoding.
-        padding_mask: (B, N) bool, True on padding.
-        shapes: (height, width) of each level.
-        valid_ratios: (B, L, 2) unpadded share of each level's width and height.
-        centres: (B, N, 2) cell centres as fractions of the unpadded image; beyond 1 on padding.
-    """
-
-    features: Tensor
-    positions: Tensor
-    padding_mask: Tensor
-    shapes: list[tuple[int, int]]
-    valid_ratios: Tensor
-    centres: Tensor
+    features: Tensor  # (B, N, D)
+    positions: Tensor  # (B, N, D) sine and level encoding
+    padding_mask: Tensor  # (B, N) bool, True on padding
+    shapes: list[tuple[int, int]]  # (height, width) of each level
+    valid_ratios: Tensor  # (B, L, 2) unpadded share of each level's width and height
+    centres: Tensor  # (B, N, 2) cell centres as fractions of the unpadded image; beyond 1 on padding
 
     def spread(self, references: Tensor) -> Tensor:
         """References (B, Q, 2 or 4) in the unpadded image as fractions of every padded level, (B, Q, L, 2 or 4)."""
@@ -164,19 +155,12 @@ class DeformableDecoderLayer(nn.Module):
 
 @dataclass
 class Queries:
-    """What the decoder starts from.
+    """What the decoder starts from."""
 
-    Attributes:
-        content: (B, Q, D) initial states.
-        positions: (B, Q, D) position terms.
-        references: (B, Q, 2) points or (B, Q, 4) boxes in the unpadded image.
-        groups: sizes of the groups that do not see each other, in order.
-    """
-
-    content: Tensor
-    positions: Tensor
-    references: Tensor
-    groups: list[int]
+    content: Tensor  # (B, Q, D) initial states
+    positions: Tensor  # (B, Q, D) position terms
+    references: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes in the unpadded image
+    groups: list[int]  # sizes of the groups that do not see each other, in order
 
 
 @dataclass

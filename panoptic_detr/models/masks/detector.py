@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
-from panoptic_detr.models.layers import MLP, exact_linear
+from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
 from panoptic_detr.models.masks.pixels import ConvNorm, PixelDecoder, top_values
 from panoptic_detr.models.position_encoding import cell_centres, sine_of_boxes, unpadded_extent
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
@@ -66,19 +66,7 @@ class Peaks(nn.Module):
 
 
 class MaskDETR(nn.Module):
-    """A detector of things by seeded queries and of stuff by fixed ones.
-
-    Args:
-        backbone: feature levels, fine to coarse.
-        pixel_decoder: the pyramid over them.
-        peaks: proposals of things.
-        layers: of the decoder.
-        hidden_dim: width D.
-        num_labels: class logits C, each a sigmoid.
-        num_queries: queries for things.
-        stuff_labels: labels of stuff classes, each with a query of its own.
-        embedding_dim: width E of the pixel features.
-        box_steepness: how far the mask logits of a thing fall at one half box size outside of its box.
+    """A detector of things by seeded queries and of stuff by fixed ones; `build_mask_detr` says what the numbers mean.
 
     Attributes:
         mask_channels: channels of the output's `features`, fine to coarse.
@@ -127,15 +115,7 @@ class MaskDETR(nn.Module):
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
-        """Detect.
-
-        Args:
-            images: (B, 3, H, W) normalised, zero on padding.
-            padding_mask: (B, H, W) bool, True on padding.
-
-        Returns:
-            Logits and boxes before the first and after every decoder layer; the queries of stuff classes come last.
-        """
+        """Detect, as `DETR.forward` does, before the first decoder layer too; the queries of stuff classes come last."""
         features = self.backbone(images, padding_mask)
         pyramid = self.pixel_decoder(features)
         finest, coarsest = pyramid[0], pyramid[-1]
@@ -307,9 +287,7 @@ def build_mask_detr(
         DecoderLayer(dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=False)
         for _ in range(decoder_layers)
     ]
-    for parameter in [p for module in [encoder, *layers] for p in module.parameters()]:
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    reset_matrices(encoder, *layers)
     if 2 not in backbone_levels or len(backbone_levels) < 3:
         raise InputError(f"backbone_levels must hold 2 (stride 8), a finer and a coarser one, but got {list(backbone_levels)}")
     widths = [hidden_dim if stride >= QUERY_STRIDE else pixel_dim * stride // 4 for stride in body.strides]

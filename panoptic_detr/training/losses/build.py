@@ -1,7 +1,6 @@
 """Which criterion belongs to a model, and its settings."""
 
-import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ from panoptic_detr.errors import ConfigError
 from panoptic_detr.models import PanopticDETR
 from panoptic_detr.models.masks import MaskDETR
 from panoptic_detr.training.losses.criterion import Criterion, LossWeights
-from panoptic_detr.training.losses.mask_detr import MaskCriterion, build_mask_criterion
+from panoptic_detr.training.losses.mask_detr import COSTS, WEIGHTS, MaskCriterion
 from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching
 from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, default_num_labels
 
@@ -57,7 +56,7 @@ def criterion_for(
     """
     detector = model.detector if isinstance(model, PanopticDETR) else model
     if isinstance(detector, MaskDETR):
-        return _mask_criterion(detector, num_labels, loss)
+        return mask_criterion(loss, num_labels, detector.stuff_labels)
     _refuse_others(loss, MASK_DETR_ONLY, "models whose queries make their masks themselves (mask_detr_...)")
     softmax, queries = getattr(detector, "no_object", True), getattr(detector, "num_one_to_many", 0)
     scheme = ("branch" if queries else "none") if loss.hybrid == "auto" else loss.hybrid
@@ -94,11 +93,21 @@ def criterion_for(
     )
 
 
-def _mask_criterion(detector: MaskDETR, num_labels: int, loss: LossConfig) -> MaskCriterion:
-    known = set(inspect.signature(build_mask_criterion).parameters)
+def mask_criterion(loss: LossConfig, num_labels: int, stuff_labels: Sequence[int]) -> MaskCriterion:
+    """Build the criterion of a Mask-DETR; each term's weight and cost is set by the name that `LossConfig` has for it."""
+    weights = {term: f"{term.removeprefix('box_')}_weight" for term in WEIGHTS}
+    costs = {term: f"cost_{term.removeprefix('box_')}" for term in COSTS}
+    places = ("roi_side", "point_step", "contest_layers", "contest_balance")
+    known = {*weights.values(), *costs.values(), *places}
     _refuse_others(loss, {field.name for field in fields(loss)} - known, "other detectors")
-    given = {name: value for name, value in vars(loss).items() if name in known and value is not None}
-    return build_mask_criterion(num_labels=num_labels, stuff_labels=detector.stuff_labels, **given)
+    given = {name: getattr(loss, name) for name in known if getattr(loss, name) is not None}
+    return MaskCriterion(
+        num_labels=num_labels,
+        stuff_labels=stuff_labels,
+        weights={term: given.get(name, WEIGHTS[term]) for term, name in weights.items()},
+        costs={term: given.get(name, COSTS[term]) for term, name in costs.items()},
+        **{name: given[name] for name in places if name in given},
+    )
 
 
 def _refuse_others(loss: LossConfig, names: Collection[str], whose: str) -> None:

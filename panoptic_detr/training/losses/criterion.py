@@ -1,18 +1,30 @@
 """The training criterion of every detector: match, then add up the losses (DETR paper, section 3.1 and appendix A.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from panoptic_detr.config.stages import MaskLossKind
 from panoptic_detr.errors import InputError
-from panoptic_detr.structures import DetectorOutput, Predictions, Target
+from panoptic_detr.models import cell_centres
+from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions, Target
 from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching, Matches
-from panoptic_detr.training.losses.regions import dense_term, mask_terms
-from panoptic_detr.training.losses.terms import box_losses, sigmoid_class_loss, softmax_class_loss, sum_per_layer
+from panoptic_detr.training.losses.terms import (
+    box_losses,
+    cells_inside_boxes,
+    dense_class_loss,
+    hard_points,
+    interpolate_masks,
+    mask_losses,
+    sample_masks,
+    sigmoid_class_loss,
+    softmax_class_loss,
+    sum_per_layer,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,15 @@ class GlobalCounts:
     objects: tuple[int, ...]
     processes: int = 1
 
+    @classmethod
+    def gathered(cls, local: list[int]) -> "GlobalCounts":
+        """From the counts of this process, which every process has to give."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls(tuple(local))
+        counts: list[list[int]] = [[]] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, local)
+        return cls(tuple(chain.from_iterable(counts)), len(counts))
+
     def boxes(self, repeats: int = 1) -> float:
         """Matched objects per process, at least 1."""
         return max(sum(self.objects) * repeats / self.processes, 1.0)
@@ -73,57 +94,30 @@ class GlobalCounts:
         return (matched + no_object_weight * (queries * len(self.objects) - matched)) / self.processes
 
 
+@dataclass(eq=False, kw_only=True)
 class Criterion(nn.Module):
-    """Losses of a batch for any detector.
+    """Losses of a batch for any detector."""
 
-    Args:
-        num_labels: class slots without no-object.
-        matcher: its class cost also says whether the head is a softmax or a sigmoid one.
-        weights: of the terms.
-        no_object_weight: class weight of unmatched queries, for softmax heads.
-        aux_loss: also on the earlier decoder layers (of both groups of queries) and on the proposals.
-        masks: also the mask losses, from the output's `segment`.
-        mask_loss: "full": at the images' resolution (paper); "points": at `mask_points` places of every mask.
-        mask_points: places per mask for "points".
-        masks_per_image: mask losses for at most so many objects of an image, drawn anew in each step; None for all.
-        hybrid: one-to-many matching.
-    """
+    num_labels: int  # class slots without no-object
+    matcher: HungarianMatcher  # its class cost also says whether the head is a softmax or a sigmoid one
+    weights: LossWeights  # of the terms
+    no_object_weight: float = 0.1  # class weight of unmatched queries, for softmax heads
+    aux_loss: bool = True  # also on the earlier decoder layers (of both groups of queries) and on the proposals
+    masks: bool = False  # also the mask losses, from the output's `segment`
+    # "full": at the images' resolution (paper); "points": at `mask_points` places of every mask
+    mask_loss: MaskLossKind = "full"
+    mask_points: int = 12544  # places per mask for "points"
+    # mask losses for at most so many objects of an image, drawn anew in each step; None for all
+    masks_per_image: int | None = None
+    hybrid: HybridMatching = field(default_factory=HybridMatching)  # one-to-many matching
+    progress: float = 0.0  # share of the training that is done, 0..1
 
-    def __init__(
-        self,
-        *,
-        num_labels: int,
-        matcher: HungarianMatcher,
-        weights: LossWeights,
-        no_object_weight: float = 0.1,
-        aux_loss: bool = True,
-        masks: bool = False,
-        mask_loss: MaskLossKind = "full",
-        mask_points: int = 12544,
-        masks_per_image: int | None = None,
-        hybrid: HybridMatching | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self.num_labels = num_labels
-        self.matcher = matcher
-        self.weights = weights
-        self.no_object_weight = no_object_weight
-        self.aux_loss = aux_loss
-        self.masks = masks
-        self.mask_loss = mask_loss
-        self.mask_points = mask_points
-        self.masks_per_image = masks_per_image
-        self.hybrid = hybrid or HybridMatching()
-        self.progress = 0.0
 
     def counts(self, targets: Sequence[Target]) -> GlobalCounts:
         """Objects per image of this step in all processes; pass the targets of every accumulated batch at once."""
-        local = [len(target) for target in targets]
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return GlobalCounts(tuple(local))
-        gathered: list[list[int]] = [[]] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, local)
-        return GlobalCounts(tuple(chain.from_iterable(gathered)), len(gathered))
+        return GlobalCounts.gathered([len(target) for target in targets])
 
     def forward(self, output: DetectorOutput, targets: Sequence[Target], counts: GlobalCounts | None = None) -> Losses:
         """Compare.
@@ -255,3 +249,87 @@ def _flat_objects(matches: Matches, targets: Sequence[Target]) -> Tensor:
 def term_of(name: str) -> str:
     """A term's name without the suffixes of layer and group."""
     return name.split("_layer")[0].removesuffix("_one_to_many").removesuffix("_proposals")
+
+
+def mask_terms(
+    output: DetectorOutput,
+    targets: Sequence[Target],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    num_objects: float,
+    kind: MaskLossKind,
+    num_points: int,
+    masks_per_image: int | None = None,
+) -> dict[str, Tensor]:
+    """Mask losses of matched queries, in the last decoder layer only (DETR paper, section 4.4).
+
+    Args:
+        output: of a panoptic model.
+        targets: with segment maps.
+        pairs: (queries, objects) of each image.
+        num_objects: divisor.
+        kind: "full" resolution of the padded batch, or "points".
+        num_points: places per mask for "points".
+        masks_per_image: at most so many objects of an image, drawn anew each time; each then counts for those left out.
+
+    Returns:
+        `mask_focal` and `mask_dice`, scalars.
+    """
+    chosen = [_sample(pair, masks_per_image) for pair in pairs]
+    masks = output.segment([queries for queries, _ in chosen])
+    canvas = _canvas(targets)
+    focal, dice = masks[0].new_zeros(()), masks[0].new_zeros(())
+    for logits, target, (_, objects), (_, every) in zip(masks, targets, chosen, pairs, strict=True):
+        if len(objects) == 0:
+            focal = focal + logits.sum()
+            continue
+        found, wanted = _compared(logits.float(), target, objects, canvas, kind, num_points)  # (K, N) each
+        losses = mask_losses(found, wanted)
+        share = len(every) / len(objects)
+        focal, dice = focal + share * losses[0].sum(), dice + share * losses[1].sum()
+    return {"mask_focal": focal / num_objects, "mask_dice": dice / num_objects}
+
+
+def _sample(pair: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:
+    """At most so many of an image's (queries, objects), by chance."""
+    queries, objects = pair
+    if limit is None or len(objects) <= limit:
+        return pair
+    rows = torch.randperm(len(objects))[:limit].to(objects.device)
+    return queries[rows], objects[rows]
+
+
+def _compared(
+    logits: Tensor, target: Target, objects: Tensor, canvas: tuple[int, int], kind: MaskLossKind, num_points: int
+) -> tuple[Tensor, Tensor]:
+    """Logits and wanted values of one image at the places where they are compared: (K, N) each."""
+    wanted = target.region_masks(objects)  # (K, H, W)
+    wanted = F.pad(wanted, (0, canvas[1] - wanted.shape[2], 0, canvas[0] - wanted.shape[1]))
+    if kind == "points":
+        return sample_masks(logits, wanted, hard_points(logits, num_points))
+    return interpolate_masks(logits, canvas).flatten(1), wanted.flatten(1).to(logits.dtype)
+
+
+def dense_term(dense: Sequence[FeatureLevel], targets: Sequence[Target], num_labels: int) -> Tensor:
+    """The dense class loss, mean over the given maps."""
+    losses = [_dense_level(level, targets, num_labels) for level in dense]
+    return torch.stack(losses).mean()
+
+
+def _dense_level(level: FeatureLevel, targets: Sequence[Target], num_labels: int) -> Tensor:
+    logits = level.features.flatten(2).transpose(1, 2).float()  # (B, N, C)
+    wanted = torch.stack(
+        [
+            cells_inside_boxes(centres, target.boxes, target.labels, num_labels)
+            for centres, target in zip(cell_centres(level.padding_mask), targets, strict=True)
+        ]
+    )
+    return dense_class_loss(logits, wanted, ~level.padding_mask.flatten(1))
+
+
+def _canvas(targets: Sequence[Target]) -> tuple[int, int]:
+    """(height, width) of the padded batch: the largest of its segment maps."""
+    shapes = [(t.masks if t.masks is not None else t.segment_map) for t in targets]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(targets):
+        raise InputError("mask losses need a segment map in every target; these targets have boxes only")
+    return max(m.shape[-2] for m in known), max(m.shape[-1] for m in known)

@@ -1,15 +1,15 @@
 """Losses of Mask-DETR: things are matched by class, box and mask; stuff has its own queries; all compete for the pixels.
 
-Masks are compared in every decoder layer, at places that give each thing the same weight, however small it is, as panoptic
-quality does. The contest is that of `merge_panoptic`: a softmax over stuff queries and matched things, all over the image.
+Masks are compared in every decoder layer, at places of a jittered grid over the whole image and of one around every thing, so
+that each thing has the same weight, however small it is, as in panoptic quality. The contest is that of `merge_panoptic`: a
+softmax over stuff queries and matched things, all over the image.
 """
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,54 +19,43 @@ from panoptic_detr.models import unpadded_extent
 from panoptic_detr.query_masks import QueryMasks
 from panoptic_detr.structures import DetectorOutput, Target
 from panoptic_detr.training.losses.criterion import GlobalCounts, Losses, term_of
-from panoptic_detr.training.losses.matcher import HybridMatching
-from panoptic_detr.training.losses.places import Places, around_things, everywhere, look_up, things_of
+from panoptic_detr.training.losses.matcher import HybridMatching, cheapest, focal_cost
 from panoptic_detr.training.losses.terms import box_losses, sigmoid_focal_loss
 
 LEAST_SIGMA = 0.7  # cells: width of a peak at the least
 LARGEST_COST = 10.0  # of a mask
-HUGE = 1e9
+ROI_SCALE = 1.5  # places around a thing lie in so many times its box
+ROI_MARGIN = 8  # pixels that are added to a small one at least
+BEFORE_THE_END = 1 - 1e-6
+
+# Published weights of the terms in the total, and of the matching cost.
+WEIGHTS = {
+    **{"class": 2.0, "box_l1": 2.0, "box_giou": 1.0, "mask_bce": 2.0, "mask_dice": 1.0},
+    **{"contest": 2.0, "stuff_dice": 2.0, "presence": 1.0, "peaks": 1.0},
+}
+COSTS = {"class": 2.0, "box_l1": 5.0, "box_giou": 2.0, "mask_bce": 2.0, "mask_dice": 2.0}
 
 
+@dataclass(eq=False, kw_only=True)
 class MaskCriterion(nn.Module):
-    """Losses of a batch for a detector whose output has `masks`.
+    """Losses of a batch for a detector whose output has `masks`."""
 
-    Args:
-        num_labels: class slots.
-        weights: of the terms in the total, by name; 0 leaves one out.
-        costs: of the matching, by the names of the terms.
-        stuff_labels: labels whose queries are never matched; needed where a step is spread over several batches or processes.
-        roi_side: places around a thing are side x side.
-        point_step: one place in so many pixels squared, all over the image.
-        contest_layers: how many of the last predictions compete for pixels.
-        contest_balance: places of a segment with n of them weigh n to minus this in the contest; 0 for all the same.
-    """
+    num_labels: int  # class slots
+    # labels whose queries are never matched; needed where a step is spread over several batches or processes
+    stuff_labels: Sequence[int] = ()
+    # of the terms in the total, by name; 0 leaves one out
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
+    costs: Mapping[str, float] = field(default_factory=lambda: COSTS)  # of the matching, by the names of the terms
+    roi_side: int = 12  # places around a thing are side x side
+    point_step: int = 4  # one place in so many pixels squared, all over the image
+    # how many of the last predictions compete for pixels; there is one before the first decoder layer too
+    contest_layers: int = 4
+    contest_balance: float = 0.0  # places of a segment with n of them weigh n to minus this in the contest; 0 for all the same
+    hybrid: HybridMatching = field(default_factory=HybridMatching)  # none here
+    progress: float = 0.0  # share of the training that is done, 0..1
 
-    def __init__(
-        self,
-        *,
-        num_labels: int,
-        weights: dict[str, float],
-        costs: dict[str, float],
-        stuff_labels: Sequence[int] = (),
-        roi_side: int = 12,
-        point_step: int = 4,
-        contest_layers: int = 4,
-        contest_balance: float = 0.0,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        if min([*weights.values(), *costs.values()]) < 0:
-            raise InputError(f"weights of losses and costs must be at least 0, but got {weights} and {costs}")
-        if min(roi_side, point_step, contest_layers) < 1:
-            raise InputError(
-                f"roi_side, point_step and contest_layers must be at least 1; got {roi_side}, {point_step}, {contest_layers}"
-            )
-        self.num_labels, self.weights, self.costs = num_labels, weights, costs
-        self.stuff_labels = tuple(stuff_labels)
-        self.roi_side, self.point_step, self.contest_layers = roi_side, point_step, contest_layers
-        self.contest_balance = contest_balance
-        self.hybrid = HybridMatching()
-        self.progress = 0.0
 
     def counts(self, targets: Sequence[Target]) -> GlobalCounts:
         """Things in every image of this step in all processes; pass the targets of every accumulated batch at once."""
@@ -113,6 +102,23 @@ class MaskCriterion(nn.Module):
                     f"image {target.image_id}: labels {int(target.labels.min())}..{int(target.labels.max())} are outside the "
                     f"class head's 0..{self.num_labels - 1}; build the model with the data set's number of labels"
                 )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places in one image, with what lies there and the pixel features that are found there."""
+
+    points: Tensor  # (..., 2) x, y as fractions of the unpadded image
+    segments: Tensor  # (...) int64 number of the segment, 0 for void
+    features: Tensor  # (..., E)
+
+    def part(self, start: int, stop: int) -> "Places":
+        """Those from start to stop."""
+        return Places(*(value[start:stop] for value in self.values()))
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Points, segments and features."""
+        return self.points, self.segments, self.features
 
 
 class _Image:
@@ -170,8 +176,9 @@ class _Image:
     def _match(self) -> tuple[Tensor, Tensor]:
         """The cheapest assignment of queries to things in every layer: (L, k) queries and (L, k) places in `things`."""
         costs = self._costs().float().cpu().numpy()  # (L, Q, n)
-        found = [linear_sum_assignment(np.nan_to_num(cost, nan=HUGE, posinf=HUGE, neginf=-HUGE)) for cost in costs]
-        queries, objects = (torch.from_numpy(np.stack(side)).to(self.things.device) for side in zip(*found, strict=True))
+        queries, objects = (
+            torch.from_numpy(np.stack(side)).to(self.things.device) for side in zip(*map(cheapest, costs), strict=True)
+        )
         return queries, objects
 
     def _costs(self) -> Tensor:
@@ -182,10 +189,8 @@ class _Image:
         overlap = generalized_iou(cxcywh_to_xyxy(found)[:, :, None], cxcywh_to_xyxy(boxes)[None, None])
         every = torch.arange(count, device=labels.device).expand(len(found), -1)
         bce, dice = _mask_losses(self._logits_near(every), self.wanted, self.known)  # (L, Q, n) each
-        positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-        negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
         return (
-            costs["class"] * (positive - negative)
+            costs["class"] * focal_cost(p)
             + costs["box_l1"] * torch.cdist(found, boxes.expand(len(found), -1, -1), p=1)
             - costs["box_giou"] * overlap
             + costs["mask_bce"] * bce.clamp(max=LARGEST_COST)
@@ -287,16 +292,13 @@ def rarity(winners: Tensor, count: int, exponent: float) -> Tensor:
 
 
 def peaks(shape: Sequence[int], cells: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-    """Bumps of height 1 (Zhou et al., 2019, section 3).
+    """Bumps of height 1 (Zhou et al., 2019, section 3): (C, h, w).
 
     Args:
         shape: (C, h, w).
         cells: (n, 2) column and row of each.
         sigma: (n, 2) width and height in cells.
         labels: (n,) the map of each.
-
-    Returns:
-        (C, h, w).
     """
     x, y = (torch.arange(size, device=cells.device) for size in (shape[2], shape[1]))
     near_x = torch.exp(-0.5 * ((x - cells[:, :1]) / sigma[:, :1]) ** 2)  # (n, w)
@@ -325,85 +327,47 @@ def _mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor,
 
 
 def _counts(targets: Sequence[Target], stuff_labels: Sequence[int]) -> GlobalCounts:
-    local = [len(things_of(target, stuff_labels)) for target in targets]
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return GlobalCounts(tuple(local))
-    gathered: list[list[int]] = [[]] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, local)
-    return GlobalCounts(tuple(chain.from_iterable(gathered)), len(gathered))
+    return GlobalCounts.gathered([len(things_of(target, stuff_labels)) for target in targets])
 
 
-def build_mask_criterion(
-    *,
-    num_labels: int,
-    stuff_labels: Sequence[int] = (),
-    class_weight: float = 2.0,
-    l1_weight: float = 2.0,
-    giou_weight: float = 1.0,
-    mask_bce_weight: float = 2.0,
-    mask_dice_weight: float = 1.0,
-    contest_weight: float = 2.0,
-    stuff_dice_weight: float = 2.0,
-    presence_weight: float = 1.0,
-    peaks_weight: float = 1.0,
-    cost_class: float = 2.0,
-    cost_l1: float = 5.0,
-    cost_giou: float = 2.0,
-    cost_mask_bce: float = 2.0,
-    cost_mask_dice: float = 2.0,
-    roi_side: int = 12,
-    point_step: int = 4,
-    contest_layers: int = 4,
-    contest_balance: float = 0.0,
-) -> MaskCriterion:
-    """Build the criterion of a Mask-DETR.
+def things_of(target: Target, fixed_labels: Sequence[int]) -> Tensor:
+    """Indices (n,) of the segments whose class has no query of its own."""
+    fixed = torch.isin(target.labels, target.labels.new_tensor(list(fixed_labels)))
+    return (~fixed).nonzero()[:, 0]
 
-    Args:
-        num_labels: label slots.
-        stuff_labels: labels of classes that have queries of their own; training takes them from the data's categories.
-        class_weight: and the other weights: of the terms in the total; 0 leaves a term out.
-        l1_weight: L1 box loss.
-        giou_weight: generalized-IoU loss.
-        mask_bce_weight: cross-entropy of a thing's mask around the thing.
-        mask_dice_weight: DICE of the same.
-        contest_weight: cross-entropy of who wins a place, all over the image and around things.
-        stuff_dice_weight: DICE of each stuff class in the contest.
-        presence_weight: whether a stuff class is in the image.
-        peaks_weight: focal loss of the map that queries for things start from.
-        cost_class: weights of the matching cost.
-        cost_l1: L1 box distance.
-        cost_giou: generalized IoU.
-        cost_mask_bce: cross-entropy of the mask.
-        cost_mask_dice: DICE of the mask.
-        roi_side: places around a thing are side x side.
-        point_step: one place in so many pixels squared, all over the image.
-        contest_layers: how many of the last predictions compete for pixels; there is one before the first decoder layer too.
-        contest_balance: places of a segment with n of them weigh n to minus this in the contest, so that thin regions count
-            more; 0 for all the same.
-    """
-    return MaskCriterion(
-        num_labels=num_labels,
-        weights={
-            "class": class_weight,
-            "box_l1": l1_weight,
-            "box_giou": giou_weight,
-            "mask_bce": mask_bce_weight,
-            "mask_dice": mask_dice_weight,
-            "contest": contest_weight,
-            "stuff_dice": stuff_dice_weight,
-            "presence": presence_weight,
-            "peaks": peaks_weight,
-        },
-        costs={
-            "class": cost_class,
-            "box_l1": cost_l1,
-            "box_giou": cost_giou,
-            "mask_bce": cost_mask_bce,
-            "mask_dice": cost_mask_dice,
-        },
-        stuff_labels=stuff_labels,
-        roi_side=roi_side,
-        point_step=point_step,
-        contest_layers=contest_layers,
-        contest_balance=contest_balance,
-    )
+
+def look_up(target: Target, points: Tensor) -> Tensor:
+    """Numbers (P,) int64 of the segments at points (P, 2); 0 for void."""
+    height, width = _size(target)
+    x = (points[:, 0] * width).long().clamp(0, width - 1)
+    y = (points[:, 1] * height).long().clamp(0, height - 1)
+    assert target.segment_map is not None
+    return target.segment_map.flatten()[y * width + x].long()
+
+
+def everywhere(target: Target, step: int) -> Tensor:
+    """One place (P, 2) by chance in every `step` x `step` pixels of the image."""
+    height, width = _size(target)
+    rows, columns = -(-height // step), -(-width // step)
+    device = target.labels.device
+    grid = torch.rand(rows, columns, 2, device=device)
+    grid[..., 0] += torch.arange(columns, device=device)
+    grid[..., 1] += torch.arange(rows, device=device)[:, None]
+    return (grid.flatten(0, 1) * step / torch.tensor([width, height], device=device)).clamp(max=BEFORE_THE_END)
+
+
+def around_things(target: Target, things: Tensor, side: int) -> Tensor:
+    """A jittered grid of side x side places around each of n chosen segments: (n * side * side, 2), thing by thing."""
+    height, width = _size(target)
+    boxes = target.boxes[things].float()  # (n, 4)
+    size = torch.maximum(boxes[:, 2:] * ROI_SCALE, boxes[:, 2:] + ROI_MARGIN / boxes.new_tensor([width, height]))
+    axis = torch.arange(side, device=boxes.device)
+    grid = torch.stack([axis.expand(side, -1), axis[:, None].expand(-1, side)], dim=-1).flatten(0, 1)  # (R, 2)
+    jitter = torch.rand(len(things), side * side, 2, device=boxes.device)
+    points = boxes[:, None, :2] + size[:, None] * ((grid + jitter) / side - 0.5)  # (n, R, 2)
+    return points.clamp(0, BEFORE_THE_END).flatten(0, 1)
+
+
+def _size(target: Target) -> tuple[int, int]:
+    assert target.segment_map is not None
+    return target.segment_map.shape[0], target.segment_map.shape[1]

@@ -24,21 +24,13 @@ HUGE = 1e9
 
 @dataclass(frozen=True)
 class Matches:
-    """Who was matched with whom, over all layers and images at once; four (P,) int64 tensors.
+    """Who was matched with whom, over all layers and images at once; four (P,) int64 tensors."""
 
-    Attributes:
-        layers: decoder layer of each pair.
-        images: image of each pair.
-        queries: matched query; ascending within one layer and image.
-        objects: matched object, an index into the image's target.
-        counts: (layers, images) pairs of each.
-    """
-
-    layers: Tensor
-    images: Tensor
-    queries: Tensor
-    objects: Tensor
-    counts: Tensor
+    layers: Tensor  # decoder layer of each pair
+    images: Tensor  # image of each pair
+    queries: Tensor  # matched query; ascending within one layer and image
+    objects: Tensor  # matched object, an index into the image's target
+    counts: Tensor  # (layers, images) pairs of each
 
     def of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
         """(queries, objects) of every image for one layer; negative layers count from the last."""
@@ -55,20 +47,13 @@ class HybridMatching:
 
     Three schemes of the paper (H-DETR, section 3): a second group of queries ("branch"), the first epochs ("epoch"), the first
     decoder layers ("layer"). A decoder layer that is matched one-to-many sees every object K times.
-
-    Attributes:
-        scheme: "none" is plain one-to-one matching.
-        repeats: K, how often each object is matched one-to-many (paper: 6).
-        weight: lambda, the weight of the one-to-many branch (paper: 1).
-        epoch_share: rho, for "epoch": the share of the training that is one-to-many.
-        one_to_many_layers: L1, for "layer": the first decoder layers that are one-to-many. The last one never is: its queries
-            are the result.
     """
 
-    scheme: Scheme = "none"
-    repeats: int = 6
-    weight: float = 1.0
-    epoch_share: float = 2 / 3
+    scheme: Scheme = "none"  # "none" is plain one-to-one matching
+    repeats: int = 6  # K, how often each object is matched one-to-many (paper: 6)
+    weight: float = 1.0  # lambda, the weight of the one-to-many branch (paper: 1)
+    epoch_share: float = 2 / 3  # rho, for "epoch": the share of the training that is one-to-many
+    # L1, for "layer": the first decoder layers that are one-to-many. The last one never is: its queries are the result
     one_to_many_layers: int = 3
 
     def main_repeats(self, num_layers: int, progress: float) -> list[int]:
@@ -88,19 +73,12 @@ class HybridMatching:
 
 @dataclass(frozen=True)
 class HungarianMatcher:
-    """Matching with the lowest total cost.
+    """Matching with the lowest total cost."""
 
-    Attributes:
-        class_cost: "softmax": minus the probability; "sigmoid": the focal-style cost of Deformable DETR.
-        class_weight: weight of the class cost (DETR 1, Deformable DETR 2).
-        l1_weight: weight of the L1 distance between cxcywh boxes.
-        giou_weight: weight of minus the generalized IoU.
-    """
-
-    class_cost: ClassCost = "softmax"
-    class_weight: float = 1.0
-    l1_weight: float = 5.0
-    giou_weight: float = 2.0
+    class_cost: ClassCost = "softmax"  # "softmax": minus the probability; "sigmoid": the focal-style cost of Deformable DETR
+    class_weight: float = 1.0  # weight of the class cost (DETR 1, Deformable DETR 2)
+    l1_weight: float = 5.0  # weight of the L1 distance between cxcywh boxes
+    giou_weight: float = 2.0  # weight of minus the generalized IoU
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: Sequence[Target], repeats: Sequence[int]) -> Matches:
@@ -152,15 +130,21 @@ class HungarianMatcher:
         """Cost of giving each query the class of each object: (L, B, Q, S_max)."""
         if self.class_cost == "softmax":
             return -logits.float().softmax(-1).gather(-1, index)
-        p = logits.float().gather(-1, index).sigmoid()
-        positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-        negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
-        return positive - negative
+        return focal_cost(logits.float().gather(-1, index).sigmoid())
 
 
 def _assign(cost: np.ndarray, repeats: int) -> tuple[np.ndarray, np.ndarray]:
     """Solve one image: (Q, S) costs to matched queries and objects, queries ascending."""
-    # A diverged model gives NaN costs. Matching goes on, so that the loss itself turns NaN and the trainer can name the images.
-    finite = np.nan_to_num(np.tile(cost, (1, repeats)), nan=HUGE, posinf=HUGE, neginf=-HUGE)
-    queries, objects = linear_sum_assignment(finite)
+    queries, objects = cheapest(np.tile(cost, (1, repeats)))
     return queries, objects % max(cost.shape[1], 1)
+
+
+def cheapest(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The assignment with the lowest total of (Q, S) costs: matched queries, ascending, and objects."""
+    # A diverged model gives NaN costs. Matching goes on, so that the loss itself turns NaN and the trainer can name the images.
+    return linear_sum_assignment(np.nan_to_num(cost, nan=HUGE, posinf=HUGE, neginf=-HUGE))
+
+
+def focal_cost(p: Tensor) -> Tensor:
+    """Cost of classes of these probabilities where each is a sigmoid: the focal loss of having them less that of not."""
+    return 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()

@@ -25,14 +25,11 @@ def softmax_class_loss(logits: Tensor, classes: Tensor, no_object_weight: float)
 
 
 def sigmoid_class_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Sigmoid focal loss over queries and classes (Lin et al., 2017), alpha 0.25, gamma 2.
+    """Sigmoid focal loss over queries and classes (Lin et al., 2017), alpha 0.25, gamma 2: (L,) sums.
 
     Args:
         logits: (L, B, Q, C), every slot a class.
         classes: (L, B, Q) int64 wanted class of every query, C for none.
-
-    Returns:
-        (L,) sums.
     """
     wanted = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)  # (L, B, Q, C)
     return sigmoid_focal_loss(logits, wanted).flatten(1).sum(1)
@@ -93,7 +90,7 @@ def dense_class_loss(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
 
 
 def cells_inside_boxes(centres: Tensor, boxes_cxcywh: Tensor, labels: Tensor, num_labels: int, shrink: float = 0.9) -> Tensor:
-    """Which classes have a box around each cell centre.
+    """Which classes have a box around each cell centre: (N, C) float 0/1.
 
     Args:
         centres: (N, 2) x, y as fractions of the unpadded image.
@@ -101,9 +98,6 @@ def cells_inside_boxes(centres: Tensor, boxes_cxcywh: Tensor, labels: Tensor, nu
         labels: (S,).
         num_labels: C.
         shrink: factor on the boxes' sizes.
-
-    Returns:
-        (N, C) float 0/1.
     """
     inside = ((centres[:, None] - boxes_cxcywh[None, :, :2]).abs() < 0.5 * shrink * boxes_cxcywh[None, :, 2:]).all(-1)  # (N, S)
     classes = F.one_hot(labels, num_labels).to(boxes_cxcywh.dtype)  # (S, C)
@@ -121,15 +115,12 @@ def interpolate_masks(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_masks(logits: Tensor, wanted: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask logits (bilinear) and 0/1 values (nearest) at chosen places.
+    """Mask logits (bilinear) and 0/1 values (nearest) at chosen places: (K, N) logits and (K, N) values.
 
     Args:
         logits: (K, h, w).
         wanted: (K, H, W) bool over the same canvas.
         points: (K, N, 2) x, y as fractions of the canvas.
-
-    Returns:
-        (K, N) logits and (K, N) values.
     """
     grid = 2 * points[:, None] - 1  # (K, 1, N, 2)
     found = F.grid_sample(logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0, 0]

@@ -18,57 +18,37 @@ from panoptic_detr.training.optimizer import AveragedWeights
 from panoptic_detr.training.processes import gather, spread_like, whole
 from panoptic_detr.weights import Checkpoint
 
+Values = dict[str, Any]  # by name, as they stand in the file
+
 
 @dataclass
 class RunState:
-    """Counters of a run.
+    """Counters of a run."""
 
-    Attributes:
-        step: optimizer steps done.
-        epoch: the current pass over the data, from 0.
-        batch: batches of this pass that are done, per process.
-        best: best score so far; None before the first evaluation.
-        evaluations_since_best: for early stopping.
-        skipped: steps skipped because of non-finite values.
-        evaluated: the step after which the model was last evaluated.
-        first_losses: of the first steps, to compare later ones with.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: float | None = None
-    evaluations_since_best: int = 0
-    skipped: int = 0
-    evaluated: int = 0
-    first_losses: list[float] = field(default_factory=list)
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # the current pass over the data, from 0
+    batch: int = 0  # batches of this pass that are done, per process
+    best: float | None = None  # best score so far; None before the first evaluation
+    evaluations_since_best: int = 0  # for early stopping
+    skipped: int = 0  # steps skipped because of non-finite values
+    evaluated: int = 0  # the step after which the model was last evaluated
+    first_losses: list[float] = field(default_factory=list)  # of the first steps, to compare later ones with
 
 
 @dataclass
 class RunPart:
-    """What a checkpoint holds besides the weights for a run to go on; plain values in the file.
+    """What a checkpoint holds besides the weights for a run to go on; plain values in the file."""
 
-    Attributes:
-        state: counters.
-        optimizer: its state dict, put together from all processes.
-        scaler: of the precision (loss scaling of fp16).
-        random: state of the generators of each process.
-        processes: how many there were.
-        settings: the whole configuration.
-        ema: averages of the weights, where they are kept.
-        model: with averages, the weights that are trained: the checkpoint's own are then the averages.
-    """
+    state: RunState  # counters
+    optimizer: Values  # its state dict, put together from all processes
+    scaler: Values  # of the precision (loss scaling of fp16)
+    random: list[Values]  # state of the generators of each process
+    processes: int  # how many there were
+    settings: Values  # the whole configuration
+    ema: Values | None  # averages of the weights, where they are kept
+    model: dict[str, Tensor] | None  # with averages, the weights that are trained: the checkpoint's own are then the averages
 
-    state: RunState
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
-    random: list[dict[str, Any]]
-    processes: int
-    settings: dict[str, Any]
-    ema: dict[str, Any] | None
-    model: dict[str, Tensor] | None
-
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Values:
         """Plain values, for the file."""
         return {**vars(self), "state": asdict(self.state)}
 
@@ -83,7 +63,7 @@ class RunPart:
         if values is None:
             raise CheckpointError(f"{where} has no training part to go on from; it was exported for use")
         try:
-            settings: dict[str, Any] = dict(values["settings"])
+            settings: Values = dict(values["settings"])
             if "loss" in settings:  # earlier versions kept only those losses that someone had set
                 settings["loss"] = {**vars(LossConfig()), **settings["loss"]}
             return cls(**{**values, "state": RunState(**values["state"]), "settings": settings})
@@ -91,7 +71,7 @@ class RunPart:
             raise CheckpointError(f"{where} has a damaged training part ({error}); use an older checkpoint") from None
 
 
-def capture_random_state() -> dict[str, Any]:
+def capture_random_state() -> Values:
     """State of the generators of Python, NumPy and torch of this process, in values that a checkpoint may hold."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
@@ -102,7 +82,7 @@ def capture_random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
+def restore_random_state(state: Values) -> None:
     """Put every generator back to a captured state."""
     version, values, gauss = state["python"]
     random.setstate((version, tuple(values), gauss))
@@ -170,7 +150,7 @@ def restore_snapshot(
     return part
 
 
-def _spread_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+def _spread_optimizer(saved: Values, optimizer: Optimizer) -> Values:
     """The saved state, its tensors spread over the processes as the parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
@@ -180,7 +160,7 @@ def _spread_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> dict[st
     return {**saved, "state": state}
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_settings(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """One sentence per setting that differs between the saved run and this one, but for those that may.
 
     A setting that only one of them has came or went with a version of the program, and means what it meant without.

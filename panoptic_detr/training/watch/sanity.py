@@ -30,30 +30,20 @@ ENOUGH = 16  # draws of sizes, or things: fewer say little about what training w
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What some augmented training samples look like.
+    """What some augmented training samples look like."""
 
-    Attributes:
-        images: how many were looked at.
-        segments: of each image.
-        classes: how many segments of each category name, the most frequent first; absent ones with 0.
-        sizes: (height, width) of each image.
-        left_out: segments without a pixel after augmentation: outside the crop, or too small for the new size.
-        eval_sizes: (height, width) that the same images have in evaluation, whole.
-        sides: square roots of the box areas of things in the samples, in pixels; only of boxes inside of the picture, because
-            those at its border may be cut.
-        eval_sides: the same in evaluation.
-        fractions: the detector measures boxes as fractions of the image, so the size of the image matters.
-    """
-
-    images: int
-    segments: list[int]
-    classes: dict[str, int]
-    sizes: list[tuple[int, int]]
-    left_out: int = 0
+    images: int  # how many were looked at
+    segments: list[int]  # of each image
+    classes: dict[str, int]  # how many segments of each category name, the most frequent first; absent ones with 0
+    sizes: list[tuple[int, int]]  # (height, width) of each image
+    left_out: int = 0  # segments without a pixel after augmentation: outside the crop, or too small for the new size
+    # (height, width) that the same images have in evaluation, whole
     eval_sizes: list[tuple[int, int]] = field(default_factory=list)
+    # square roots of the box areas of things in the samples, in pixels; only of boxes inside of the picture, because those at
+    # its border may be cut
     sides: list[float] = field(default_factory=list)
-    eval_sides: list[float] = field(default_factory=list)
-    fractions: bool = True
+    eval_sides: list[float] = field(default_factory=list)  # the same in evaluation
+    fractions: bool = True  # the detector measures boxes as fractions of the image, so the size of the image matters
 
     def lines(self, num_queries: int) -> list[str]:
         """The facts as sentences, with a warning where something cannot work."""

@@ -18,34 +18,21 @@ _PLACING_SIDE = 400  # labels are placed on a copy of the id map whose long side
 
 @dataclass(frozen=True)
 class Wish:
-    """A label that wants a place.
+    """A label that wants a place."""
 
-    Attributes:
-        segment: index into the map, from 1.
-        sizes: (height, width) in pixels of the plate for each wording, the preferred one first.
-    """
-
-    segment: int
-    sizes: tuple[tuple[int, int], ...]
+    segment: int  # index into the map, from 1
+    sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels of the plate for each wording, the preferred one first
 
 
 @dataclass(frozen=True)
 class Place:
-    """A label's place.
+    """A label's place."""
 
-    Attributes:
-        segment: index into the map, from 1.
-        wording: which of the wish's sizes it is for.
-        top_left: (y, x) of the plate in pixels.
-        anchor: (y, x) of the point of the segment that it names.
-        inside: the plate's centre lies in the segment; otherwise a line leads from the plate to the anchor.
-    """
-
-    segment: int
-    wording: int
-    top_left: tuple[int, int]
-    anchor: tuple[int, int]
-    inside: bool
+    segment: int  # index into the map, from 1
+    wording: int  # which of the wish's sizes it is for
+    top_left: tuple[int, int]  # (y, x) of the plate in pixels
+    anchor: tuple[int, int]  # (y, x) of the point of the segment that it names
+    inside: bool  # the plate's centre lies in the segment; otherwise a line leads from the plate to the anchor
 
 
 def place_labels(index_map: np.ndarray, wishes: Sequence[Wish]) -> list[Place]:

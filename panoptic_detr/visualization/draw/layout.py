@@ -15,16 +15,13 @@ _PAPER, _INK = (255, 255, 255), (24, 24, 28)
 def side_by_side(
     images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, columns: int | None = None, gap: int | None = None
 ) -> np.ndarray:
-    """Set pictures in a row or grid on white, each under its title.
+    """Set pictures in a row or grid on white, each under its title: (H, W, 3) uint8 RGB.
 
     Args:
         images: (H_i, W_i, 3) uint8 RGB each; smaller ones stand at the top of a cell of the largest size.
         titles: one per picture; cut where they are too long. None: no titles.
         columns: pictures in a row; by default all.
         gap: pixels between pictures; by default it follows from their size.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
         PictureError: no picture, or not as many titles as pictures.
@@ -49,15 +46,12 @@ def titled(picture: np.ndarray, title: str) -> np.ndarray:
 def legend_strip(
     items: Iterable[tuple[tuple[int, int, int], str]], shape: Sequence[int], *, stacked: bool = False
 ) -> np.ndarray:
-    """A strip that explains colours, to go under a picture.
+    """A strip that explains colours, to go under a picture: (h, W, 3) uint8 RGB.
 
     Args:
         items: colours, and what they mean.
         shape: (H, W, ...) of the picture.
         stacked: each on a line of its own, rather than as many on a line as fit.
-
-    Returns:
-        (h, W, 3) uint8 RGB.
     """
     size, width = default_font_size(shape), shape[1]
     line, row, left = text_mask("X", size).shape[0] + size // 2, 0, size // 2
@@ -77,23 +71,14 @@ def legend_strip(
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart.
+    """A line of a chart."""
 
-    Attributes:
-        name: in the legend.
-        color: as matplotlib takes it.
-        style: likewise.
-        x: its places.
-        y: its values.
-        deviation: of the values, drawn as a band.
-    """
-
-    name: str
-    color: str
-    style: str
-    x: Sequence[float]
-    y: Sequence[float]
-    deviation: Sequence[float] | None = None
+    name: str  # in the legend
+    color: str  # as matplotlib takes it
+    style: str  # likewise
+    x: Sequence[float]  # its places
+    y: Sequence[float]  # its values
+    deviation: Sequence[float] | None = None  # of the values, drawn as a band
 
 
 def chart(
@@ -105,7 +90,7 @@ def chart(
     bottom: float | None = None,
     mark: tuple[float, str] | None = None,
 ) -> np.ndarray:
-    """Curves as a picture.
+    """Curves as a picture: (height, width, 3) uint8 RGB.
 
     Args:
         curves: what to draw.
@@ -114,9 +99,6 @@ def chart(
         ticks: places on the x axis; by default matplotlib's.
         bottom: where the y axis begins.
         mark: a place on the x axis for a line down, and the legend's title, which says why.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

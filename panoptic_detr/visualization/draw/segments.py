@@ -9,7 +9,7 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb, encode_picture, fit
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import boxes_of
+from panoptic_detr.segment_maps import measure
 from panoptic_detr.visualization.draw.layout import side_by_side, titled
 from panoptic_detr.visualization.draw.overlay import LONGEST_SIDE, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
@@ -24,7 +24,7 @@ def zoom(
     long_side: int = 640,
     palette: Palette = "distinct",
 ) -> np.ndarray:
-    """One segment enlarged, with its surroundings dimmed.
+    """One segment enlarged, with its surroundings dimmed: (h, w, 3) uint8 RGB.
 
     Args:
         image: path or array (see `as_rgb`).
@@ -34,21 +34,18 @@ def zoom(
         long_side: pixels of the result's longer side.
         palette: see `overlay`.
 
-    Returns:
-        (h, w, 3) uint8 RGB.
-
     Raises:
         PictureError: no such segment, or a picture of more than 16,384 pixels.
     """
     known = {
         s.id: (s, color.tolist()) for s, color in zip(segmentation.segments, segment_colors(segmentation, palette), strict=True)
     }
-    boxes = boxes_of(segmentation.segment_map)
+    measures = measure(segmentation.segment_map)
     if not 1 <= long_side <= LONGEST_SIDE:
         raise PictureError(f"the longer side must have 1 to {LONGEST_SIDE} pixels, but got {long_side}")
-    if segment_id not in known or segment_id not in boxes:
+    if segment_id not in known or segment_id not in measures:
         raise PictureError(f"image {segmentation.image_id}: there is no segment {segment_id}; it has {sorted(known)}")
-    (segment, color), (left, top, width, height) = known[segment_id], boxes[segment_id]
+    (segment, color), (_, (left, top, width, height)) = known[segment_id], measures[segment_id]
     around = round(margin * max(width, height)) + 1
     window = (slice(max(0, top - around), top + height + around), slice(max(0, left - around), left + width + around))
     mask = (segmentation.segment_map[window] == segment_id).astype(np.uint8)
@@ -79,11 +76,11 @@ def mask_strip(
     """
     picture, cells, titles = as_rgb(image), [], []
     colors = segment_colors(segmentation, palette)
-    boxes = boxes_of(segmentation.segment_map)
+    measures = measure(segmentation.segment_map)
     for segment, color in zip(segmentation.segments, colors, strict=True):
-        if segment.id not in boxes:
+        if segment.id not in measures:
             continue
-        left, top, width, height = boxes[segment.id]
+        _, (left, top, width, height) = measures[segment.id]
         window = (slice(top, top + height), slice(left, left + width))
         mask = (segmentation.segment_map[window] == segment.id)[..., None]
         ground = (color * 0.25 + 12).astype(np.uint8)
