@@ -18,6 +18,7 @@ from typing import Any, Literal
 from panoptic_detr.errors import CategoryError
 
 LabelRule = Literal["contiguous", "id"]
+PlainValues = dict[str, Any]  # values for JSON and checkpoints
 LARGEST_ID = 2**31 - 1  # of a category
 
 
@@ -138,11 +139,11 @@ class CategoryTable:
         """The uncountable categories."""
         return tuple(category for category in self.categories if not category.isthing)
 
-    def to_coco(self) -> list[dict[str, Any]]:
+    def to_coco(self) -> list[PlainValues]:
         """The `categories` list of a COCO-panoptic JSON."""
         return [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in self.categories]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PlainValues:
         """Plain values, for checkpoints and JSON; `from_dict` reads them back."""
         return {"labels": self.labels, "num_labels": self.num_labels, "categories": self.to_coco()}
 

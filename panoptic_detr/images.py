@@ -132,13 +132,18 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
     except OSError as error:
         raise PictureError(f"{path}: the image cannot be read: {error.strerror}") from None
+    return decode_image(data, str(path), upright=upright)
+
+
+def decode_image(data: bytes, where: str, *, upright: bool = False) -> np.ndarray:
+    """The bytes of a picture as (H, W, 3) uint8 RGB, as `read_image`; `where` names them in messages."""
     # Older OpenCV fills the rest of a truncated JPEG with grey without a word.
     cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < 0
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     picture = None if cut else decode_picture(data, flags)
     if picture is None:
         raise PictureError(
-            f"{path}: not a readable image (truncated, too large, or of a format that OpenCV does not know); copy or download "
+            f"{where}: not a readable image (truncated, too large, or of a format that OpenCV does not know); copy or download "
             "it again, or remove it"
         )
     return picture

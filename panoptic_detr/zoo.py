@@ -65,11 +65,7 @@ class ModelSpec:
         return build_model(self.name, num_labels=self.num_labels, **self.overrides)
 
     def setting(self, override: str) -> Any:
-        """The value of an override that a model was built with: its own, or the default of the model's name.
-
-        Args:
-            override: one of `override_types(name)`.
-        """
+        """The value of an override, of `override_types(name)`, that a model was built with: its own, or the name's default."""
         if override in self.overrides:
             return self.overrides[override]
         build = MaskHead if override in MASK_OPTIONS else BUILDERS[self.name.removesuffix(PANOPTIC)]

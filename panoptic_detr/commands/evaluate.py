@@ -4,6 +4,10 @@ A folder of COCO-panoptic predictions, of this project or any other, in seconds:
 
     panoptic-detr evaluate --gt-json gt.json --gt-folder gt --pred-json predictions.json --pred-folder panoptic
 
+Two of them, held against each other image by image: is the difference real, and what changed most?
+
+    panoptic-detr evaluate --gt-json gt.json --gt-folder gt --compare a/predictions.json b/predictions.json --output changes
+
 A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
@@ -29,6 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
 from torch import distributed
 
 from panoptic_detr.commands.cli import run
@@ -39,6 +44,9 @@ from panoptic_detr.errors import DataError, EvaluationError
 from panoptic_detr.evaluation import (
     ModelScores,
     calibrate_thresholds,
+    compare_predictions,
+    comparison_table,
+    draw_changes,
     evaluate_model,
     evaluate_panoptic,
     show_scores,
@@ -64,11 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if options.output is not None:
         make_folder(options.output)
+    if options.compare is not None:
+        return compare(options)
     if options.checkpoint is not None:
         scores = score_checkpoint(options)
         result, things = scores.panoptic, scores.things
     else:
-        result, things = evaluate_panoptic(*(getattr(options, name) for name in FILES), workers=options.workers), None
+        places = (getattr(options, name) for name in FILES)
+        asked = {"per_image": options.intervals, "boundary": options.boundary}
+        result, things = evaluate_panoptic(*places, workers=options.workers, **asked), None
     if os.environ.get("RANK", "0") == "0":
         if result is None:
             print(
@@ -77,6 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_scores(result, things, per_class=options.per_class)
         if options.output is not None:
             write_scores(options.output, result, things)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Hold two sets of predictions against each other; with an output folder, draw what changed most."""
+    truth, predictions = (options.gt_json, options.gt_folder), options.compare
+    comparison = compare_predictions(*truth, *predictions, workers=options.workers)
+    console = Console(markup=False)
+    console.print(comparison_table(comparison, per_class=options.per_class))
+    console.print(comparison.summary(), highlight=False)
+    if options.output is not None:
+        count = draw_changes(comparison, *truth, predictions, options.output, options.images)
+        console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -89,12 +114,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
     parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
+    parser.add_argument("--intervals", action="store_true", help="95 %% intervals by drawing the images again (bootstrap)")
+    parser.add_argument("--boundary", action="store_true", help="boundary PQ too (Cheng et al. 2021); slower")
     files = parser.add_argument_group("a folder of predictions")
+    files.add_argument(
+        "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
+    )
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
     add_model_options(parser.add_argument_group("a checkpoint"))
     add_inference_options(parser)
     options = parser.parse_args(argv)
+    if options.compare is not None:
+        return _check_compare(parser, options)
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
@@ -114,6 +146,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
+    return options
+
+
+def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """The options of a comparison, which needs a truth and nothing else to score."""
+    if options.gt_json is None or options.gt_folder is None:
+        parser.error("--compare needs the truth of both: --gt-json and --gt-folder")
+    if options.checkpoint is not None or options.pred_json is not None or options.pred_folder is not None:
+        parser.error("--compare scores the two JSONs that it names; leave checkpoint, --pred-json and --pred-folder out")
     return options
 
 
@@ -165,6 +206,8 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
             workers=options.workers or 0,
             precision=options.precision,
             share=share,
+            per_image=options.intervals,
+            boundary=options.boundary,
         )
     finally:
         if share:

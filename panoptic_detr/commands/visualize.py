@@ -36,6 +36,7 @@ from panoptic_detr.evaluation import (
     check_same_categories,
     check_same_names,
     find_things,
+    folder_of,
     read_annotations,
 )
 from panoptic_detr.files import make_folder, write_whole
@@ -378,8 +379,7 @@ def from_model(predictor: Predictor, options: Namespace, data: CocoPanoptic) -> 
 
 def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
     """Read predictions from a results JSON and the PNGs beside it."""
-    beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
-    results = read_annotations(options.pred_json, options.pred_panoptic or (beside if beside.is_dir() else named))
+    results = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
     truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
     results, _ = as_images_of(results, truth)
     check_same_names(results, data.categories)

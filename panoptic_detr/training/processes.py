@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -18,6 +18,8 @@ from panoptic_detr.config.stages import TrainConfig
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.training.step import transformer_layers
+
+Value = TypeVar("Value")
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
 
@@ -91,11 +93,11 @@ def end_with_the_first_process() -> None:
             os._exit(1)
 
 
-def gather(fabric: Fabric, value: Any) -> list[Any]:
+def gather(fabric: Fabric, value: Value) -> list[Value]:
     """The value of every process, in every process."""
     if fabric.world_size == 1:
         return [value]
-    values: list[Any] = [None] * fabric.world_size
+    values = [value] * fabric.world_size
     distributed.all_gather_object(values, value)
     return values
 

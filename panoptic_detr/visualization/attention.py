@@ -230,14 +230,9 @@ def draw_look(
 
 
 def heat(image: Picture, attention: np.ndarray) -> np.ndarray:
-    """An attention map over the darkened grey image, from dark violet to yellow, less its lowest 5% and highest 0.5%.
+    """An attention map (h, w) over the darkened grey image, from dark violet to yellow: (H, W, 3) uint8 RGB.
 
-    Args:
-        image: path or array (see `as_rgb`).
-        attention: (h, w) weights, any scale.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    The weights may have any scale; their lowest 5% and highest 0.5% are cut off.
     """
     grey = _grey(image)
     strength = _strength(attention, grey.shape[:2])[..., None]

@@ -64,12 +64,7 @@ def box_colors(boxes_cxcywh: np.ndarray) -> np.ndarray:
 
 
 def draw_layer_scores(scores: Sequence[LayerScore], *, size: tuple[int, int] = (300, 420)) -> np.ndarray:
-    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4): (height, width, 3) uint8 RGB.
-
-    Args:
-        scores: one per layer.
-        size: (height, width) in pixels.
-    """
+    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4): (height, width, 3) uint8 RGB."""
     layers = [score.layer for score in scores]
     curves = [
         Curve("with NMS", "#e69f00", "s--", layers, [100 * score.ap_nms for score in scores]),

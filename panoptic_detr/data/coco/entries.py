@@ -43,11 +43,7 @@ class Entries:
 
 
 def read_json(path: str | Path, *, error: type[InputError] = DataError) -> Entry:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        error: what to raise.
+    """Read a JSON object; `error` is what to raise.
 
     Raises:
         InputError: missing, unreadable, not JSON (truncated, say), or no object.
@@ -66,11 +62,7 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError) -> Entry
 
 
 def read_entries(path: str | Path, *, categories: CategoryTable | None = None) -> Entries:
-    """Read a JSON as far as it can be read; nothing in it raises.
-
-    Args:
-        path: the JSON.
-        categories: the table to use instead of the JSON's own.
+    """Read a JSON as far as it can be read; nothing in it raises. `categories` is the table to use instead of its own.
 
     Raises:
         DataError: it is no JSON object at all.

@@ -111,11 +111,7 @@ def _pad_to_multiple(x: Tensor, sizes: tuple[int, int]) -> Tensor:
 
 
 class ConvolutionalBody(nn.Module):
-    """Feature maps of one of timm's convolutional networks.
-
-    Args:
-        net: built with `features_only=True`.
-    """
+    """Feature maps of one of timm's convolutional networks, built with `features_only=True`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ def overlay(
     font_size: int | None = None,
     scale: int = 1,
     font_path: str | Path | None = None,
+    shade_by_id: bool = False,
 ) -> np.ndarray:
     """Draw a panoptic segmentation over its image.
 
@@ -49,6 +50,7 @@ def overlay(
         font_size: in pixels; by default it follows from the picture's size.
         scale: enlarge the image this many times before drawing, so that labels fit small images.
         font_path: file of a font for names, as far as it has their glyphs; others come from DejaVu Sans and installed fonts.
+        shade_by_id: of the shades of a class, an id decides which a thing has, so that it keeps it over the frames of a film.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB; the inputs are not changed.
@@ -57,7 +59,7 @@ def overlay(
         PictureError: image and segment map differ in size, alpha or scale is out of range, or the font cannot be read.
     """
     picture, index_map = _prepare(as_rgb(image), segmentation, alpha, scale)
-    colors = segment_colors(segmentation, palette)
+    colors = segment_colors(segmentation, palette, shade_by_id=shade_by_id)
     table = _blend_table(segmentation.segments, colors, alpha)
     striped = np.array([True, *(segment.iscrowd for segment in segmentation.segments)])
     drawn = np.empty_like(picture)

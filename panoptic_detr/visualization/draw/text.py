@@ -54,12 +54,7 @@ def line_width(shape: Sequence[int]) -> int:
 
 
 def printable(name: str, fallback: str) -> str:
-    """`name`, or `fallback` with a warning where no installed font has all of its glyphs.
-
-    Args:
-        name: any text.
-        fallback: plain ASCII to show instead, for example "class 17".
-    """
+    """`name`, or `fallback` (plain ASCII: "class 17", say) with a warning where no installed font has all of its glyphs."""
     return _printable(name, fallback, _first)
 
 
@@ -79,14 +74,9 @@ def _printable(name: str, fallback: str, first: str) -> str:
 
 
 def text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage of a line of text.
+    """Coverage of a line of text: (h, w) uint8, 255 inside glyphs; every text of one size in pixels has the same height.
 
-    Args:
-        text: one line.
-        size: font size in pixels.
-
-    Returns:
-        (h, w) uint8, 255 inside glyphs; every text of one size and font has the same height. Read-only: it is cached.
+    Read-only: it is cached.
     """
     return _text_mask(text, size, _first)
 

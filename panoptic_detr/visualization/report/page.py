@@ -148,10 +148,7 @@ def plot(name: str, points: Curve) -> Values:
 
 
 def read_curves(*paths: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the curves of a run from its CSV logs: every column of numbers, by step.
-
-    Args:
-        paths: CSV files with a "step" column; missing files are skipped.
+    """Read the curves of a run from its CSV logs, where they are: every column of numbers, by the "step" column.
 
     Raises:
         PictureError: a file without a "step" column.
