@@ -198,8 +198,9 @@ def read_category(entry: object) -> Category:
             "each category needs an integer id, a name, and isthing 1 (countable) or 0 (stuff)"
         )
     category_id, name, isthing, color = (entry.get(key) for key in ("id", "name", "isthing", "color"))
-    if not isinstance(category_id, int) or isinstance(category_id, bool):
-        raise CategoryError(f"category id {category_id!r} is not an integer")
+    if problem := no_integer(category_id):
+        raise CategoryError(f"category id {category_id!r} {problem}")
+    assert isinstance(category_id, int)
     if abs(category_id) > LARGEST_ID:
         raise CategoryError(f"category id {category_id} does not fit into 32 bits; number the categories anew")
     if not isinstance(name, str):
@@ -209,6 +210,19 @@ def read_category(entry: object) -> Category:
     valid = isinstance(color, list | tuple) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color)
     rgb = (color[0], color[1], color[2]) if valid and color is not None else default_color(category_id)
     return Category(category_id, name, bool(isthing), rgb)
+
+
+def no_integer(value: object) -> str:
+    """What keeps an id from being an integer, and the way out; empty for an integer."""
+    if isinstance(value, bool):
+        return "is a truth value, but ids are integers"
+    if isinstance(value, int):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return f"is not an integer; write {int(value)}"
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        return f"is a text, not an integer; write {int(value)}"
+    return "is not an integer"
 
 
 def _check_unique(what: str, values: Sequence[int]) -> None:

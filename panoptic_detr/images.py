@@ -174,6 +174,15 @@ def exif_orientation(data: bytes) -> int:
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
 
 
+def turned_back(array: np.ndarray, orientation: int) -> np.ndarray:
+    """An (H, W, ...) array of the upright picture as the file stores it, whose EXIF has this orientation (1..8)."""
+    if orientation in (5, 7):
+        array = array.swapaxes(0, 1)
+    quarters = {3: 2, 4: 2, 6: 1, 7: 2, 8: 3}.get(orientation, 0)
+    array = np.rot90(array, quarters)
+    return array[:, ::-1] if orientation in (2, 4) else array
+
+
 def upright_rgb(picture: Picture) -> np.ndarray:
     """As `as_rgb`, but writable and in one piece, as torch wants it."""
     return np.require(as_rgb(picture), requirements=["C", "W"])

@@ -23,6 +23,8 @@ import cv2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from panoptic_detr.errors import InputError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -50,8 +52,11 @@ def parallel_map(
         chunk: items sent to a process at once; by default about 1/16 of its share, at most 64.
 
     Raises:
+        InputError: fewer workers than none.
         Exception: whatever `function` raises for the first item that fails; items not yet begun are then dropped.
     """
+    if workers is not None and workers < 0:
+        raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
     if workers is None:
         workers = usable_cores() if threads or len(items) > FEW else 1
     with progress_bar(shown=bool(description)) as bar, _pool(min(workers, len(items)), threads) as pool:

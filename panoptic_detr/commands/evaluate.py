@@ -22,7 +22,8 @@ else the command line sets:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split train --data.limit 200 --calibrate --store
 
-Written to the output folder: `scores.json`, `classes.csv` (PQ, counts and causes of errors per category), `ap.csv`.
+Printed scores are in per cent (83.8). Written to the output folder, as fractions (0.838): `scores.json`, `classes.csv` (PQ,
+counts and causes of errors per category), `ap.csv`.
 """
 
 import argparse
@@ -63,6 +64,10 @@ FILES = {
     "pred_json": "predictions; segments need only id and category_id",
     "pred_folder": "their PNGs",
 }
+
+
+class NothingFoundError(EvaluationError):
+    """No thresholds gave a PQ above 0, so there is nothing to store."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +243,7 @@ def calibrate(
     )
     things, stuff = found.thresholds
     if options.store and not found.quality > 0:
-        raise EvaluationError(
+        raise NothingFoundError(
             f"no thresholds gave a PQ above 0 on these {found.images} images, so nothing is stored in {options.checkpoint}; "
             "calibrate on images with segments, with a model that finds some"
         )

@@ -69,6 +69,7 @@ from panoptic_detr.inference import (
 )
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
+from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
 
@@ -82,6 +83,12 @@ class Notes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the pictures, load the model, predict, write."""
     options = parse(argv)
+    with first_font(options.font_path):
+        return predict(options)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Predict a film, or this process's share of the pictures."""
     if options.track or any(is_film(path) for path in (*options.pictures, options.output)):
         return predict_one_film(options)
     files = find_pictures(options.pictures, recursive=options.recursive)
@@ -300,6 +307,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cluster", choices=("ray",), help="predict on the machines of a Ray cluster, or with local actors")
     parser.add_argument("--actors", type=whole, metavar="N", default=2, help="predictors of the cluster (default: 2)")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")
     add_inference_options(parser)
     return parser.parse_args(argv)

@@ -50,7 +50,7 @@ from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
-from panoptic_detr.visualization.draw import enlargement, mask_strip, overlay, svg_overlay, zoom
+from panoptic_detr.visualization.draw import enlargement, first_font, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
@@ -66,7 +66,8 @@ POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     options = parse(argv)
-    print(JOBS[options.job](options))
+    with first_font(options.font_path):
+        print(JOBS[options.job](options))
     return 0
 
 
@@ -109,6 +110,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def _add_drawing(parser: argparse.ArgumentParser, *, enlarges: bool) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
     parser.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--threshold", type=share, help="of the model, instead of its own setting")
     usual = "by default small ones, until labels fit" if enlarges else "1 by default"
     parser.add_argument("--scale", type=whole, default=None if enlarges else 1, help=f"enlarge images so many times; {usual}")

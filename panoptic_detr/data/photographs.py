@@ -6,6 +6,7 @@ generator. The picture is resampled once: the window is found in the pixels of t
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from panoptic_detr.structures import Sample
 @dataclass(frozen=True)
 class PhotoTransform:
     """A pipeline as plain settings; calling it transforms a sample."""
+
+    measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
 
     # (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale
     window: tuple[int, int]

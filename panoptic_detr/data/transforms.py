@@ -24,6 +24,7 @@ from panoptic_detr.structures import Sample, Target
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PAPER_SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+PAPER_LONG_SIDE = 1333
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Transform:
 def train_transform(
     *,
     short_sides: Sequence[int] = PAPER_SHORT_SIDES,
-    long_side: int = 1333,
+    long_side: int = PAPER_LONG_SIDE,
     crop_probability: float = 0.5,
     crop_short_sides: Sequence[int] = (400, 500, 600),
     crop_sides: tuple[int, int] = (384, 600),

@@ -24,6 +24,7 @@ from panoptic_detr.zoo import ModelSpec, spec_of
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
+_NAMES_SHOWN = 12
 
 
 class Predictor:
@@ -96,6 +97,19 @@ class Predictor:
         if isinstance(images, list | tuple):
             return list(self.stream(images, threshold))
         return next(self.stream([images], threshold))
+
+    def __repr__(self) -> str:
+        """Three lines: model and where it runs, classes, settings of prediction."""
+        names = [category.name for category in self.categories.categories]
+        more = f", ... ({len(names)})" if len(names) > _NAMES_SHOWN else ""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.to_dict().items())
+        return (
+            f"Predictor of {_name_of(self.model)}, {parameters / 1e6:.1f} million parameters, {self.device}, {self.precision}\n"
+            f"{len(self.categories.things)} things and {len(self.categories.stuff)} stuff classes: "
+            f"{', '.join(names[:_NAMES_SHOWN])}{more}\n"
+            f"{settings}"
+        )
 
     def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
         """Predict any number of pictures, in order, with a few of them in memory at a time.

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from panoptic_detr.data.coco import dataset, resolve_paths
 from panoptic_detr.data.coco.dataset import Others
 from panoptic_detr.data.photographs import PhotoTransform, lay, paste
+from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import crops_transform, scenes_transform, train_transform
 from panoptic_detr.structures import Sample, Target
 
@@ -110,6 +112,15 @@ def test_nothing_is_pasted_where_the_map_has_no_number_left():
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     result = paste(image, target, torch.zeros(255, dtype=torch.long), image, target + 1, torch.tensor([0]), torch.tensor([0]))
     assert result[0] is image
+
+
+def test_boxes_are_measured_once_on_the_moved_map(tmp_path, monkeypatch):
+    write_scenes(tmp_path, 1, size=48, workers=1)
+    paths = resolve_paths(tmp_path, "train")
+    expected = dataset.CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=PhotoTransform((40, 40)))[0]
+    monkeypatch.setattr(dataset, "retarget", lambda *_: pytest.fail("measured before the picture was moved"))
+    sample = dataset.CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=PhotoTransform((40, 40)))[0]
+    assert torch.equal(sample.target.boxes, expected.target.boxes)
 
 
 def test_a_target_without_map_is_refused():
