@@ -55,7 +55,7 @@ def parts_of(stage: Stage) -> list[Stage]:
 
 
 def train_seeds(
-    stage: DetectorStage, fabric: Fabric, console: Console, run: Callable[[DetectorStage, str], Path | None]
+    stage: Stage, fabric: Fabric, console: Console, run: Callable[[Stage, str], Path | None]
 ) -> Path | None:
     """Train with every seed, or go on where this was stopped; print and keep what came out.
 

@@ -3,8 +3,8 @@
 Nothing of it leaves a trace: weights, statistics, optimizer and random numbers are afterwards as before.
 """
 
-import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from panoptic_detr.training.watch.validation import LOSS_IMAGES, evaluator, extr
 FEWEST_STEPS = 20  # a shorter run is over before its forecast
 DRAWN = 64  # samples whose sizes tell those of all batches
 DRAWS = 500  # of batches from these sizes
+TIMED, ENOUGH_SECONDS = 6, 5.0  # average batches at most, and after two of them so much time
 EVALUATED = 8  # images
 CACHED_BYTES = 4  # of a pixel: three colours and its segment
 
@@ -99,7 +100,7 @@ def forecast(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, val_
             ) from None
         shape = _shape(batch)
         del batch
-        computing = float(np.mean([_timed_step(trainer, _batch(dataset, chosen)) for chosen in typical]))
+        computing = _usual_seconds(_timed_step(trainer, _batch(dataset, chosen)) for chosen in typical)
         evaluation = _evaluation_seconds(trainer, stage, val_set)
         saving = _seconds_of(lambda: _save_nowhere(trainer))
         memory = peak_memory(device) + _later_bytes(trainer, stage, [size[2] for size in sizes], len(dataset), val_set)
@@ -141,7 +142,7 @@ def draw_sizes(dataset: CocoPanoptic, seed: int) -> tuple[list[tuple[int, int, i
 
 
 def choose_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Places of the samples of three batches: the largest that is to be expected after padding, and two average ones.
+    """Places of the samples of the largest batch that is to be expected after padding, and of average ones.
 
     Args:
         sizes: (height, width) of samples; (0, 0) of those that are not known.
@@ -156,7 +157,7 @@ def choose_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[li
     generator = np.random.default_rng(0)
     batches = [generator.choice(known, count, replace=False).tolist() for _ in range(DRAWS)]
     padded = np.array([math.prod(np.max([sizes[place] for place in batch], axis=0)) for batch in batches])
-    typical = np.argsort(np.abs(padded - padded.mean()), kind="stable")[:2]
+    typical = np.argsort(np.abs(padded - padded.mean()), kind="stable")[:TIMED]
     return [largest, *(batches[index] for index in typical)]
 
 
@@ -166,6 +167,16 @@ def _batch(dataset: CocoPanoptic, places: Sequence[int]) -> Batch:
 
 def _shape(batch: Batch) -> tuple[int, int, int]:
     return len(batch), batch.images.shape[2], batch.images.shape[3]
+
+
+def _usual_seconds(steps: Iterator[float]) -> float:
+    """The median of at least two steps, and of more where they are short."""
+    taken: list[float] = []
+    for seconds in steps:
+        taken.append(seconds)
+        if len(taken) >= 2 and sum(taken) > ENOUGH_SECONDS:
+            break
+    return float(np.median(taken))
 
 
 def _timed_step(trainer: Trainer, batch: Batch) -> float:
@@ -202,19 +213,10 @@ def _evaluation_seconds(trainer: Trainer, stage: DetectorStage, val_set: CocoPan
     return (scores * len(val_set) + loss * min(len(val_set), LOSS_IMAGES)) / len(few)
 
 
-class _Nowhere(io.RawIOBase):
-    """A file that forgets what is written."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        return memoryview(data).nbytes  # type: ignore[arg-type]
-
-
 def _save_nowhere(trainer: Trainer) -> None:
     """Do the work of a checkpoint, apart from the disk's."""
-    torch.save([trainer.model.state_dict(), trainer.optimizer.state_dict()], _Nowhere())
+    with open(os.devnull, "wb") as nowhere:
+        torch.save([trainer.model.state_dict(), trainer.optimizer.state_dict()], nowhere)
 
 
 def _later_bytes(
