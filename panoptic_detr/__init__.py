@@ -20,14 +20,17 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from panoptic_detr.evaluation import evaluate_panoptic, read_panoptic
-    from panoptic_detr.inference import Predictor, load_model, merge_panoptic
+    from panoptic_detr.exported.open import load_model
+    from panoptic_detr.exported.runtime import ExportedPredictor
+    from panoptic_detr.exported.write import ExportReport, export
+    from panoptic_detr.inference import Predictor, merge_panoptic
     from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
     from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
     from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target
     from panoptic_detr.training.losses import Losses, build_criterion
     from panoptic_detr.training.stages import train_detector, train_masks
     from panoptic_detr.visualization.draw import overlay
-    from panoptic_detr.weights import load_official
+    from panoptic_detr.weights import ModelNotes, load_official, load_pretrained, push_to_hub, save_pretrained
     from panoptic_detr.zoo import build_model, list_models
 
 _HOMES = {
@@ -44,14 +47,17 @@ _HOMES = {
         "TrainConfig",
     ),
     "evaluation": ("evaluate_panoptic", "read_panoptic"),
-    "inference": ("Predictor", "load_model", "merge_panoptic"),
+    "exported.open": ("load_model",),
+    "exported.runtime": ("ExportedPredictor",),
+    "exported.write": ("ExportReport", "export"),
+    "inference": ("Predictor", "merge_panoptic"),
     "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
     "quality": ("PanopticQuality", "PanopticQualityResult"),
     "structures": ("Batch", "DetectorOutput", "FeatureLevel", "Predictions", "Sample", "Target"),
     "training.losses": ("Losses", "build_criterion"),
     "training.stages": ("train_detector", "train_masks"),
     "visualization.draw": ("overlay",),
-    "weights": ("load_official",),
+    "weights": ("ModelNotes", "load_official", "load_pretrained", "push_to_hub", "save_pretrained"),
     "zoo": ("build_model", "list_models"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -65,12 +71,15 @@ __all__ = [
     "DetectorOutput",
     "DetectorStage",
     "Dropped",
+    "ExportReport",
+    "ExportedPredictor",
     "FeatureLevel",
     "InferenceSettings",
     "LossConfig",
     "Losses",
     "MaskStage",
     "ModelConfig",
+    "ModelNotes",
     "OptimizerConfig",
     "PanopticQuality",
     "PanopticQualityResult",
@@ -84,12 +93,16 @@ __all__ = [
     "build_criterion",
     "build_model",
     "evaluate_panoptic",
+    "export",
     "list_models",
     "load_model",
     "load_official",
+    "load_pretrained",
     "merge_panoptic",
     "overlay",
+    "push_to_hub",
     "read_panoptic",
+    "save_pretrained",
     "train_detector",
     "train_masks",
 ]

@@ -6,6 +6,7 @@ Two formats are used, and the name always says which: `boxes_cxcywh` (centre x, 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -18,6 +19,11 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     """Turn corner boxes into centre-size boxes; (..., 4) to (..., 4)."""
     low, high = boxes_xyxy.split(2, dim=-1)
     return torch.cat([0.5 * (low + high), high - low], dim=-1)  # (..., 4)
+
+
+def whole_image_box(like: Tensor) -> Tensor:
+    """The (4,) cxcywh box of a whole image, filled in where `like` is: to copy a list there is to wait for the GPU."""
+    return F.pad(like.new_full((2,), 0.5), (0, 2), value=1.0)
 
 
 def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
@@ -35,14 +41,19 @@ def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     """
     low = torch.maximum(boxes_xyxy[..., :2], others_xyxy[..., :2])
     high = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
+    intersection = _product((high - low).clamp(min=0))
     union = _area(boxes_xyxy) + _area(others_xyxy) - intersection
     hull_low = torch.minimum(boxes_xyxy[..., :2], others_xyxy[..., :2])
     hull_high = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
-    hull = (hull_high - hull_low).clamp(min=0).prod(-1)
+    hull = _product((hull_high - hull_low).clamp(min=0))
     tiny = torch.finfo(union.dtype).tiny
     return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 
 
 def _area(boxes_xyxy: Tensor) -> Tensor:
-    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(-1)
+    return _product((boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0))
+
+
+def _product(sides: Tensor) -> Tensor:
+    """(..., 2) to (...); not `prod`, whose gradient asks a GPU whether a side is zero, and waits for the answer."""
+    return sides[..., 0] * sides[..., 1]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from panoptic_detr.errors import CategoryError
 
 LabelRule = Literal["contiguous", "id"]
+PlainValues = dict[str, Any]  # values for JSON and checkpoints
 LARGEST_ID = 2**31 - 1  # of a category
 
 
@@ -138,11 +139,11 @@ class CategoryTable:
         """The uncountable categories."""
         return tuple(category for category in self.categories if not category.isthing)
 
-    def to_coco(self) -> list[dict[str, Any]]:
+    def to_coco(self) -> list[PlainValues]:
         """The `categories` list of a COCO-panoptic JSON."""
         return [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in self.categories]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PlainValues:
         """Plain values, for checkpoints and JSON; `from_dict` reads them back."""
         return {"labels": self.labels, "num_labels": self.num_labels, "categories": self.to_coco()}
 
@@ -197,8 +198,9 @@ def read_category(entry: object) -> Category:
             "each category needs an integer id, a name, and isthing 1 (countable) or 0 (stuff)"
         )
     category_id, name, isthing, color = (entry.get(key) for key in ("id", "name", "isthing", "color"))
-    if not isinstance(category_id, int) or isinstance(category_id, bool):
-        raise CategoryError(f"category id {category_id!r} is not an integer")
+    if problem := no_integer(category_id):
+        raise CategoryError(f"category id {category_id!r} {problem}")
+    assert isinstance(category_id, int)
     if abs(category_id) > LARGEST_ID:
         raise CategoryError(f"category id {category_id} does not fit into 32 bits; number the categories anew")
     if not isinstance(name, str):
@@ -208,6 +210,19 @@ def read_category(entry: object) -> Category:
     valid = isinstance(color, list | tuple) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color)
     rgb = (color[0], color[1], color[2]) if valid and color is not None else default_color(category_id)
     return Category(category_id, name, bool(isthing), rgb)
+
+
+def no_integer(value: object) -> str:
+    """What keeps an id from being an integer, and the way out; empty for an integer."""
+    if isinstance(value, bool):
+        return "is a truth value, but ids are integers"
+    if isinstance(value, int):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return f"is not an integer; write {int(value)}"
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        return f"is a text, not an integer; write {int(value)}"
+    return "is not an integer"
 
 
 def _check_unique(what: str, values: Sequence[int]) -> None:

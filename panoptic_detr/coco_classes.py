@@ -13,10 +13,7 @@ DETECTION_LABELS, PANOPTIC_LABELS = 91, 250
 
 @cache
 def coco_categories(num_labels: int = PANOPTIC_LABELS) -> CategoryTable:
-    """The class table of a published checkpoint with so many label slots.
-
-    Args:
-        num_labels: 250 for panoptic models, 91 for detection (things only).
+    """The class table of a published checkpoint with 250 label slots (panoptic) or 91 (detection, things only).
 
     Raises:
         InputError: no published COCO model has so many label slots.

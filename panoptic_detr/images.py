@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,6 +49,18 @@ def as_rgb(image: Picture) -> np.ndarray:
         )
     array = _as_bytes(array)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.ascontiguousarray(array[..., :3])
+
+
+def check_is_picture(thing: object) -> None:
+    """Raise `PictureError`, with the way out, for what is mistaken for a picture most often."""
+    if thing is not None and not isinstance(thing, bytes | bytearray | Mapping | Iterator | list | tuple | set):
+        return
+    way_out = "give a path, an array, a PIL image, or a list of these"
+    if isinstance(thing, bytes | bytearray):
+        way_out = "decode the bytes first: PIL.Image.open(io.BytesIO(data))"
+    elif isinstance(thing, Iterator):
+        way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
+    raise PictureError(f"{type(thing).__name__} is no picture: {way_out}")
 
 
 def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) -> None:
@@ -132,13 +145,18 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         raise PictureError(f"{path}: there is no such image; check the folder and the file's ending") from None
     except OSError as error:
         raise PictureError(f"{path}: the image cannot be read: {error.strerror}") from None
+    return decode_image(data, str(path), upright=upright)
+
+
+def decode_image(data: bytes, where: str, *, upright: bool = False) -> np.ndarray:
+    """The bytes of a picture as (H, W, 3) uint8 RGB, as `read_image`; `where` names them in messages."""
     # Older OpenCV fills the rest of a truncated JPEG with grey without a word.
     cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < 0
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     picture = None if cut else decode_picture(data, flags)
     if picture is None:
         raise PictureError(
-            f"{path}: not a readable image (truncated, too large, or of a format that OpenCV does not know); copy or download "
+            f"{where}: not a readable image (truncated, too large, or of a format that OpenCV does not know); copy or download "
             "it again, or remove it"
         )
     return picture
@@ -154,6 +172,15 @@ def exif_orientation(data: bytes) -> int:
     except PILLOW_ERRORS:
         return 1
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
+
+
+def turned_back(array: np.ndarray, orientation: int) -> np.ndarray:
+    """An (H, W, ...) array of the upright picture as the file stores it, whose EXIF has this orientation (1..8)."""
+    if orientation in (5, 7):
+        array = array.swapaxes(0, 1)
+    quarters = {3: 2, 4: 2, 6: 1, 7: 2, 8: 3}.get(orientation, 0)
+    array = np.rot90(array, quarters)
+    return array[:, ::-1] if orientation in (2, 4) else array
 
 
 def upright_rgb(picture: Picture) -> np.ndarray:

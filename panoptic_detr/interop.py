@@ -148,7 +148,10 @@ def _read_pipeline(rows: Sequence[Mapping[str, Any]], categories: CategoryTable)
     if not rows:
         raise InputError("the pipeline found nothing, so the image's size is unknown; make an empty PanopticSegmentation of it")
     masks = [np.asarray(row["mask"]) > 0 for row in rows]
-    segment_map = np.zeros(masks[0].shape, np.int64)
+    shapes = sorted({mask.shape for mask in masks})
+    if len(shapes) > 1 or len(shapes[0]) != 2:
+        raise InputError(f"the masks of one image must be (H, W) of one size, but theirs are {', '.join(map(str, shapes[:4]))}")
+    segment_map = np.zeros(shapes[0], np.int64)
     for number, mask in enumerate(masks, start=1):
         segment_map[mask] = number
     named = {category.name: category for category in categories.categories}

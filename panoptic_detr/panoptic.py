@@ -105,7 +105,10 @@ class PanopticSegmentation:
         )
 
     def _repr_png_(self) -> bytes:
-        """The map in the colours of its categories, borders black: what a notebook shows."""
+        """The map in the colours of its categories, borders black: what a notebook shows.
+
+        It holds no picture, so that thousands of results fit the memory; `overlay(image, segmentation)` draws on one.
+        """
         height, width = self.segment_map.shape
         picture = np.full((height, width, 3), 255, np.uint8)
         for segment in self.segments:

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 import cv2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from panoptic_detr.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,8 +52,11 @@ def parallel_map(
         chunk: items sent to a process at once; by default about 1/16 of its share, at most 64.
 
     Raises:
+        InputError: fewer workers than none.
         Exception: whatever `function` raises for the first item that fails; items not yet begun are then dropped.
     """
+    if workers is not None and workers < 0:
+        raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
     if workers is None:
         workers = usable_cores() if threads or len(items) > FEW else 1
     with progress_bar(shown=bool(description)) as bar, _pool(min(workers, len(items)), threads) as pool:
@@ -59,6 +65,33 @@ def parallel_map(
         for result in map(function, items) if pool is None else pool.map(function, items, chunksize=chunk):
             bar.advance(task)
             yield result
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Yield `function(item)` in order, while threads already work on the next items: never more than `ahead` of them.
+
+    Args:
+        function: called in the threads.
+        items: taken one by one, in the calling thread.
+        threads: at least 1.
+        ahead: results that may wait for whoever takes them, at least 1; this bounds the memory.
+
+    Raises:
+        Exception: whatever `function` raises, at its item; items not yet begun are then dropped.
+    """
+    coming, waiting = iter(items), deque[Future[Result]]()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    try:
+        for item in coming:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def usable_cores() -> int:

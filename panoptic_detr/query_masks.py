@@ -40,7 +40,7 @@ class QueryMasks:
         cells = self.pixels[image]  # (E, h, w)
         points = cell_points(self.padding_mask[image])  # (h * w, 2)
         logits = self.of_features(image, queries, cells.flatten(1).T, points, layer)
-        return logits.view(-1, *cells.shape[1:])
+        return logits.reshape(queries.shape[0], *cells.shape[1:])
 
     def sample(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Pixel features at places of every image.
@@ -52,11 +52,12 @@ class QueryMasks:
             For each image (P_i, E) float32.
         """
         height, width = self.padding_mask.shape[1:]
-        share = points[0].new_tensor([_extent(mask) for mask in self.padding_mask]) / points[0].new_tensor([width, height])
-        grid = 2 * pad_sequence(list(points), batch_first=True) * share[:, None] - 1  # (B, P, 2)
+        columns, rows = (side[:, None] for side in unpadded_extent(self.padding_mask).unbind(1))  # (B, 1) each
+        x, y = pad_sequence(list(points), batch_first=True).unbind(-1)  # (B, P) each
+        grid = torch.stack([2 * x * (columns / width) - 1, 2 * y * (rows / height) - 1], dim=-1)  # (B, P, 2)
         found = F.grid_sample(self.pixels.float(), grid[:, None], padding_mode="border", align_corners=False)  # (B, E, 1, P)
-        rows = found[:, :, 0].transpose(1, 2).unbind()
-        return [row[: len(own)] for row, own in zip(rows, points, strict=True)]
+        images = found[:, :, 0].transpose(1, 2).unbind()
+        return [image[: len(own)] for image, own in zip(images, points, strict=True)]
 
     def of_features(self, image: int, queries: Tensor, features: Tensor, points: Tensor, layer: int = -1) -> Tensor:
         """Logits from pixel features that were sampled before.
@@ -71,23 +72,28 @@ class QueryMasks:
         Returns:
             (K, P) float32.
         """
-        embeddings = self.embeddings[layer, image].index_select(0, queries).float()  # (K, E)
-        logits = embeddings @ features.float().T + self.biases[layer, image].index_select(0, queries).float()[:, None]
+        embeddings, biases = self._of(image, queries, layer)
+        with torch.autocast(features.device.type, enabled=False):  # whose half precision would undo the float32
+            logits = embeddings @ features.float().T + biases[:, None]
         boxes = self.boxes[layer, image].index_select(0, queries).float()  # (K, 4)
         return logits - self.steepness[queries].float()[:, None] * distance_from_boxes(boxes, points, self._margin(image))
 
     def each_at(self, image: int, queries: Tensor, features: Tensor, points: Tensor, layer: int = -1) -> Tensor:
         """As `of_features`, but every query at places of its own: features (K, P, E) and points (K, P, 2) to (K, P)."""
-        embeddings = self.embeddings[layer, image].index_select(0, queries).float()  # (K, E)
-        logits = (features @ embeddings[:, :, None])[..., 0] + self.biases[layer, image].index_select(0, queries).float()[
-            :, None
-        ]
+        embeddings, biases = self._of(image, queries, layer)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = (features.float() @ embeddings[:, :, None])[..., 0] + biases[:, None]
         boxes = self.boxes[layer, image].index_select(0, queries).float()[:, None]  # (K, 1, 4)
         return logits - self.steepness[queries, None] * distance_from_boxes(boxes, points, self._margin(image))
 
+    def _of(self, image: int, queries: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Embeddings (K, E) and biases (K,) of queries (K,), float32."""
+        embeddings, biases = (values[layer, image].index_select(0, queries) for values in (self.embeddings, self.biases))
+        return embeddings.float(), biases.float()
+
     def _margin(self, image: int) -> Tensor:
         """The size of a cell as fractions (x, y) of the unpadded image: (2,)."""
-        return 1 / self.boxes.new_tensor(_extent(self.padding_mask[image]), dtype=torch.float32)
+        return 1 / unpadded_extent(self.padding_mask[image : image + 1])[0]
 
 
 def distance_from_boxes(boxes_cxcywh: Tensor, points: Tensor, margin: Tensor) -> Tensor:
@@ -110,12 +116,12 @@ def distance_from_boxes(boxes_cxcywh: Tensor, points: Tensor, margin: Tensor) ->
 def cell_points(padding_mask: Tensor) -> Tensor:
     """Centres (x, y) of the cells of a map (h, w), row by row: (h * w, 2) as fractions of the unpadded extent."""
     height, width = padding_mask.shape
-    columns, rows = _extent(padding_mask)
+    columns, rows = unpadded_extent(padding_mask[None])[0]
     x = (torch.arange(width, device=padding_mask.device) + 0.5) / columns
     y = (torch.arange(height, device=padding_mask.device) + 0.5) / rows
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
-def _extent(padding_mask: Tensor) -> tuple[int, int]:
-    """Unpadded columns and rows of a map (h, w)."""
-    return int((~padding_mask[0]).sum()), int((~padding_mask[:, 0]).sum())
+def unpadded_extent(padding_mask: Tensor) -> Tensor:
+    """Unpadded columns and rows of maps (B, h, w): (B, 2) float32 as (w, h)."""
+    return torch.stack([(~padding_mask[:, 0]).sum(1), (~padding_mask[:, :, 0]).sum(1)], dim=-1).float()

@@ -3,8 +3,12 @@
 COCO panoptic stores an id map as an RGB PNG with id = R + 256 G + 65536 B.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -13,13 +17,15 @@ from scipy import ndimage
 from panoptic_detr.errors import SegmentMapError
 from panoptic_detr.files import read_file, write_whole
 
-fast_decoder: Callable[[bytes], np.ndarray] | None  # to (H, W, 3) uint8 RGB
-try:
-    from imgread import load_numpy_from_bytes as fast_decoder  # the extra "fast-pq": half of OpenCV's time
-except ImportError:
-    fast_decoder = None
+fast_decoder: Callable[[bytes], np.ndarray] | None = None  # to (H, W, 3) uint8 RGB
+with suppress(ImportError):
+    from imgread import load_numpy_from_bytes  # the extra "fast-pq": half of OpenCV's time
+
+    fast_decoder = load_numpy_from_bytes
 
 MAX_ID = 256**3 - 1
+LARGE = 2**26  # pixels, 8192 x 8192: what is larger is worked on by strips
+_STRIP = 256  # rows
 MOST_PIXELS = 1 << 28  # of a mask or an annotated picture that is taken to be meant
 OTHER_ENDINGS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -137,10 +143,32 @@ def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
     """
     if Path(path).suffix.lower() in OTHER_ENDINGS:
         raise SegmentMapError(f"{path}: an id map is written as PNG, which loses nothing; name the file {Path(path).stem}.png")
+    if segment_map.size > LARGE:
+        write_whole(path, lambda stream: _write_strips(stream, segment_map))
+        return
     done, data = cv2.imencode(".png", encode_ids(segment_map)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise SegmentMapError(f"{path}: the id map of shape {segment_map.shape} could not be encoded as PNG")
     write_whole(path, data.tobytes())
+
+
+def _write_strips(stream: BinaryIO, segment_map: np.ndarray) -> None:
+    """Write a PNG a strip of rows at a time (PNG specification, third edition), so that little of a large map is in memory."""
+
+    def chunk(kind: bytes, data: bytes) -> None:
+        stream.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
+
+    height, width = segment_map.shape
+    stream.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))  # 8 bits, RGB, not interlaced
+    packer = zlib.compressobj(1)
+    for top in range(0, height, _STRIP):
+        rgb = encode_ids(segment_map[top : top + _STRIP])
+        lines = np.zeros((len(rgb), 1 + 3 * width), np.uint8)  # each begins with the number of its filter: 0, none
+        lines[:, 1:] = rgb.reshape(len(rgb), -1)
+        chunk(b"IDAT", packer.compress(lines.tobytes()))
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
 
 
 def measure(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:

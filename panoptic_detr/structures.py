@@ -221,6 +221,11 @@ class DetectorOutput:
         return cxcywh_to_xyxy(self.boxes[-1].float())
 
 
+# What a model returns, torch.export can return too.
+for _returned in (FeatureLevel, Predictions, QueryMasks, DetectorOutput):
+    torch.export.register_dataclass(_returned)
+
+
 def pad_images(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack images of different sizes, zero-padded right and below.
 

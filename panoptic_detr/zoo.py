@@ -21,6 +21,7 @@ MASK_OPTIONS: dict[str, type] = {
     "mask_scale_maps": bool,
     "mask_inside_boxes": bool,
     "mask_output_bias": float,
+    "mask_num_heads": int,
 }
 
 _h_detr = partial(
@@ -65,11 +66,7 @@ class ModelSpec:
         return build_model(self.name, num_labels=self.num_labels, **self.overrides)
 
     def setting(self, override: str) -> Any:
-        """The value of an override that a model was built with: its own, or the default of the model's name.
-
-        Args:
-            override: one of `override_types(name)`.
-        """
+        """The value of an override, of `override_types(name)`, that a model was built with: its own, or the name's default."""
         if override in self.overrides:
             return self.overrides[override]
         build = MaskHead if override in MASK_OPTIONS else BUILDERS[self.name.removesuffix(PANOPTIC)]
@@ -117,7 +114,8 @@ def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -
         name: one of `list_models()`.
         num_labels: label slots without no-object; by default the published ones.
         **overrides: the builder's own keyword arguments (`build_detr`, `build_deformable_detr`); panoptic models also take
-            `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes` and `mask_output_bias` for the mask head (see `MaskHead`).
+            `mask_dropout`, `mask_scale_maps`, `mask_inside_boxes`, `mask_output_bias` and `mask_num_heads` for the mask head
+            (see `MaskHead`).
 
     Returns:
         A model whose call gives a `DetectorOutput`; `model.spec` is the `ModelSpec` that it was built from.

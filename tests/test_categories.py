@@ -55,7 +55,7 @@ def test_differences_are_named():
         ([], {}, "no categories"),
         ([{"id": 1, "name": "a"}], {}, "has no isthing"),
         ([{"isthing": 1}], {}, "no id and no name"),
-        ([{"id": "1", "name": "a", "isthing": 1}], {}, "'1' is not an integer"),
+        ([{"id": "1", "name": "a", "isthing": 1}], {}, "'1' is a text, not an integer"),
         ([{"id": 1, "name": "a", "isthing": 2}], {}, "isthing=2; expected 0 or 1"),
         ([ROWS[0], ROWS[0]], {}, "id 7 is used more than once"),
         (ROWS, {"num_labels": 1}, "1 label slots are too few"),

@@ -33,6 +33,7 @@ FLOORS = (
     ("zoo",),
     ("weights",),
     ("inference",),
+    ("exported",),
     ("evaluation",),
     ("training",),
     ("commands",),

@@ -148,6 +148,11 @@ BAD = {
     "fractions": ({"segmentation": np.full((4, 4), 0.5), "segments_info": []}, "this one has fractions"),
     "pipeline": ([{"label": "cow", "mask": ONE}], "there is no category named 'cow'; the table has 'cat', 'dog'"),
     "empty pipeline": ([], "the pipeline found nothing"),
+    "two sizes": (
+        [{"label": "cat", "mask": ONE}, {"label": "dog", "mask": np.ones((2, 3))}],
+        r"the masks of one image must be \(H, W\) of one size, but theirs are",
+    ),
+    "three axes": ([{"label": "cat", "mask": np.ones((2, 3, 1))}], r"must be \(H, W\) of one size, but theirs are \(2, 3, 1\)"),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.parallel import FEW, parallel_map, progress_bar
 
 map_in_threads = partial(parallel_map, threads=True)
@@ -145,3 +146,8 @@ def eventually(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_fewer_workers_than_none_are_refused():
+    with pytest.raises(InputError, match="workers must be 0 or more, but got -1"):
+        list(parallel_map(str, [1], workers=-1))

@@ -25,10 +25,12 @@ JOBS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "visualize",
     "data",
     "configs",
     "convert_checkpoint",
+    "hub",
     "benchmark",
     "demo",
 )

@@ -4,6 +4,7 @@
     panoptic-detr convert_checkpoint reference_run/checkpoint.pth ours.pth --model detr_r50        # a run of the authors' code
     panoptic-detr convert_checkpoint runs/masks/best.pt best.safetensors                          # ours -> safetensors
     panoptic-detr convert_checkpoint ours.pth for_the_authors_code.pth --to published              # ours -> published names
+    panoptic-detr convert_checkpoint SenseTime/deformable-detr ours.pth                            # the hub's -> ours
 
 What is written is for use: what a run needs to go on (optimizer, random states) is left out.
 """
@@ -25,6 +26,7 @@ from panoptic_detr.weights import (
     PUBLISHED,
     Checkpoint,
     load_checkpoint,
+    open_source,
     published_categories,
     read_weights,
     save_checkpoint,
@@ -39,7 +41,7 @@ ENDINGS = (".pt", ".pth", ".safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     """Read one file, write the other, say what was done."""
     options = parse(argv)
-    if options.source.resolve() == options.output.resolve():
+    if Path(options.source).resolve() == options.output.resolve():
         raise CheckpointError(f"source and output are the same file, {options.output}; name another output")
     name = options.model or name_of_published(options.source)
     checkpoint = read_published(name, options) if name else read_ours(options)
@@ -57,7 +59,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr convert_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="checkpoint to read: one of this project, or one of the authors' code")
+    parser.add_argument(
+        "source",
+        help="checkpoint to read: one of this project, one of the authors' code, a hub folder, a repository of the hub",
+    )
     parser.add_argument("output", type=Path, help="file to write; a name ending in .safetensors writes that format")
     parser.add_argument("--to", choices=("ours", "published"), default="ours", help="names of the weights in the output")
     parser.add_argument(
@@ -80,10 +85,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def name_of_published(source: Path) -> str | None:
+def name_of_published(source: str) -> str | None:
     """Model name of a file that still has the name under which it is published."""
     names = {published.file_name: name for name, published in PUBLISHED.items()}
-    return names.get(source.name)
+    return names.get(Path(source).name)
 
 
 def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
@@ -94,7 +99,7 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
     """
     model = build_model(name, num_labels=options.num_labels, **read_overrides(options.overrides))
     try:
-        load_official(model, read_weights(options.source))
+        load_official(model, read_weights(Path(options.source)))
     except OfficialWeightsError as error:
         raise OfficialWeightsError(f"{str(options.source)!r}: {error}") from error
     spec = spec_of(model)
@@ -102,14 +107,20 @@ def read_published(name: str, options: argparse.Namespace) -> Checkpoint:
 
 
 def read_ours(options: argparse.Namespace) -> Checkpoint:
-    """Read a checkpoint of this project, with other classes if asked for."""
+    """Read a checkpoint of this project or a model of the hub, with other classes if asked for."""
+    source = Path(options.source)
+    if not source.is_file():
+        checkpoint = open_source(options.source)
+        return checkpoint if options.categories is None else _with_categories(checkpoint, options.categories)
     try:
-        checkpoint = load_checkpoint(options.source)
+        checkpoint = load_checkpoint(source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}. If it comes from the authors' code, say which model it is with --model") from error
-    if options.categories is None:
-        return checkpoint
-    return replace(checkpoint, categories=read_categories(options.categories, checkpoint.model.num_labels))
+    return checkpoint if options.categories is None else _with_categories(checkpoint, options.categories)
+
+
+def _with_categories(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    return replace(checkpoint, categories=read_categories(path, checkpoint.model.num_labels))
 
 
 def read_overrides(text: str) -> dict[str, object]:

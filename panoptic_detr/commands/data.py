@@ -26,12 +26,18 @@ from panoptic_detr.config.types import keyword_types
 from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import find_splits, report_check
-from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.data.scenes import write_films, write_scenes
 from panoptic_detr.data.split import split_dataset
 
 
 def scenes(
-    out: Path, count: int = 500, size: int = 128, seed: int = 0, split: str = "train", workers: int | None = None
+    out: Path,
+    count: int = 500,
+    size: int = 128,
+    seed: int = 0,
+    split: str = "train",
+    workers: int | None = None,
+    film: int = 0,
 ) -> int:
     """Write procedural scenes as a COCO-panoptic data set.
 
@@ -42,10 +48,15 @@ def scenes(
         seed: of the whole set.
         split: name of the part, for example train or val.
         workers: processes; by default one per core.
+        film: so many frames of each scene, in which its things move and keep their ids; 0 for pictures that stand still.
 
     Returns:
         The exit status.
     """
+    if film:
+        annotations = write_films(out, count, frames=film, size=size, seed=seed, split=split, workers=workers)
+        print(f"{count} films of {film} frames of {size}x{size}: {annotations}")
+        return 0
     annotations = write_scenes(out, count, size=size, seed=seed, split=split, workers=workers)
     print(f"{count} scenes of {size}x{size}: {annotations}")
     return 0

@@ -4,6 +4,10 @@ A folder of COCO-panoptic predictions, of this project or any other, in seconds:
 
     panoptic-detr evaluate --gt-json gt.json --gt-folder gt --pred-json predictions.json --pred-folder panoptic
 
+Two of them, held against each other image by image: is the difference real, and what changed most?
+
+    panoptic-detr evaluate --gt-json gt.json --gt-folder gt --compare a/predictions.json b/predictions.json --output changes
+
 A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
@@ -18,7 +22,8 @@ else the command line sets:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split train --data.limit 200 --calibrate --store
 
-Written to the output folder: `scores.json`, `classes.csv` (PQ, counts and causes of errors per category), `ap.csv`.
+Printed scores are in per cent (83.8). Written to the output folder, as fractions (0.838): `scores.json`, `classes.csv` (PQ,
+counts and causes of errors per category), `ap.csv`.
 """
 
 import argparse
@@ -28,6 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
 from torch import distributed
 
 from panoptic_detr.commands.cli import run
@@ -38,11 +44,17 @@ from panoptic_detr.errors import DataError, EvaluationError
 from panoptic_detr.evaluation import (
     ModelScores,
     calibrate_thresholds,
+    compare_predictions,
+    comparison_table,
+    draw_changes,
     evaluate_model,
     evaluate_panoptic,
+    evaluate_predictor,
     show_scores,
     write_scores,
 )
+from panoptic_detr.exported.open import is_exported
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import make_folder
 from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
@@ -54,16 +66,24 @@ FILES = {
 }
 
 
+class NothingFoundError(EvaluationError):
+    """No thresholds gave a PQ above 0, so there is nothing to store."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Score, show, write."""
     options = parse(argv)
     if options.output is not None:
         make_folder(options.output)
+    if options.compare is not None:
+        return compare(options)
     if options.checkpoint is not None:
         scores = score_checkpoint(options)
         result, things = scores.panoptic, scores.things
     else:
-        result, things = evaluate_panoptic(*(getattr(options, name) for name in FILES), workers=options.workers), None
+        places = (getattr(options, name) for name in FILES)
+        asked = {"per_image": options.intervals, "boundary": options.boundary}
+        result, things = evaluate_panoptic(*places, workers=options.workers, **asked), None
     if os.environ.get("RANK", "0") == "0":
         if result is None:
             print(
@@ -75,21 +95,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Hold two sets of predictions against each other; with an output folder, draw what changed most."""
+    truth, predictions = (options.gt_json, options.gt_folder), options.compare
+    comparison = compare_predictions(*truth, *predictions, workers=options.workers)
+    console = Console(markup=False)
+    console.print(comparison_table(comparison, per_class=options.per_class))
+    console.print(comparison.summary(), highlight=False)
+    if options.output is not None:
+        count = draw_changes(comparison, *truth, predictions, options.output, options.images)
+        console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; it names a checkpoint, or all four places of prediction files."""
     parser = argparse.ArgumentParser(
         "panoptic-detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, or the name of a published model")
+    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, an exported file, or the name of a published model")
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
     parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
+    parser.add_argument("--intervals", action="store_true", help="95 %% intervals by drawing the images again (bootstrap)")
+    parser.add_argument("--boundary", action="store_true", help="boundary PQ too (Cheng et al. 2021); slower")
     files = parser.add_argument_group("a folder of predictions")
+    files.add_argument(
+        "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
+    )
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
     add_model_options(parser.add_argument_group("a checkpoint"))
     add_inference_options(parser)
     options = parser.parse_args(argv)
+    if options.compare is not None:
+        return _check_compare(parser, options)
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
@@ -109,6 +149,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
+    return options
+
+
+def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """The options of a comparison, which needs a truth and nothing else to score."""
+    if options.gt_json is None or options.gt_folder is None:
+        parser.error("--compare needs the truth of both: --gt-json and --gt-folder")
+    if options.checkpoint is not None or options.pred_json is not None or options.pred_folder is not None:
+        parser.error("--compare scores the two JSONs that it names; leave checkpoint, --pred-json and --pred-folder out")
     return options
 
 
@@ -134,6 +183,8 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
 
 def score_checkpoint(options: argparse.Namespace) -> ModelScores:
     """Run the model over the data set; under torchrun each process over its share."""
+    if is_exported(options.checkpoint):
+        return score_exported(options)
     share = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if share:
         distributed.init_process_group("gloo")  # it carries counts only; models run on their own devices
@@ -160,10 +211,21 @@ def score_checkpoint(options: argparse.Namespace) -> ModelScores:
             workers=options.workers or 0,
             precision=options.precision,
             share=share,
+            per_image=options.intervals,
+            boundary=options.boundary,
         )
     finally:
         if share:
             distributed.destroy_process_group()
+
+
+def score_exported(options: argparse.Namespace) -> ModelScores:
+    """Run an exported file over the data set: PQ only, since it gives maps and no masks of single queries."""
+    if options.calibrate:
+        raise EvaluationError("--calibrate needs the checkpoint; calibrate and store there, then export again")
+    predictor = ExportedPredictor(options.checkpoint, device=options.device)
+    predictor.settings = changed_settings(predictor.settings, options)
+    return evaluate_predictor(predictor, open_data(options, predictor.settings), categories=predictor.categories)
 
 
 def calibrate(
@@ -181,7 +243,7 @@ def calibrate(
     )
     things, stuff = found.thresholds
     if options.store and not found.quality > 0:
-        raise EvaluationError(
+        raise NothingFoundError(
             f"no thresholds gave a PQ above 0 on these {found.images} images, so nothing is stored in {options.checkpoint}; "
             "calibrate on images with segments, with a model that finds some"
         )
@@ -201,7 +263,7 @@ def open_data(options: argparse.Namespace, settings: InferenceSettings) -> CocoP
     paths = resolve_paths(
         options.root, options.split, images=options.images, panoptic=options.panoptic, annotations=options.annotations
     )
-    transform = eval_transform(settings.short_side, settings.long_side)
+    transform = eval_transform(settings.short_side, settings.long_side, settings.image_mean, settings.image_std)
     dataset = CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=transform)
     if not len(dataset):
         raise DataError(f"{paths.annotations}: there is no image in it, so nothing to score; give another split")

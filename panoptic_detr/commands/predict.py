@@ -4,89 +4,220 @@ Any checkpoint with a mask head, on pictures or folders of them, in seconds:
 
     panoptic-detr predict runs/scenes_masks/best.pt photo.jpg folder/ --output /tmp/predictions
     panoptic-detr predict detr_r50_panoptic photo.jpg --output /tmp/predictions --explain
+    panoptic-detr predict facebook/detr-resnet-50-panoptic photo.jpg --output /tmp/predictions
 
+Patterns (`'photos/**/*.jpg'`), lists (`list.txt`), shards (`shard-000.tar`) and the standard input (`-`) name pictures too.
 Written to the output folder: `predictions.json` (images, annotations, categories), `panoptic/<name>.png` (segment ids),
 `overlays/<name>.jpg`. Photographs are turned upright by their EXIF orientation. A picture that cannot be read does not stop the
-others: it is named at the end, and the exit status is 1.
+others: it is named at the end and in `failures.json`, and the exit status is 1.
+
+A film becomes an overlay film and COCO files of its frames; --track keeps the ids of things over the frames:
+
+    panoptic-detr predict runs/scenes_masks/best.pt film.mp4 --output out.mp4 --track
 
 Results are written as they come. After Ctrl-C, which finishes the picture, or a kill the same command goes on with the rest:
 
     panoptic-detr predict runs/scenes_masks/best.pt photos --recursive --like gt.json --output /tmp/predictions
+
+Under torchrun or srun the processes share the pictures, and the first joins their results (docs/large_scale.md):
+
+    torchrun --nproc-per-node 4 -m panoptic_detr.commands.predict runs/scenes_masks/best.pt photos --output /tmp/predictions
 """
 
 import argparse
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from panoptic_detr.commands.arguments import whole
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.inference import add_inference_options, changed_settings
+from panoptic_detr.config.inference import InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
-from panoptic_detr.errors import EvaluationError, PictureError
+from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
-from panoptic_detr.images import upright_rgb
+from panoptic_detr.exported.open import load_model
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.inference import (
+    Failure,
+    Film,
+    Outcome,
     PictureFile,
+    PictureModel,
     PredictionFolder,
     Predictor,
+    Recipe,
+    Share,
+    Tiled,
+    Tracker,
     find_pictures,
+    is_film,
+    join_processes,
+    leave_processes,
     list_digest,
-    load_model,
+    predict_files,
+    predict_film,
     prepare_folder,
+    ray_predict,
+    read_by_windows,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
+from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
 
 @dataclass
 class Notes:
-    """What to say at the end: unreadable pictures, the best score that was too low, and tables if asked for."""
+    """What the report says beside the outcome: the best score that was too low."""
 
-    unreadable: list[str] = field(default_factory=list)
     best_below: float = 0.0
-    tables: list[Table] = field(default_factory=list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the pictures, load the model, predict, write."""
     options = parse(argv)
+    with first_font(options.font_path):
+        return predict(options)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Predict a film, or this process's share of the pictures."""
+    if options.track or any(is_film(path) for path in (*options.pictures, options.output)):
+        return predict_one_film(options)
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
         files = like_truth(files, options.like)
     prepare_folder(options.output, overlays=options.overlays)
+    share = join_processes()
+    try:
+        return predict_share(options, files, share)
+    finally:
+        leave_processes()
+
+
+def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], share: Share) -> int:
+    """Predict the pictures of this process; the first one joins what all have written, and reports."""
+    predictor = load_model(options.checkpoint, device=share.device(options.device), precision=options.precision)
+    predictor.settings = changed_settings(predictor.settings, options)
+    made, model = made_by(options, predictor, files), tiled(options, predictor)
+    with PredictionFolder(
+        options.output, predictor.categories, overlays=options.overlays, made_by=made, part=share.part
+    ) as folder:
+        share.gather(None)  # nobody begins before the first has looked at the folder
+        if len(folder) and share.first:
+            print(f"going on: {len(folder)} of {len(files)} pictures are there already")
+        notes = Notes()
+        with stop_requests() as requests:
+            if options.cluster:
+                outcome = on_cluster(options, predictor.settings, files, folder, requests)
+                return finish(folder, files, joined([outcome], files), notes, requests)
+            outcome = predict_all(model, share.of(files), folder, options.explain, notes, requests)
+        told = share.gather((outcome, notes, list(requests)))
+        stopped = [number for _, _, asked in told for number in asked]
+        if not share.first:
+            return 128 + stopped[0] if stopped else 0
+        folder.read_others()
+        notes = Notes(max(note.best_below for _, note, _ in told))
+        return finish(folder, files, joined([outcome for outcome, _, _ in told], files), notes, stopped)
+
+
+def predict_one_film(options: argparse.Namespace) -> int:
+    """Predict a film or a folder of frames: an overlay film, and COCO files of the frames in a folder beside it.
+
+    Raises:
+        ConfigError: more than one film, or an option that is for pictures.
+    """
+    if len(options.pictures) > 1 or options.like or options.recursive or options.explain:
+        raise ConfigError("a film is predicted by itself, without --like, --recursive and --explain; name one film or folder")
+    output: Path = options.output
+    target, place = (output, output.with_suffix("")) if is_film(output) else (output / "overlays.mp4", output)
+    film = Film.open(options.pictures[0], options.fps)
+    prepare_folder(place, overlays=False)
     predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
-    with PredictionFolder(
-        options.output, predictor.categories, overlays=options.overlays, made_by=made_by(options, predictor, files)
-    ) as folder:
-        started = time.perf_counter()
-        if len(folder):
-            print(f"going on: {len(folder)} of {len(files)} pictures are there already")
-        with stop_requests() as requests:
-            notes = predict_all(predictor, files, folder, options.explain, requests)
-        if requests and len(folder) + len(notes.unreadable) < len(files):
-            print(
-                f"stopped after {len(folder)} of {len(files)} pictures; the same command goes on with the others",
-                file=sys.stderr,
-            )
+    made = {**made_by(options, predictor, ()), "pictures": film.identity(), "track": options.track}
+    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made) as folder, stop_requests() as requests:
+        there, tracker = len(folder), Tracker(predictor.categories) if options.track else None
+        model = tiled(options, predictor)
+        with progress_bar() as bar:
+            task = bar.add_task("predicting", total=film.count or None)
+
+            def watch(_: PanopticSegmentation) -> None:
+                bar.advance(task)
+                bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f} frames/s")
+
+            shown = target if options.overlays else None
+            outcome = predict_film(model, film, folder, shown, tracker=tracker, requests=requests, watch=watch)
+        if requests:
+            print(f"stopped after {len(folder)} frames; the same command goes on with the others", file=sys.stderr)
             return 128 + requests[0]
-        if not len(folder):
-            raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in notes.unreadable)]))
-        folder.finish(files)
-        report(folder, notes, time.perf_counter() - started)
-    return 1 if notes.unreadable else 0
+        folder.finish()
+    speed = outcome.done / outcome.seconds
+    print(f"frames: {there + outcome.done}, {speed:.1f} per second; the model waited {outcome.wait_share:.0%} of the time")
+    print(f"written: {f'{shown}, ' if shown else ''}{place / 'predictions.json'}, {place / 'panoptic'}")
+    return 0
+
+
+def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor) -> PictureModel:
+    """What predicts: the predictor, on tiles if that is asked for."""
+    if options.tile is None:
+        return predictor
+    if isinstance(predictor, ExportedPredictor):
+        raise ConfigError(
+            f"{options.checkpoint} is an exported file, and tiles need masks before they are merged: name the checkpoint"
+        )
+    return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=options.output)
+
+
+def on_cluster(
+    options: argparse.Namespace,
+    settings: InferenceSettings,
+    files: Sequence[PictureFile],
+    folder: PredictionFolder,
+    requests: Sequence[int],
+) -> Outcome:
+    """Let the actors of a Ray cluster predict."""
+    tile = (options.tile, options.overlap) if options.tile else None
+    source = Path(options.checkpoint)
+    recipe = Recipe(str(source.resolve()) if source.exists() else options.checkpoint, settings, options.precision, tile)
+    gpus = 0 if options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available()) else 1
+    return ray_predict(recipe, files, folder, actors=options.actors, gpus=gpus, requests=requests)
+
+
+def joined(outcomes: Sequence[Outcome], files: Sequence[PictureFile]) -> Outcome:
+    """What all processes have to tell, failures in the order of the pictures."""
+    failed = {(failure.path, failure.image_id): failure for outcome in outcomes for failure in outcome.failed}
+    ordered = [failed[key] for file in files if failed and (key := (Failure.of(file, "").path, file.image_id)) in failed]
+    return Outcome(
+        ordered,
+        sum(outcome.done for outcome in outcomes),
+        max(outcome.seconds for outcome in outcomes),
+        max(outcome.waiting for outcome in outcomes),
+    )
+
+
+def finish(
+    folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outcome, notes: Notes, stopped: Sequence[int]
+) -> int:
+    """Write the JSONs and say how it went; the exit status."""
+    folder.write_failures(outcome.failed)
+    if stopped and len(folder) + len(outcome.failed) < len(files):
+        print(
+            f"stopped after {len(folder)} of {len(files)} pictures; the same command goes on with the others", file=sys.stderr
+        )
+        return 128 + stopped[0]
+    if not len(folder):
+        raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in outcome.failed)]))
+    folder.finish(files)
+    report(folder, outcome, notes)
+    return 1 if outcome.failed else 0
 
 
 def like_truth(files: Sequence[PictureFile], path: Path) -> list[PictureFile]:
@@ -108,15 +239,19 @@ def like_truth(files: Sequence[PictureFile], path: Path) -> list[PictureFile]:
     return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()]
 
 
-def made_by(options: argparse.Namespace, predictor: Predictor, files: Sequence[PictureFile]) -> dict[str, object]:
+def made_by(
+    options: argparse.Namespace, predictor: Predictor | ExportedPredictor, files: Sequence[PictureFile]
+) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
     weights = Path(options.checkpoint)
+    weights = weights / "model.safetensors" if weights.is_dir() else weights
     state = weights.stat() if weights.is_file() else None
     return {
         "checkpoint": options.checkpoint,
         "weights": [state.st_size, state.st_mtime_ns] if state else None,
         "settings": predictor.settings.to_dict(),
         "precision": options.precision,
+        "tiles": [options.tile, options.overlap] if options.tile else None,
         "pictures": f"{len(files)} pictures, list {list_digest(files)}",
     }
 
@@ -147,8 +282,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a checkpoint with a mask head, or the name of a published model")
-    parser.add_argument("pictures", nargs="+", type=Path, help="pictures, or folders of pictures")
+    parser.add_argument(
+        "checkpoint",
+        help="a checkpoint with a mask head, the name of a published model, a folder in the hub's form, or a repository of the "
+        "hub (organisation/name, or organisation/name@revision)",
+    )
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        type=Path,
+        help="pictures, folders, patterns, lists (.txt), shards (.tar), or - for a list on the standard input",
+    )
     parser.add_argument("--recursive", action="store_true", help="search the folders in folders too")
     parser.add_argument("--like", type=Path, metavar="JSON", help="take image ids and names from this COCO ground truth")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is missing")
@@ -156,95 +300,64 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
+    parser.add_argument("--tile", type=whole, metavar="PIXELS", help="predict large pictures by square tiles of this side")
+    parser.add_argument("--overlap", type=whole, metavar="PIXELS", default=256, help="of neighbouring tiles (default: 256)")
+    parser.add_argument("--track", action="store_true", help="of a film or a folder of frames: things keep their ids")
+    parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
+    parser.add_argument("--cluster", choices=("ray",), help="predict on the machines of a Ray cluster, or with local actors")
+    parser.add_argument("--actors", type=whole, metavar="N", default=2, help="predictors of the cluster (default: 2)")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")
     add_inference_options(parser)
     return parser.parse_args(argv)
 
 
 def predict_all(
-    predictor: Predictor, files: Sequence[PictureFile], folder: PredictionFolder, explain: bool, requests: Sequence[int] = ()
-) -> Notes:
-    """Predict and write what is missing, one picture after the other (on a GPU in batches), until an end is asked for."""
-    notes = Notes()
-    missing = [file for file in files if file not in folder]
+    model: PictureModel,
+    files: Sequence[PictureFile],
+    folder: PredictionFolder,
+    explain: bool,
+    notes: Notes,
+    requests: Sequence[int] = (),
+) -> Outcome:
+    """Predict and write what is missing until an end is asked for."""
+    there = sum(file in folder for file in files)
     with progress_bar() as bar:
-        task = bar.add_task("predicting", total=len(files), completed=len(files) - len(missing))
-        for start in range(0, len(missing), predictor.batch_size):
-            if requests:
-                break
-            chunk = missing[start : start + predictor.batch_size]
-            for file, picture, segmentation in predict_chunk(predictor, chunk, notes):
-                folder.add(file, picture, segmentation)
+        task = bar.add_task("predicting", total=len(files), completed=there)
+
+        def watch(file: PictureFile, segmentation: PanopticSegmentation | None) -> None:
+            if segmentation is not None:
                 take_notes(file, segmentation, notes, explain)
-            bar.advance(task, len(chunk))
-    return notes
+            bar.advance(task)
+            bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f}/s")
 
-
-def predict_chunk(
-    predictor: Predictor, files: Sequence[PictureFile], notes: Notes
-) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
-    """Pictures with their maps; those that cannot be read or do not fit the memory are noted."""
-    read = [(file, picture) for file in files if (picture := read_picture(file, notes)) is not None]
-    return predict_read(predictor, read, notes)
-
-
-def predict_read(
-    predictor: Predictor, read: Sequence[tuple[PictureFile, np.ndarray]], notes: Notes
-) -> list[tuple[PictureFile, np.ndarray, PanopticSegmentation]]:
-    """Pictures with their maps, one by one where they do not fit the memory together; those that never do are noted."""
-    try:
-        maps = predictor([picture for _, picture in read])
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(read) > 1:
-            return [row for pair in read for row in predict_read(predictor, [pair], notes)]
-        notes.unreadable.append(f"{read[0][0].path}: too large for the memory; give a smaller copy, or --inference.short_side")
-        return []
-    return [(file, picture, segmentation) for (file, picture), segmentation in zip(read, maps, strict=True)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had; on a CPU torch has no type of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def read_picture(file: PictureFile, notes: Notes) -> np.ndarray | None:
-    """The upright picture, or None with a note if it cannot be read or its name cannot be written down."""
-    try:
-        str(file.path).encode()
-        return upright_rgb(file.path)
-    except PictureError as error:
-        notes.unreadable.append(str(error))
-    except UnicodeEncodeError:
-        told = os.fsencode(file.path).decode(errors="backslashreplace")
-        notes.unreadable.append(f"{told}: the name is not UTF-8; rename the file")
-    except MemoryError:
-        notes.unreadable.append(f"{file.path}: too large for the memory; give a smaller copy")
-    return None
+        read = read_by_windows if isinstance(model, Tiled) else PictureFile.read
+        return predict_files(model, files, folder, requests=requests, watch=watch, read=read)
 
 
 def take_notes(file: PictureFile, segmentation: PanopticSegmentation, notes: Notes, explain: bool) -> None:
-    """Remember what the report says about a prediction."""
+    """Remember what the report says about a prediction; explain it at once, if that is asked for."""
     low = (dropped.score for dropped in segmentation.dropped if dropped.reason == "low score")
     notes.best_below = max(notes.best_below, *low, 0.0)
     if explain:
-        notes.tables.append(explain_table(segmentation, title=str(file.path)))
+        Console(markup=False).print(explain_table(segmentation, title=str(file.path)))
 
 
-def report(folder: PredictionFolder, notes: Notes, seconds: float) -> None:
+def report(folder: PredictionFolder, outcome: Outcome, notes: Notes) -> None:
     """Say what was found, where it lies, and which pictures could not be read."""
-    for table in notes.tables:
-        Console(markup=False).print(table)
     found, categories = folder.found, folder.categories.by_id
     listed = ", ".join(f"{count} {categories[category_id].name}" for category_id, count in found.most_common(8))
-    print(f"pictures: {len(folder)}, segments: {found.total()} ({listed or 'none'}), seconds: {seconds:.1f}")
+    print(f"pictures: {len(folder)}, segments: {found.total()} ({listed or 'none'}), seconds: {outcome.seconds:.1f}")
+    if outcome.done:
+        speed = outcome.done / outcome.seconds
+        print(f"{speed:.1f} pictures per second; for reading and writing the model waited {outcome.wait_share:.0%} of the time")
     print(f"written to {folder.folder}: predictions.json, panoptic/{', overlays/' if folder.overlays else ''}")
     if not found:
         print(f"no query passed the threshold; the best score below it was {notes.best_below:.2f}: try a lower --threshold")
-    if notes.unreadable:
-        print("\n".join(["could not be read:", *(f"  {line}" for line in notes.unreadable)]), file=sys.stderr)
+    if outcome.failed:
+        lines = ["could not be read:", *(f"  {failure}" for failure in outcome.failed)]
+        print("\n".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

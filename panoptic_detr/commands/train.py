@@ -6,14 +6,19 @@ A try in a few minutes, and all of it:
     panoptic-detr train --data.root data/mine --recipe small --output runs/mine
 
 A recipe names two files of configs/finetune: `small` (random weights, a CPU is enough), `nuclei` (many small things),
-`detr_r50` (published weights, for GPUs) and so on. The same command goes on after a stop, wherever that was. Settings that a
-recipe does not have are given to the stages' own commands, train_detector and train_masks.
+`photos` (a few hundred photographs), `detr_r50` (published weights, for GPUs); `panoptic-detr configs` lists them.
+
+The classes, and which of them are things, are those of the annotations. A GPU is taken where there is one
+(CUDA_VISIBLE_DEVICES chooses it, and empty means none). Ctrl-C, SIGTERM or a lost connection end the work in good order,
+and the same command goes on, wherever that was. All other settings (batch size, learning rate, several GPUs) are those of
+the stages' own commands, train_detector and train_masks, which take the same files.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +30,10 @@ from panoptic_detr.commands.cli import run
 from panoptic_detr.commands.demo import Steps, draw_overview
 from panoptic_detr.config.reading import PACKAGED, read_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
-from panoptic_detr.errors import DataError, EvaluationError, TrainingError
+from panoptic_detr.data.transforms import PAPER_LONG_SIDE, PAPER_SHORT_SIDES
+from panoptic_detr.errors import ConfigError, DataError, TrainingError
 from panoptic_detr.training.stages import train_detector, train_masks
+from panoptic_detr.training.stopping import interrupted_by_signals
 
 RECIPES = PACKAGED / "finetune"
 CALIBRATED_ON = 200  # training images
@@ -35,8 +42,22 @@ Stage = TypeVar("Stage", bound=DetectorStage)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train boxes, then masks; calibrate, score, draw."""
+    """Train boxes, then masks; calibrate, score, draw.
+
+    Raises:
+        TrainingError: a signal asked for an end.
+    """
     options = parse(argv)
+    try:
+        with interrupted_by_signals():
+            do_all(options)
+    except KeyboardInterrupt as interrupt:
+        raise TrainingError(f"stopped by {interrupt}; the same command goes on where it was") from None
+    return 0
+
+
+def do_all(options: argparse.Namespace) -> None:
+    """Every step of the work, one after the other."""
     out, console, started = options.output, Console(markup=False), time.monotonic()
     step = Steps(console)
 
@@ -53,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     calibration = ["--data.limit", str(CALIBRATED_ON), "--calibrate", "--store", "--ap", "none"]
     try:
         evaluate.main([best, *root, train_split, *calibration])
-    except EvaluationError as error:  # of a model that finds nothing yet
+    except evaluate.NothingFoundError as error:
         console.print(f"thresholds stay as they are: {error}", highlight=False, soft_wrap=True)
 
     step(f"Panoptic quality on split {val_split}")
@@ -69,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"\nDone in {minutes} min {seconds} s.", style="bold")
     for what, where in (("pictures", pictures), ("report", report), ("scores", out / "scores"), ("model", best)):
         print(f"{what:8} {where}")
-    return 0
 
 
 def train(
@@ -88,11 +108,41 @@ def train(
     folder = options.output / name
     splits = ["--data.train_split", options.train_split, "--data.val_split", options.val_split]
     arguments = ["--config", str(RECIPES / f"{options.recipe}_{name}.yaml"), "--data.root", str(options.root), *splits]
-    arguments += ["--train.output", str(folder), "--train.seed", str(options.seed), "--train.resume", "true", *more]
-    result = run_stage(read_config(kind, [*arguments, *(() if steps is None else ("--train.steps", str(steps)))]))
+    begun = any((folder / name).exists() for name in ("last.pt", "best.pt"))
+    arguments += ["--train.output", str(folder), "--train.seed", str(options.seed), "--train.resume", str(begun).lower(), *more]
+    stage = read_config(kind, [*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
+    result = run_stage(stage if options.image_size is None else resized(stage, options.image_size))
     if result is None:
         raise TrainingError("stopped; the same command goes on where it was")
     return result
+
+
+def resized(stage: Stage, short_side: int) -> Stage:
+    """A stage for images of another size: all lengths of its recipe in proportion.
+
+    Args:
+        stage: settings of the recipe.
+        short_side: of the images in evaluation and prediction, in pixels; the sizes in training are as many times larger.
+
+    Raises:
+        ConfigError: the recipe takes images as they are.
+    """
+    old, augmentation = stage.inference, stage.augmentation
+    if old.short_side is None:
+        raise ConfigError("--image-size has nothing to change, because this recipe takes images in their own size")
+    factor = short_side / old.short_side
+    paper = augmentation.preset == "paper"
+    sides = augmentation.short_sides or (PAPER_SHORT_SIDES if paper else ())
+    long_side, crop_size = augmentation.long_side or (PAPER_LONG_SIDE if paper else None), augmentation.crop_size
+    augmentation = replace(
+        augmentation,
+        short_sides=[round(side * factor) for side in sides] or None,
+        long_side=None if long_side is None else round(long_side * factor),
+        crop_size=None if crop_size is None else round(crop_size * factor),
+        window=[round(side * factor) for side in augmentation.window or ()] or None,
+    )
+    inference = replace(old, short_side=short_side, long_side=round(old.long_side * factor))
+    return replace(stage, augmentation=augmentation, inference=inference)
 
 
 def recipes() -> list[str]:
@@ -113,6 +163,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for everything (default: runs/RECIPE)")
     parser.add_argument("--data.train_split", dest="train_split", default="train", help="to train on (default: train)")
     parser.add_argument("--data.val_split", dest="val_split", default="val", help="to score on (default: val)")
+    parser.add_argument(
+        "--image-size", type=whole, metavar="PIXELS", help="short side of images for the model; by default that of the recipe"
+    )
     parser.add_argument("--detector-steps", type=whole, help="steps of stage 1; by default those of the recipe")
     parser.add_argument("--mask-steps", type=whole, help="steps of stage 2; by default those of the recipe")
     parser.add_argument("--backbone", metavar="true|FILE", help="ImageNet weights of the backbone: fetched, or their file")

@@ -36,8 +36,12 @@ from panoptic_detr.evaluation import (
     check_same_categories,
     check_same_names,
     find_things,
+    folder_of,
     read_annotations,
 )
+from panoptic_detr.exported.open import is_exported
+from panoptic_detr.exported.open import load_model as open_any
+from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import make_folder, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
@@ -46,7 +50,7 @@ from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
 from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
-from panoptic_detr.visualization.draw import enlargement, mask_strip, overlay, svg_overlay, zoom
+from panoptic_detr.visualization.draw import enlargement, first_font, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
@@ -62,7 +66,8 @@ POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     options = parse(argv)
-    print(JOBS[options.job](options))
+    with first_font(options.font_path):
+        print(JOBS[options.job](options))
     return 0
 
 
@@ -105,6 +110,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def _add_drawing(parser: argparse.ArgumentParser, *, enlarges: bool) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
     parser.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
+    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--threshold", type=share, help="of the model, instead of its own setting")
     usual = "by default small ones, until labels fit" if enlarges else "1 by default"
     parser.add_argument("--scale", type=whole, default=None if enlarges else 1, help=f"enlarge images so many times; {usual}")
@@ -168,7 +174,7 @@ def shown_map(entry: Entry, *, truth: bool = False) -> PanopticSegmentation:
 def explain(options: Namespace) -> str:
     """Say and draw which queries of a model were kept, which dropped, and why."""
     files = find_pictures(options.pictures)
-    predictor, folder, console = load_model(options.model), make_folder(options.output), Console(markup=False)
+    predictor, folder, console = open_inside(options.model), make_folder(options.output), Console(markup=False)
     for file in files:
         picture = upright_rgb(file.path)
         prediction = predictor(picture, options.threshold)
@@ -182,7 +188,7 @@ def explain(options: Namespace) -> str:
 def attention(options: Namespace) -> str:
     """Draw where a model looks: from points of the image, for its objects, and in its mask head."""
     files, written = find_pictures(options.pictures), 0
-    predictor, folder = load_model(options.model), make_folder(options.output)
+    predictor, folder = open_inside(options.model), make_folder(options.output)
     for file in files:
         picture = upright_rgb(file.path)
         prediction, scale = predictor(picture, options.threshold), options.scale or enlargement(picture.shape)
@@ -220,7 +226,9 @@ def sweep(options: Namespace) -> str:
 def queries(options: Namespace) -> str:
     """Draw what a panoptic model's queries do: box centres by slot, AP by decoder layer, how many instances are found."""
     data = open_data(options)
-    predictor, folder = open_model(options, data), make_folder(options.output)
+    predictor = open_inside(options.model)
+    check_same_categories(predictor.categories, data.categories)
+    folder = make_folder(options.output)
     scorers: dict[tuple[int, bool], AveragePrecision] = {}
     boxes = []
     for i in track(range(len(data)), "detecting", len(data)):
@@ -267,7 +275,9 @@ def report(options: Namespace) -> str:
 
     def scores() -> dict[str, object]:
         result = quality.compute()
-        return {**result.as_dict(), "per_class": result.per_class}
+        lost = {name: result.loss(ids) for name, ids in result.groups().items()}
+        points = {name: {cause: sum(sizes) for cause, sizes in loss.items()} for name, loss in lost.items()}
+        return {**result.as_dict(), "per_class": result.per_class, "points_lost": points}
 
     facts = {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -293,12 +303,15 @@ def check_report(source: Path, output: Path) -> None:
         raise DataError(f"{output} is a folder; name the file to write the report to, such as {output / 'report.html'}")
 
 
-def thresholds_of(predictor: Predictor | None, options: Namespace, data: CocoPanoptic) -> str:
+def thresholds_of(predictor: Predictor | ExportedPredictor | None, options: Namespace, data: CocoPanoptic) -> str:
     """The thresholds behind a report's predictions, in words."""
     if predictor is None:
         return "of the results"
     settings = predictor.settings.with_thresholds(options.threshold)
-    no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
+    if isinstance(predictor, ExportedPredictor):
+        no_object = bool(predictor.notes["no_object"])
+    else:
+        no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
     things, stuff = settings.thresholds(no_object)
     return f"{things:g}" if things == stuff else f"{things:g} for things, {stuff:g} for stuff"
 
@@ -351,15 +364,28 @@ def open_both(options: Namespace) -> tuple[CocoPanoptic, Predict | None]:
     return data, None if options.model is None else from_model(open_model(options, data), options, data)
 
 
-def open_model(options: Namespace, data: CocoPanoptic) -> Predictor:
+def open_model(options: Namespace, data: CocoPanoptic) -> Predictor | ExportedPredictor:
     """The chosen model, to be shown beside the annotations of the data set.
 
     Raises:
         EvaluationError: the model's categories are not the data set's.
     """
-    predictor = load_model(options.model)
+    predictor = open_any(options.model)
     check_same_categories(predictor.categories, data.categories)
     return predictor
+
+
+def open_inside(source: str) -> Predictor:
+    """A model of which more than its maps is drawn.
+
+    Raises:
+        InputError: an exported file.
+    """
+    if is_exported(source):
+        raise InputError(
+            f"{source} is an exported file and gives maps only; these pictures look into a model: name its checkpoint"
+        )
+    return load_model(source)
 
 
 def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
@@ -369,15 +395,14 @@ def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
         yield Entry(name, data.image(i), data.truth(i), predict(i) if predict else None)
 
 
-def from_model(predictor: Predictor, options: Namespace, data: CocoPanoptic) -> Predict:
+def from_model(predictor: Predictor | ExportedPredictor, options: Namespace, data: CocoPanoptic) -> Predict:
     """Predict with a model."""
     return lambda i: predictor(data.image(i), options.threshold)
 
 
 def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
     """Read predictions from a results JSON and the PNGs beside it."""
-    beside, named = options.pred_json.parent / "panoptic", options.pred_json.with_suffix("")
-    results = read_annotations(options.pred_json, options.pred_panoptic or (beside if beside.is_dir() else named))
+    results = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
     truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
     results, _ = as_images_of(results, truth)
     check_same_names(results, data.categories)

@@ -1,7 +1,7 @@
 """How predictions become maps: a section of a stage's settings that then travels with the checkpoint."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -12,6 +12,7 @@ from panoptic_detr.errors import ConfigError
 
 PREFIX = "inference."
 _THRESHOLDS = ("threshold", "stuff_threshold")  # these have options of their own, without the prefix
+_OF_THE_WEIGHTS = ("image_mean", "image_std")  # these come with the weights, and have none
 DuplicateStuff = Literal["union", "keep_first"]
 
 # Without a setting: the paper's for classes that compete with "no object" (DETR). Classes that are each a sigmoid, trained with
@@ -35,6 +36,8 @@ class InferenceSettings:
         max_segments: masks per image, those of the highest scores; None for all that pass the threshold.
         short_side: images are resized to this short side before the model; None keeps their size.
         long_side: limit of the long side.
+        image_mean: red, green and blue (0..1) that a model of another library's weights has subtracted; None for ImageNet's.
+        image_std: what they are then divided by; None for ImageNet's.
     """
 
     threshold: float | None = None
@@ -45,6 +48,8 @@ class InferenceSettings:
     max_segments: int | None = None
     short_side: int | None = 800
     long_side: int = 1333
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("threshold", "stuff_threshold", "min_visible"):
@@ -57,6 +62,12 @@ class InferenceSettings:
             at_least(f"inference.{name}", getattr(self, name), 1)
         for name in ("short_side", "long_side"):
             at_most(f"inference.{name}", getattr(self, name), LARGEST_SIDE)
+        for name, low in (("image_mean", -1e6), ("image_std", 1e-6)):
+            values = getattr(self, name) or (1.0, 1.0, 1.0)
+            if len(values) != 3 or not all(low <= value <= 1e6 for value in values):
+                raise ConfigError(
+                    f"setting 'inference.{name}' must be three numbers, of a deviation above 0, but got {values!r}"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InferenceSettings":
@@ -106,7 +117,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         entry.arg_name: entry.description or "" for entry in docstring_parser.parse(InferenceSettings.__doc__ or "").params
     }
     for name, kind in get_type_hints(InferenceSettings).items():
-        if name in _THRESHOLDS:
+        if name in (*_THRESHOLDS, *_OF_THE_WEIGHTS):
             continue
         group.add_argument(
             f"--{PREFIX}{name}",

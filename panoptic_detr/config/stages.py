@@ -116,6 +116,7 @@ class AugmentationConfig:
         hue: for `photos`, largest change as a share of the colour circle.
         blur: for `photos`, probability of a blur.
         copy_paste: for `photos`, probability that things of another image are pasted in.
+        mosaic: for `photos`, probability that four images share the window.
     """
 
     preset: Literal["paper", "scenes", "crops", "photos", "none"] = "paper"
@@ -136,6 +137,7 @@ class AugmentationConfig:
     hue: float | None = None
     blur: float | None = None
     copy_paste: float | None = None
+    mosaic: float | None = None
 
     def __post_init__(self) -> None:
         shares = (
@@ -148,7 +150,7 @@ class AugmentationConfig:
             "saturation",
             "blur",
         )
-        for name in (*shares, "copy_paste"):
+        for name in (*shares, "copy_paste", "mosaic"):
             fraction(f"augmentation.{name}", getattr(self, name))
         fraction("augmentation.hue", self.hue, 0.5)
         fraction("augmentation.rotation", self.rotation, 180)
@@ -308,8 +310,8 @@ class LossConfig:
     Attributes:
         aux_loss: losses on the earlier decoder layers and the proposals.
         class_weight: weight of the class term in the total; null: 1 with no-object (DETR), 2 without. 0 leaves a term out.
-        l1_weight: of the L1 box term; null: 5.
-        giou_weight: of the generalized-IoU term; null: 2.
+        l1_weight: of the L1 box term; null: 5 (mask_detr: 2).
+        giou_weight: of the generalized-IoU term; null: 2 (mask_detr: 1).
         mask_focal_weight: of the focal mask term.
         mask_dice_weight: of the DICE mask term.
         dense_weight: of the dense class term, for models built with it; null: 5.

@@ -74,12 +74,7 @@ class EpochSampler(Sampler[int]):
         self.resume(epoch, 0)
 
     def resume(self, epoch: int, position: int) -> None:
-        """Go to a place within an epoch.
-
-        Args:
-            epoch: number of the epoch.
-            position: samples of this process that are done already.
-        """
+        """Go to a place within an epoch, where `position` samples of this process are done already."""
         if not 0 <= position <= self.share:
             raise InputError(f"position must be in 0..{self.share} (samples of this process per epoch), but got {position}")
         self.epoch, self.position = epoch, position

@@ -1,4 +1,4 @@
-"""Augmentation for photographs: large-scale jitter, rotation, colour jitter and blur, on an image and its id map together.
+"""Augmentation for photographs: scale, rotation, colours, blur, pasted things, mosaics; image and id map together.
 
 As in `transforms`, `torchvision.transforms.v2.functional` moves image and map, and every number is drawn from the sample's
 generator. The picture is resampled once: the window is found in the pixels of the original.
@@ -6,6 +6,7 @@ generator. The picture is resampled once: the window is found in the pixels of t
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from panoptic_detr.structures import Sample
 class PhotoTransform:
     """A pipeline as plain settings; calling it transforms a sample."""
 
+    measures_boxes: ClassVar[bool] = True  # so that the data set need not do it before
+
     # (height, width) of the result, which every sample has unless its picture is smaller at the drawn scale
     window: tuple[int, int]
     # the picture is taken at a size between these multiples of its own (large-scale jitter; Ghiasi et al., 2021)
@@ -36,6 +39,13 @@ class PhotoTransform:
     blur: float = 0.0  # probability of a Gaussian blur
     # probability that things of another image are pasted in (Ghiasi et al., 2021), each of them by half a chance
     copy_paste: float = 0.0
+    # probability that four images share the window, each with a corner of it (Bochkovskiy et al., 2020, YOLOv4)
+    mosaic: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether other images are needed."""
+        return bool(self.copy_paste or self.mosaic)
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None, others: Others | None = None) -> Sample:
         """Transform a sample read from disk.
@@ -43,7 +53,7 @@ class PhotoTransform:
         Args:
             sample: its image is uint8, its target has a segment map.
             generator: source of every random number.
-            others: where other images come from, for `copy_paste`; without it nothing is pasted.
+            others: where other images come from, for `copy_paste` and `mosaic`; without it nothing is mixed in.
 
         Returns:
             A sample with a normalised float32 image; segments that left the picture are gone from its target.
@@ -56,6 +66,8 @@ class PhotoTransform:
             raise InputError(f"image {target.image_id}: crops and rotations need a segment map, but its target has boxes only")
         image, segment_map = self.move(tv_tensors.Image(sample.image), segments_of(sample), draw)
         labels = target.labels
+        if others is not None and chance(self.mosaic, draw):
+            image, segment_map, labels = self._share(image, segment_map, labels, others, draw)
         if others is not None and chance(self.copy_paste, draw):
             image, segment_map, labels = self._paste(image, segment_map, labels, others, draw)
         target = retarget(segment_map.as_subclass(Tensor)[0].contiguous(), labels, target.image_id)
@@ -71,6 +83,23 @@ class PhotoTransform:
         is_thing = torch.isin(other.target.labels, torch.tensor(others.thing_labels))
         chosen = number[is_thing & (torch.rand(len(number), generator=draw) < 0.5)]
         return paste(image, segment_map, labels, given, given_map, other.target.labels, chosen)
+
+    def _share(
+        self, image: Tensor, segment_map: Tensor, labels: Tensor, others: Others, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give three corners of the window to other images, each moved in its own way."""
+        height, width = self.window
+        row, column = (round(side * (0.3 + 0.4 * uniform(draw))) for side in (height, width))
+        canvas, places = image.new_zeros(3, height, width), segment_map.new_zeros(1, height, width)
+        corners = [(down, across) for down in ((0, row), (row, height)) for across in ((0, column), (column, width))]
+        every = labels[:0]
+        for index, corner in enumerate(corners):
+            if index:
+                other = others.samples(int(uniform(draw) * others.count))
+                labels = other.target.labels
+                image, segment_map = self.move(tv_tensors.Image(other.image), segments_of(other), draw)
+            every = lay(canvas, places, every, image, segment_map, labels, corner)
+        return canvas, places, every
 
     def move(self, image: Tensor, segment_map: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rotate, cut, resize and flip image (3, H, W) uint8 and map (1, H, W) together."""
@@ -140,3 +169,43 @@ def paste(
     image[window] = torch.where(new > 0, given.as_subclass(Tensor)[window], image[window])
     segment_map[window] = torch.where(new > 0, new, segment_map[window])
     return image, segment_map, torch.cat([labels, given_labels[chosen]])
+
+
+def lay(
+    canvas: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    given: Tensor,
+    given_map: Tensor,
+    given_labels: Tensor,
+    corner: tuple[tuple[int, int], tuple[int, int]],
+) -> Tensor:
+    """Fill a corner of a canvas with the same corner of a picture, in place; where the picture is too small all stays void.
+
+    Args:
+        canvas: (3, H, W) uint8.
+        places: (1, H, W), i + 1 where the segment of labels[i] is.
+        labels: (S,) of what is there already.
+        given: (3, h, w) uint8.
+        given_map: (1, h, w).
+        given_labels: (T,).
+        corner: first row and the one after the last, and the same of columns.
+
+    Returns:
+        (S + T,) labels; (S,) where the numbers would exceed those that the map's type holds, and the corner stays empty.
+    """
+    if len(labels) + len(given_labels) > torch.iinfo(places.dtype).max:
+        return labels
+    down, across = (_same_end(side, *ends) for side, ends in zip(given.shape[1:], corner, strict=True))
+    part, part_map = (plain.as_subclass(Tensor)[:, down, across] for plain in (given, given_map))
+    (top, _), (left, _), (height, width) = *corner, part.shape[1:]
+    numbers = torch.where(part_map > 0, part_map.long() + len(labels), 0)
+    canvas[:, top : top + height, left : left + width] = part
+    places[:, top : top + height, left : left + width] = numbers.to(places.dtype)
+    return torch.cat([labels, given_labels])
+
+
+def _same_end(side: int, start: int, stop: int) -> slice:
+    """The first `stop - start` of so many pixels, or the last ones for a corner that does not start at 0."""
+    first = max(0, side - (stop - start)) if start else 0
+    return slice(first, first + stop - start)

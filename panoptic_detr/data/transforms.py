@@ -24,6 +24,7 @@ from panoptic_detr.structures import Sample, Target
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PAPER_SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+PAPER_LONG_SIDE = 1333
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Transform:
     permute_channels: bool = False  # shuffle red, green and blue
     invert: float = 0.0  # probability of the negative
     brightness: float = 0.0  # largest change of brightness, as a fraction
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of red, green and blue, 0..1; subtracted at the end
+    std: tuple[float, ...] = IMAGENET_STD  # of the same; divides what is left
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Transform a sample read from disk; evaluation's pipeline draws nothing and needs no generator.
@@ -70,7 +73,7 @@ class Transform:
             self._check_still(target)
         else:
             target = retarget(moved.as_subclass(Tensor)[0], target.labels, target.image_id)
-        return replace(sample, image=normalize(self.recolor(image, draw)), target=target)
+        return replace(sample, image=normalize(self.recolor(image, draw), self.mean, self.std), target=target)
 
     def _check_still(self, target: Target) -> None:
         """Boxes are read off the id map after augmentation; without a map, only a resize leaves them right."""
@@ -106,7 +109,7 @@ class Transform:
 def train_transform(
     *,
     short_sides: Sequence[int] = PAPER_SHORT_SIDES,
-    long_side: int = 1333,
+    long_side: int = PAPER_LONG_SIDE,
     crop_probability: float = 0.5,
     crop_short_sides: Sequence[int] = (400, 500, 600),
     crop_sides: tuple[int, int] = (384, 600),
@@ -161,9 +164,19 @@ def crops_transform(
     )
 
 
-def eval_transform(short_side: int | None = 800, long_side: int = 1333) -> Transform:
-    """Evaluation's resize; `short_side=None` keeps the original size."""
-    return Transform(short_sides=() if short_side is None else (short_side,), long_side=long_side)
+def eval_transform(
+    short_side: int | None = 800,
+    long_side: int = 1333,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Transform:
+    """Evaluation's resize, `short_side=None` keeps the original size; and its normalisation, by default ImageNet's."""
+    return Transform(
+        short_sides=() if short_side is None else (short_side,),
+        long_side=long_side,
+        mean=tuple(mean or IMAGENET_MEAN),
+        std=tuple(std or IMAGENET_STD),
+    )
 
 
 def target_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
@@ -205,11 +218,11 @@ def resize_map(segment_map: Tensor, size: tuple[int, int]) -> Tensor:
     return tv_tensors.Mask(F.resize(plain, list(size), interpolation=InterpolationMode.NEAREST_EXACT))
 
 
-def normalize(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 to contiguous float32 with ImageNet's mean and deviation."""
+def normalize(image: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """(3, H, W) uint8 to contiguous float32 with a mean and a deviation of 0..1, by default ImageNet's."""
     # One multiply-add on contiguous memory: eight times faster than scaling and normalising a channels-last image.
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return image.as_subclass(Tensor).contiguous().float().sub_(mean).mul_(1 / std)
+    centre, spread = (255 * torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return image.as_subclass(Tensor).contiguous().float().sub_(centre).mul_(1 / spread)
 
 
 def image_tensor(image: np.ndarray) -> Tensor:

@@ -57,12 +57,9 @@ class ThingPrecision:
 
 
 class AveragePrecision:
-    """Collects predictions and truth of images and computes their box and mask AP over things.
+    """Collects predictions and truth of images and computes their box and mask AP over the things of a category table.
 
     Grows with the number of predictions, as AP needs all of them at once.
-
-    Args:
-        categories: the table; only its things are scored.
     """
 
     def __init__(self, categories: CategoryTable) -> None:

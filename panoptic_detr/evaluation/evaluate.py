@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -62,6 +63,8 @@ class ModelScorer:
         settings: thresholds and merging rules of the panoptic maps.
         panoptic: score PQ; the model must have a mask head.
         ap: "boxes" for box AP, "masks" for box and mask AP (needs a mask head too), "none" for neither.
+        per_image: keep the counts of every image, for intervals.
+        boundary: score boundary PQ too.
 
     Raises:
         EvaluationError: the model's categories are not the data set's.
@@ -75,10 +78,12 @@ class ModelScorer:
         *,
         panoptic: bool,
         ap: ApKind,
+        per_image: bool = False,
+        boundary: bool = False,
     ) -> None:
         check_same_categories(categories, truth_categories)
         self.categories, self.settings = categories, settings
-        self.quality = PanopticQuality(truth_categories) if panoptic else None
+        self.quality = PanopticQuality(truth_categories, per_image=per_image, boundary=boundary) if panoptic else None
         self.precision = AveragePrecision(truth_categories) if ap != "none" else None
         self.with_masks = ap == "masks"
 
@@ -122,6 +127,8 @@ def evaluate_model(
     workers: int = 0,
     precision: Precision = "fp32",
     share: bool = False,
+    per_image: bool = False,
+    boundary: bool = False,
     progress: bool = True,
 ) -> ModelScores:
     """Score a model.
@@ -138,6 +145,8 @@ def evaluate_model(
         workers: processes that read images ahead.
         precision: "bf16" runs the model under bfloat16 autocast.
         share: under `torch.distributed`, every process scores its share of the images and returns the scores of all.
+        per_image: keep the counts of every image in the result, for intervals.
+        boundary: score boundary PQ too.
         progress: show a progress bar if there is a terminal.
 
     Raises:
@@ -148,7 +157,8 @@ def evaluate_model(
         raise EvaluationError("the data set has no image, so there is nothing to score; choose another split")
     started = time.perf_counter()
     table, settings = categories or dataset.categories, settings or InferenceSettings()
-    scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap)
+    options = {"per_image": per_image, "boundary": boundary}
+    scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap, **options)
     part = dataset.subset(range(distributed.get_rank(), len(dataset), distributed.get_world_size())) if share else dataset
     shown = progress and not (share and distributed.get_rank())
     pass_over(
@@ -157,6 +167,35 @@ def evaluate_model(
     if share:
         scorer.add_other_processes()
     return ModelScores(*scorer.compute(), len(dataset), time.perf_counter() - started)
+
+
+def evaluate_predictor(
+    predict: Callable[[np.ndarray], PanopticSegmentation],
+    dataset: CocoPanoptic,
+    *,
+    categories: CategoryTable,
+    progress: bool = True,
+) -> ModelScores:
+    """PQ of whatever turns pictures into maps, an exported file for example.
+
+    Args:
+        predict: (H, W, 3) uint8 RGB to the map.
+        dataset: pictures and truth.
+        categories: what the maps' category ids mean.
+        progress: show a progress bar if there is a terminal.
+
+    Raises:
+        EvaluationError: no image, or the categories are not the data set's.
+        DataError: a defect of the data set.
+    """
+    if not len(dataset):
+        raise EvaluationError("the data set has no image, so there is nothing to score; choose another split")
+    check_same_categories(categories, dataset.categories)
+    started, quality = time.perf_counter(), PanopticQuality(dataset.categories)
+    with progress_bar(shown=progress) as bar:
+        for index in bar.track(range(len(dataset)), description="evaluating"):
+            quality.update(predict(dataset.image(index)), dataset.truth(index))
+    return ModelScores(quality.compute(), None, len(dataset), time.perf_counter() - started)
 
 
 def check_same_categories(model: CategoryTable, truth: CategoryTable) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
@@ -23,6 +22,8 @@ def evaluate_panoptic(
     *,
     workers: int | None = None,
     progress: bool = True,
+    per_image: bool = False,
+    boundary: bool = False,
 ) -> PanopticQualityResult:
     """Score a folder of COCO-panoptic predictions.
 
@@ -37,6 +38,8 @@ def evaluate_panoptic(
         pred_folder: their id PNGs.
         workers: threads; by default one per usable core.
         progress: show a progress bar if there is a terminal.
+        per_image: keep the counts of every image in the result, for intervals and comparisons.
+        boundary: compute boundary PQ too.
 
     Raises:
         EvaluationError: something that cannot be scored; the message names file, image and segment and the remedy.
@@ -46,7 +49,7 @@ def evaluate_panoptic(
     truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     if not truth.entries:
         raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
-    quality = PanopticQuality(truth.categories())
+    quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     other_names = check_same_names(prediction, quality.categories)
     quality.note("categories with other names than the truth's; matched by their ids", other_names)
     prediction, notes = as_images_of(prediction, truth)
@@ -55,7 +58,7 @@ def evaluate_panoptic(
     chunks = _chunks(list(truth.entries), workers or usable_cores())
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
-        score = partial(_score_images, quality.categories, prediction, truth)
+        score = partial(_score_images, quality, prediction, truth)
         for chunk, part in zip(chunks, parallel_map(score, chunks, workers=workers, threads=True), strict=True):
             quality.merge(part)
             bar.advance(task, len(chunk))
@@ -69,9 +72,9 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 
 
 def _score_images(
-    categories: CategoryTable, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
+    whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
 ) -> PanopticQuality:
-    quality, buffers = PanopticQuality(categories), (IdBuffer(), IdBuffer())
+    quality, buffers = whole.empty(), (IdBuffer(), IdBuffer())
     for image_id in image_ids:
         score_image(quality, prediction, truth, image_id, buffers)
     return quality
@@ -92,7 +95,7 @@ def score_image(
         result = prediction.regions(image_id, mine)
     else:
         result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
-    overlaps = quality.update_regions(result, expected)
+    overlaps = quality.update_regions(result, expected, str(image_id))
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
     if found:
         wrong += prediction.wrong_areas(image_id, overlaps.prediction_areas)

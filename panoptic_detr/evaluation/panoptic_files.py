@@ -122,6 +122,12 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
     return AnnotationSet(path, folder, entries, content.get("categories"), image_names(content.get("images")))
 
 
+def folder_of(path: Path) -> Path:
+    """Where the PNGs of a results JSON are, if nobody says: `panoptic` beside it, or the folder of its own name."""
+    beside = path.parent / "panoptic"
+    return beside if beside.is_dir() else path.with_suffix("")
+
+
 def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegmentation]:
     """Read ground truth or results in COCO-panoptic files, image by image, for `PanopticQuality` or to look at.
 

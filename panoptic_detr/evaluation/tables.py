@@ -12,7 +12,8 @@ from rich.text import Text
 
 from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
 from panoptic_detr.files import write_whole
-from panoptic_detr.quality import NO_ERRORS, ErrorCounts, PanopticQualityResult
+from panoptic_detr.quality import CAUSES as CAUSES_OF_LOSS
+from panoptic_detr.quality import NO_ERRORS, SIZES, ErrorCounts, PanopticQualityResult, intervals
 
 CAUSES = ErrorCounts._fields
 AP_COLUMNS = dict(zip(("AP", "AP50", "AP75", "small", "medium", "large", "recall"), ApScores._fields, strict=False))
@@ -26,7 +27,10 @@ def show_scores(
     if result is not None:
         if per_class:
             console.print(class_table(result))
-        console.print(group_table(result), error_table(result, per_class=per_class))
+        console.print(group_table(result), points_table(result), error_table(result, per_class=per_class))
+        console.print(other_scores(result), highlight=False)
+        if result.by_image:
+            console.print(interval_table(result, per_class=per_class))
     if things is not None:
         console.print(ap_table(things))
     for note in result.notes if result is not None else ():
@@ -63,6 +67,39 @@ def class_table(result: PanopticQualityResult) -> Table:
     return table
 
 
+def points_table(result: PanopticQualityResult) -> Table:
+    """What PQ was lost to, in points, by group, and for all classes by size of segment; the columns add up to 100 - PQ."""
+    groups = result.groups()
+    table = _table("Points lost", ["", *groups, *SIZES])
+    losses = [result.loss(ids) for ids in groups.values()]
+    for cause in CAUSES_OF_LOSS:
+        by_size = losses[0][cause]
+        values = [*(sum(loss[cause]) for loss in losses), *by_size]
+        if any(values):
+            table.add_row(cause.replace("_", " "), *map(_percent, values))
+    sizes = [sum(column) for column in zip(*losses[0].values(), strict=True)]
+    table.add_section()
+    table.add_row("100 - PQ", *(_percent(sum(map(sum, loss.values()))) for loss in losses), *map(_percent, sizes))
+    return table
+
+
+def other_scores(result: PanopticQualityResult) -> str:
+    """The scores beside PQ, in one line."""
+    scores = {"mIoU": result.mean_iou, "PQ-dagger": result.pq_dagger}
+    if result.boundary is not None:
+        scores |= {f"boundary PQ {group}": result.boundary_quality(group).pq for group in result.groups()}
+    return " · ".join(f"{name} {_percent(value)}" for name, value in scores.items())
+
+
+def interval_table(result: PanopticQualityResult, *, per_class: bool = False) -> Table:
+    """The 95 % intervals of what other images of this kind would give."""
+    table = _table("95 % intervals over images", ["", "score", "low", "high"])
+    groups = 9
+    for name, row in list(intervals(result).items())[: None if per_class else groups]:
+        table.add_row(Text(name), *map(_percent, row))
+    return table
+
+
 def error_table(result: PanopticQualityResult, *, per_class: bool = False) -> Table:
     """What the errors are: causes of false negatives (lost) and false positives (extra), in all or by category."""
     table = _table("Errors by cause", ["", "", *(cause.replace("_", "\n") for cause in CAUSES), "total"])
@@ -88,7 +125,17 @@ def as_json(result: PanopticQualityResult | None, things: ThingPrecision | None 
     if result is not None:
         content = result.as_dict()
         content["per_class"] = {str(row["id"]): {k: v for k, v in row.items() if k != "id"} for row in class_rows(result)}
-        content |= {"images": result.images, "notes": list(result.notes)}
+        content |= {
+            "images": result.images,
+            "notes": list(result.notes),
+            "mIoU": result.mean_iou,
+            "PQ_dagger": result.pq_dagger,
+        }
+        content["points_lost"] = {name: result.loss(ids) for name, ids in result.groups().items()}
+        if result.boundary is not None:
+            content["boundary"] = {name: result.boundary_quality(name)._asdict() for name in result.groups()}
+        if result.by_image:
+            content["intervals"] = {name: row._asdict() for name, row in intervals(result).items()}
     if things is not None:
         content["box_ap"] = _ap_values(things.boxes)
         if things.masks is not None:
@@ -114,6 +161,10 @@ def class_rows(result: PanopticQualityResult) -> list[dict[str, object]]:
         for side, errors in (("lost", result.lost), ("extra", result.extra)):
             counts = errors.get(category.id, NO_ERRORS)
             row |= {f"{side}_{cause}": value for cause, value in zip(CAUSES, counts, strict=True)}
+        row |= {f"points_{cause}": sum(sizes) for cause, sizes in result.losses[category.id].items()}
+        row["iou"] = result.pixels[category.id].iou if category.id in result.pixels else None
+        if result.boundary is not None:
+            row["boundary_pq"] = result.boundary[category.id].pq
         rows.append(row)
     return rows
 

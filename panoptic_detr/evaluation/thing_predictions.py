@@ -66,16 +66,7 @@ def _corners(size: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def encode_thing_masks(output: DetectorOutput, batch: Batch, things: list[ThingPredictions]) -> list[list[Rle]]:
-    """Masks of the things of each image at its original size, run-length encoded; a few are in memory at a time.
-
-    Args:
-        output: of a panoptic model.
-        batch: for the sizes.
-        things: whose masks to make.
-
-    Returns:
-        One encoding per thing, per image.
-    """
+    """One run-length encoded mask for each thing of each image, at its original size; a few are in memory at a time."""
     device = output.logits.device
     unique = [image.queries.unique(return_inverse=True) for image in things]
     logits = output.segment([queries.to(device) for queries, _ in unique])
@@ -89,15 +80,9 @@ def encode_thing_masks(output: DetectorOutput, batch: Batch, things: list[ThingP
 
 
 def resize_masks(logits: Tensor, batch: Batch, index: int) -> Tensor:
-    """Mask logits of an image, which cover the padded batch, as masks of the original size.
+    """Mask logits (K, h, w) of an image, which cover the padded batch, as masks (K, H, W) of its original size.
 
-    Args:
-        logits: (K, h, w).
-        batch: of the image.
-        index: place of the image in the batch.
-
-    Returns:
-        (K, H, W) bool: where the logit, bilinear between cell centres, is positive.
+    A mask is true where the logit, bilinear between cell centres, is positive.
     """
     (height, width), size, padded = batch.original_sizes[index], batch.sizes[index], batch.images.shape[-2:]
     rows = (torch.arange(height, device=logits.device) + 0.5) / height * (2 * size[0] / padded[0]) - 1

@@ -10,27 +10,51 @@ from panoptic_detr.inference.batch import (
     unpadded_parts,
 )
 from panoptic_detr.inference.choose import Choice
+from panoptic_detr.inference.cluster import Recipe, ray_predict
 from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
+from panoptic_detr.inference.films import Film, is_film, predict_film
+from panoptic_detr.inference.flow import Outcome, PictureModel, predict_files
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.inference.stream import PredictionFolder, list_digest, prepare_folder
+from panoptic_detr.inference.rasters import Raster, read_by_windows
+from panoptic_detr.inference.shares import Share, join_processes, leave_processes
+from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest, prepare_folder
+from panoptic_detr.inference.tiles import Tiled, spans
+from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
     "Choice",
+    "Failure",
+    "Film",
+    "Outcome",
     "PictureFile",
+    "PictureModel",
     "Precision",
     "PredictionFolder",
     "Predictor",
+    "Raster",
+    "Recipe",
+    "Share",
+    "Tiled",
+    "Tracker",
     "choose_for",
     "find_pictures",
     "in_precision",
+    "is_film",
+    "join_processes",
+    "leave_processes",
     "list_digest",
     "load_model",
     "merge_image",
     "merge_panoptic",
     "predict_batch",
+    "predict_files",
+    "predict_film",
     "prepare_folder",
+    "ray_predict",
+    "read_by_windows",
     "segment_batch",
+    "spans",
     "unique_name",
     "unpadded_parts",
 ]

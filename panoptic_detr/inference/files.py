@@ -1,12 +1,30 @@
-"""Which pictures on disk are predicted, under which ids and names."""
+"""Which pictures are predicted, under which ids and names: files, folders, patterns, lists, shards."""
 
-from collections.abc import Sequence
+import glob
+import os
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from panoptic_detr.errors import DataError
+import numpy as np
+
+from panoptic_detr.errors import DataError, PictureError
+from panoptic_detr.files import safe_path
+from panoptic_detr.images import decode_image, upright_rgb
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a picture lies in a tar file: `offset` and `size` in bytes. Shards are not packed, so it is read from there."""
+
+    shard: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -14,52 +32,76 @@ class PictureFile:
     """A picture to predict.
 
     Attributes:
-        path: where it lies.
+        path: where it lies; for a member of a shard, `<shard>/<member>`.
         image_id: its number; that of its name where all names are different numbers, as COCO's are.
         name: name without ending for what is written about it, unique; with folders where folders are searched through.
         file_name: what the JSON calls it; the file's name by default.
+        source: the path as it was given or found, which the JSON keeps beside the name; nothing by default.
+        extent: for a member of a shard, where it lies there.
     """
 
     path: Path
     image_id: int | str
     name: str
     file_name: str = ""
+    source: str = ""
+    extent: Extent | None = None
+
+    def read(self) -> np.ndarray:
+        """The upright picture: (H, W, 3) uint8 RGB.
+
+        Raises:
+            PictureError: missing, truncated or not a picture.
+        """
+        if self.extent is None:
+            return upright_rgb(self.path)
+        try:
+            with open(self.extent.shard, "rb") as stream:
+                stream.seek(self.extent.offset)
+                data = stream.read(self.extent.size)
+        except OSError as error:
+            raise PictureError(f"{self.path}: the shard cannot be read: {error.strerror}") from None
+        return decode_image(data, str(self.path), upright=True)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A picture that was found; `name` has no ending, and the folders between it and the place that was given."""
+
+    path: Path
+    name: PurePosixPath
+    extent: Extent | None = None
 
 
 def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> list[PictureFile]:
-    """List pictures in the order given, those of a folder by name.
+    """List pictures in the order given, those of a folder or pattern by name, those of a shard as they lie there.
 
     A path that does not exist is listed too: reading it says what is wrong. What is in a folder but no regular file is not.
 
     Args:
-        places: pictures and folders.
+        places: pictures; folders; patterns such as `photos/**/*.jpg`, where no file has that name; `.txt` files with a place on
+            each line; `.tar` files with pictures in them (WebDataset's shards); `-` for a place on each line of the standard
+            input.
         recursive: search the folders in a folder too; names then keep their folders.
 
     Raises:
-        DataError: a folder without pictures.
+        DataError: a folder, pattern, list or shard without pictures, or one that cannot be read.
     """
-    found = [entry for place in places for entry in _pictures_in(Path(place), recursive)]
-    numbers = {int(path.stem) for path, _ in found if path.stem.isdecimal()}
+    found = [entry for place in places for entry in _pictures_in(place, recursive)]
+    numbers = {int(entry.path.stem) for entry in found if entry.path.stem.isdecimal()}
     numbered = len(numbers) == len(found)
     taken: set[str] = set()
     return [
         PictureFile(
-            path, int(path.stem) if numbered else index, unique_name(name.as_posix(), taken), name.as_posix() + path.suffix
+            entry.path,
+            int(entry.path.stem) if numbered else index,
+            unique_name(str(entry.name), taken),
+            str(entry.name) + entry.path.suffix,
+            str(entry.path),
+            entry.extent,
         )
-        for index, (path, name) in enumerate(found, start=1)
+        for index, entry in enumerate(found, start=1)
     ]
-
-
-def _pictures_in(place: Path, recursive: bool) -> list[tuple[Path, Path]]:
-    """Pictures, each with its name: without ending, with the folders between it and `place`."""
-    if not place.is_dir():
-        return [(place, Path(place.stem))]
-    inside = (path for path in (place.rglob("*") if recursive else place.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS)
-    found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
-    if not found:
-        hint = "" if recursive else "; --recursive searches the folders in it too"
-        raise DataError(f"{place}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){hint}")
-    return [(path, path.relative_to(place).with_suffix("")) for path in found]
 
 
 def unique_name(stem: str, taken: set[str]) -> str:
@@ -70,3 +112,83 @@ def unique_name(stem: str, taken: set[str]) -> str:
         name = f"{stem}_{count}"
     taken.add(name.lower())
     return name
+
+
+def _pictures_in(place: str | Path, recursive: bool) -> Iterable[_Found]:
+    path = Path(place)
+    if str(place) == STANDARD_INPUT:
+        return _in_lines(sys.stdin, "the standard input", recursive)
+    if path.is_dir():
+        return _in_folder(path, recursive)
+    if path.suffix.lower() == ".txt":
+        return _in_list(path, recursive)
+    if path.suffix.lower() == ".tar":
+        return _in_shard(path)
+    if glob.has_magic(str(place)) and not os.path.lexists(path):
+        return _matching(str(place))
+    return [_Found(path, PurePosixPath(path.stem))]
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[_Found]:
+    inside = (path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_picture(path.name))
+    found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
+    if not found:
+        hint = "" if recursive else "; --recursive searches the folders in it too"
+        raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){hint}")
+    return [_Found(path, _without_ending(path.relative_to(folder))) for path in found]
+
+
+def _matching(pattern: str) -> list[_Found]:
+    """Files that fit a pattern; names keep the folders below those that the pattern names in full."""
+    found = sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text))
+    if not found:
+        raise DataError(f"{pattern}: no file has such a name; quote patterns, or correct this one")
+    fixed = next(i for i, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
+    return [_Found(path, _without_ending(Path(*path.parts[fixed:]))) for path in found]
+
+
+def _in_list(path: Path, recursive: bool) -> list[_Found]:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return _in_lines(lines, str(path), recursive)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: a list of pictures must be text in UTF-8, with a path on each line") from None
+    except OSError as error:
+        raise DataError(f"{path}: the list of pictures cannot be read: {error.strerror}") from None
+
+
+def _in_lines(lines: Iterable[str], where: str, recursive: bool) -> list[_Found]:
+    """What the lines name; a list does not name further lists."""
+    places = [place for line in lines if (place := line.strip("\r\n")).strip()]
+    if nested := [place for place in places if place == STANDARD_INPUT or place.endswith(".txt")]:
+        raise DataError(f"{where}: a list names pictures, folders or shards, but {nested[0]!r} is another list")
+    if not places:
+        raise DataError(f"{where}: no line names a picture")
+    return [entry for place in places for entry in _pictures_in(place, recursive)]
+
+
+def _in_shard(path: Path) -> Iterator[_Found]:
+    """The pictures in a tar file, without reading them. They are named `<shard>/<member>`, so that shards do not mix."""
+    count = 0
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                if member.isreg() and _is_picture(member.name):
+                    count += 1
+                    inside = safe_path(path, member.name, str(path), "member")
+                    name = _without_ending(Path(path.stem) / inside.relative_to(path))
+                    yield _Found(inside, name, Extent(path, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: not a readable tar file ({error}); shards must be whole and not compressed") from None
+    except OSError as error:
+        raise DataError(f"{path}: the shard cannot be read: {error.strerror}") from None
+    if not count:
+        raise DataError(f"{path}: no pictures in this shard (looked for {', '.join(PICTURE_ENDINGS)})")
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_ENDINGS)
+
+
+def _without_ending(path: Path) -> PurePosixPath:
+    return PurePosixPath(path.with_suffix("").as_posix())

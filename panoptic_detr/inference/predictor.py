@@ -1,6 +1,6 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -12,8 +12,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
-from panoptic_detr.errors import InputError, PictureError
-from panoptic_detr.images import Picture, upright_rgb
+from panoptic_detr.errors import InputError
+from panoptic_detr.images import Picture, check_is_picture, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -24,6 +24,7 @@ from panoptic_detr.zoo import ModelSpec, spec_of
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
 _WINDOW_BATCHES = 4
+_NAMES_SHOWN = 12
 
 
 class Predictor:
@@ -97,6 +98,19 @@ class Predictor:
             return list(self.stream(images, threshold))
         return next(self.stream([images], threshold))
 
+    def __repr__(self) -> str:
+        """Three lines: model and where it runs, classes, settings of prediction."""
+        names = [category.name for category in self.categories.categories]
+        more = f", ... ({len(names)})" if len(names) > _NAMES_SHOWN else ""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.to_dict().items())
+        return (
+            f"Predictor of {_name_of(self.model)}, {parameters / 1e6:.1f} million parameters, {self.device}, {self.precision}\n"
+            f"{len(self.categories.things)} things and {len(self.categories.stuff)} stuff classes: "
+            f"{', '.join(names[:_NAMES_SHOWN])}{more}\n"
+            f"{settings}"
+        )
+
     def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
         """Predict any number of pictures, in order, with a few of them in memory at a time.
 
@@ -122,13 +136,13 @@ class Predictor:
         return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
     def _sample(self, picture: Picture) -> Sample:
-        if picture is None or isinstance(picture, bytes | bytearray | Mapping | Iterator | list | tuple | set):
-            raise PictureError(_why_no_picture(picture))
+        check_is_picture(picture)
         rgb = upright_rgb(picture)
         file = Path(picture) if isinstance(picture, str | Path) else None
         nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), image_id=file.stem if file else 0)
         sample = Sample(image_tensor(rgb), nothing, (rgb.shape[0], rgb.shape[1]), str(file or ""))
-        return eval_transform(self.settings.short_side, self.settings.long_side)(sample)
+        seen = self.settings
+        return eval_transform(seen.short_side, seen.long_side, seen.image_mean, seen.image_std)(sample)
 
     def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         """The maps of samples, which go through the model in groups of one size."""
@@ -144,7 +158,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto",
     """Load a model for prediction.
 
     Args:
-        name_or_path: a checkpoint of this project, or a model name whose authors publish weights (`zoo.PUBLISHED`).
+        name_or_path: a checkpoint of this project; a model name whose authors publish weights (`weights.PUBLISHED`); a folder
+            in the hub's form (`config.json`, `model.safetensors`); a repository of the hub, `name/of` or `name/of@revision`.
         device: see `Predictor`.
         precision: see `Predictor`.
 
@@ -155,15 +170,6 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto",
     """
     read = open_model(name_or_path)
     return Predictor(read.model, read.categories, settings=read.settings, device=device, precision=precision)
-
-
-def _why_no_picture(thing: object) -> str:
-    way_out = "give a path, an array, a PIL image, or a list of these"
-    if isinstance(thing, bytes | bytearray):
-        way_out = "decode the bytes first: PIL.Image.open(io.BytesIO(data))"
-    elif isinstance(thing, Iterator):
-        way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
-    return f"{type(thing).__name__} is no picture: {way_out}"
 
 
 def _name_of(model: nn.Module) -> str:

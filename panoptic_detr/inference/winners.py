@@ -14,10 +14,10 @@ from torch import Tensor
 
 from panoptic_detr.segment_maps import nearest_pixels
 
-# Elements of one (K, pixels) block of interpolated logits: fits the cache of a core.
-_BLOCK_ELEMENTS = 1 << 18
+# Elements of one (K, pixels) block of interpolated logits: fits the cache of a core; on a GPU every block is a wait.
+_BLOCK_ELEMENTS, _GPU_BLOCK_ELEMENTS = 1 << 18, 1 << 26
 # Pixels of a band of rows that is treated in one way; bounds the index tensors.
-_BAND_PIXELS = 1 << 16
+_BAND_PIXELS, _GPU_BAND_PIXELS = 1 << 16, 1 << 23
 # Share of contested pixels from which on a band is interpolated row by row.
 _RAGGED = 0.25
 
@@ -82,7 +82,7 @@ def winning_masks(cells: Tensor, rows: Axis, columns: Axis) -> Tensor:
     agreed = _agreed_quads(best)
     quads = torch.where(agreed, best, torch.full_like(best, undecided))  # (h, w)
     winners = quads.index_select(1, columns.low).index_select(0, rows.low)  # (n, m)
-    band = max(1, _BAND_PIXELS // max(1, len(columns)))
+    band = max(1, (_BAND_PIXELS if cells.device.type == "cpu" else _GPU_BAND_PIXELS) // max(1, len(columns)))
     for start in range(0, len(rows), band):
         part, part_rows = winners[start : start + band], rows.part(start, start + band)
         pixels = (part == undecided).nonzero()  # (P, 2)
@@ -105,9 +105,13 @@ def _agreed_quads(best: Tensor) -> Tensor:
 def _winners_of_pixels(cells: Tensor, rows: Axis, columns: Axis, pixels: Tensor) -> Tensor:
     """The argmax of interpolated logits at (P, 2) positions (row, column), (P,) int16, block by block."""
     flat = cells.flatten(1)  # (K, h * w)
-    size = max(1024, _BLOCK_ELEMENTS // len(cells))
+    size = max(1024, _block_elements(cells) // len(cells))
     blocks = [_interpolate(flat, cells.shape[2], rows, columns, block).max(0).indices for block in pixels.split(size)]
     return torch.cat(blocks).to(torch.int16) if blocks else pixels.new_zeros(0, dtype=torch.int16)
+
+
+def _block_elements(cells: Tensor) -> int:
+    return _BLOCK_ELEMENTS if cells.device.type == "cpu" else _GPU_BLOCK_ELEMENTS
 
 
 def _interpolate(flat: Tensor, width: int, rows: Axis, columns: Axis, pixels: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ def _interpolate(flat: Tensor, width: int, rows: Axis, columns: Axis, pixels: Te
 
 def _winners_of_rows(cells: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """The argmax of interpolated logits at every pixel of some rows, (n, m) int16, a few rows at a time."""
-    size = max(1, _BLOCK_ELEMENTS // (len(cells) * len(columns)))
+    size = max(1, _block_elements(cells) // (len(cells) * len(columns)))
     blocks = []
     for start in range(0, len(rows), size):
         part = rows.part(start, start + size)

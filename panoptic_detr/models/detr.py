@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
-from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding, attention_mask, has_padding
 from panoptic_detr.models.settings import check_counts, check_heads, check_memory, check_shares, check_width
 from panoptic_detr.models.transformer import Decoder, Encoder, add, build_decoder, build_encoder
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
@@ -79,11 +79,12 @@ class DETR(nn.Module):
         Returns:
             Logits and boxes of every decoder layer, and the features that the mask head needs.
         """
+        padded = has_padding(padding_mask)
         *finer, last = self.backbone(images, padding_mask)
         projected = self.input_proj(last.features)  # (B, D, h, w)
         tokens = projected.flatten(2).transpose(1, 2)  # (B, N, D)
         position = self._spatial_position(last.padding_mask, tokens)
-        mask = attention_mask(last.padding_mask)
+        mask = attention_mask(last.padding_mask) if padded else None  # None is faster
         if self.encoder_position == "input":
             tokens = add(tokens, position)
         memory = self.encoder(tokens, position if self.encoder_position == "attention" else None, mask)  # (B, N, D)
@@ -92,7 +93,7 @@ class DETR(nn.Module):
             logits=exact_linear(self.class_embed, states),
             boxes=self.bbox_embed(states).sigmoid(),
             decoder_states=states[-1],
-            memory=FeatureLevel(memory.transpose(1, 2).unflatten(2, projected.shape[-2:]), last.padding_mask, last.stride),
+            memory=FeatureLevel(memory.transpose(1, 2).reshape(projected.shape), last.padding_mask, last.stride),
             projected=projected,
             features=tuple(finer),
             no_object=self.no_object,
@@ -100,7 +101,7 @@ class DETR(nn.Module):
 
     def _decode(self, memory: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """Run the decoder: (B, N, D) memory to (L, B, Q, D) states."""
-        queries = self.query_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)  # (B, Q, D)
+        queries = self.query_embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)  # (B, Q, D)
         start, term = (torch.zeros_like(queries), queries) if self.query_position == "attention" else (queries, None)
         keys = add(memory, position) if self.decoder_position == "attention" else memory
         if self.decoder_position == "input" and self.encoder_position != "input":
@@ -111,11 +112,6 @@ class DETR(nn.Module):
         if self.position_encoding is None:
             return None
         return self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(like.dtype)  # (B, N, D)
-
-
-def attention_mask(padding_mask: Tensor) -> Tensor | None:
-    """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed; None without padding, which is faster."""
-    return ~padding_mask.flatten(1)[:, None, None] if bool(padding_mask.any()) else None
 
 
 def build_detr(
@@ -129,9 +125,11 @@ def build_detr(
     num_queries: int = 100,
     hidden_dim: int = 256,
     num_heads: int = 8,
+    decoder_heads: int | None = None,
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     ffn_dim: int = 2048,
+    decoder_ffn_dim: int | None = None,
     dropout: float = 0.1,
     pre_norm: bool = False,
     position_encoding: Encoding = "sine",
@@ -139,28 +137,39 @@ def build_detr(
     encoder_position: Place = "attention",
     decoder_position: Place = "attention",
     query_position: Literal["attention", "input"] = "attention",
+    renormalize: bool = False,
 ) -> DETR:
     """Build DETR with the paper's numbers as defaults; `dilation=True` is DC5, `ffn_dim=0` removes the feed-forward blocks.
 
     `position_table_size` is for `position_encoding="learned"`: rows and columns of the largest feature map (image / stride).
-    `drop_path` is the stochastic depth of a Swin backbone, by default 0.2.
+    `drop_path` is the stochastic depth of a Swin backbone, by default 0.2. `decoder_heads` and `decoder_ffn_dim` are for a
+    decoder whose heads or feed-forward blocks differ from the encoder's; `renormalize` see `Decoder`.
 
     Raises:
         InputError: a setting that is out of its range, or settings that do not fit together.
     """
     check_counts(1, num_labels=num_labels, num_queries=num_queries, decoder_layers=decoder_layers)
     check_counts(1, position_table_size=position_table_size)
-    check_counts(0, encoder_layers=encoder_layers, ffn_dim=ffn_dim)
+    decoder_heads = num_heads if decoder_heads is None else decoder_heads
+    decoder_ffn_dim = ffn_dim if decoder_ffn_dim is None else decoder_ffn_dim
+    check_counts(0, encoder_layers=encoder_layers, ffn_dim=ffn_dim, decoder_ffn_dim=decoder_ffn_dim)
     check_shares(dropout=dropout)
-    check_heads(hidden_dim, num_heads)
+    for heads in (num_heads, decoder_heads):
+        check_heads(hidden_dim, heads)
     check_width(hidden_dim, PARTS[position_encoding])
     layers = encoder_layers + decoder_layers
-    check_memory(hidden_dim=hidden_dim, ffn_dim=ffn_dim, layers=layers, rows=num_queries + num_labels)
+    check_memory(hidden_dim=hidden_dim, ffn_dim=max(ffn_dim, decoder_ffn_dim), layers=layers, rows=num_queries + num_labels)
     encoder = build_encoder(
         num_layers=encoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
     )
     decoder = build_decoder(
-        num_layers=decoder_layers, dim=hidden_dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm
+        num_layers=decoder_layers,
+        dim=hidden_dim,
+        num_heads=decoder_heads,
+        ffn_dim=decoder_ffn_dim,
+        dropout=dropout,
+        pre_norm=pre_norm,
+        renormalize=renormalize,
     )
     reset_matrices(encoder, decoder)
     return DETR(

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.cpu.dropout import Dropout
-from panoptic_detr.models.position_encoding import axis_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import axis_centres
 from panoptic_detr.models.settings import check_mask_head, check_shares
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.structures import DetectorOutput
 
 CHUNK_CELLS = 2**20  # mask cells computed at a time: 19 masks of an 800 x 1066 image, about 130 MB per activation
@@ -65,12 +66,12 @@ class AttentionMaps(nn.Module):
             (K, M, h, w); each query's maps sum to 1 over heads and positions together, unless they are scaled.
         """
         queries = self.q_linear(states).unflatten(-1, (self.num_heads, -1)) * self.scale  # (K, M, D / M)
-        scores = torch.einsum("kmc,kmcn->kmn", queries, keys.expand(len(states), -1, -1, -1)).float()  # (K, M, N)
+        scores = torch.einsum("kmc,kmcn->kmn", queries, keys.expand(states.shape[0], -1, -1, -1)).float()  # (K, M, N)
         scores = scores.masked_fill(closed.flatten(1)[:, None], -torch.inf)
         maps = scores.flatten(1).softmax(-1).view_as(scores)  # (K, M, N)
         if self.scale_maps:
             maps = maps * (self.num_heads * (~closed).flatten(1).sum(1))[:, None, None]
-        return self.dropout(maps.unflatten(2, closed.shape[1:]))  # (K, M, h, w)
+        return self.dropout(maps.reshape(*maps.shape[:2], *closed.shape[1:]))  # (K, M, h, w)
 
 
 class MaskHead(nn.Module):
@@ -132,23 +133,30 @@ class MaskHead(nn.Module):
         """
         if len(queries) != len(output.decoder_states):
             raise InputError(f"expected chosen queries for {len(output.decoder_states)} images, but got {len(queries)} lists")
-        keys = self.attention.keys(output.memory.features)  # (B, M, D / M, N)
-        shared = self._image_part(output.projected)  # (B, D + M, h, w)
-        pyramid = [adapter(level.features) for adapter, level in zip(self.adapters, reversed(output.features), strict=True)]
-        images = torch.repeat_interleave(
-            torch.arange(len(queries), device=shared.device), torch.tensor([len(q) for q in queries], device=shared.device)
-        )
-        chosen = torch.cat(list(queries)).to(images.device)
-        states = output.decoder_states[images, chosen]  # (K, D)
-        closed = self.closed_cells(output, images, chosen)  # (K or 1, h, w)
+        device = output.projected.device
+        images = torch.cat([torch.full_like(q, image) for image, q in enumerate(queries)]).to(device)  # (K,)
+        masks = self.segment(output, images, torch.cat(list(queries)).to(device))
+        return list(masks.split([len(q) for q in queries]))
+
+    def segment(self, output: DetectorOutput, images: Tensor, queries: Tensor) -> Tensor:
+        """Masks (K, h, w) of chosen queries (K,) of images (K,), a few at a time."""
+        keys, shared, *pyramid = maps = self.image_maps(output)
+        closed = self.closed_cells(output, images, queries)  # (K or 1, h, w)
+        states = output.decoder_states[images, queries]  # (K, D)
         cells = min(CHUNK_CELLS, CPU_CHUNK_CELLS) if shared.device.type == "cpu" else CHUNK_CELLS
         chunk = max(1, cells // pyramid[-1][0, 0].numel())
         chunks = [
-            self._segment(states[rows], images[rows], keys, shared, pyramid, closed if len(closed) == 1 else closed[rows])
+            self._segment(
+                states[rows], [_of_image(value, images[rows]) for value in maps], closed if len(closed) == 1 else closed[rows]
+            )
             for rows in torch.arange(len(images), device=images.device).split(chunk)
         ]
-        masks = torch.cat(chunks) if len(images) else self._nothing(keys, shared, pyramid)
-        return list(masks.split([len(q) for q in queries]))
+        return torch.cat(chunks) if len(images) else self._nothing(keys, shared, pyramid)
+
+    def image_maps(self, output: DetectorOutput) -> list[Tensor]:
+        """What masks need of images, whatever the queries: keys (B, M, D / M, N), projected features, pyramid (B, C, h, w)."""
+        pyramid = [adapter(level.features) for adapter, level in zip(self.adapters, reversed(output.features), strict=True)]
+        return [self.attention.keys(output.memory.features), self._image_part(output.projected), *pyramid]
 
     def closed_cells(self, output: DetectorOutput, images: Tensor, queries: Tensor) -> Tensor:
         """Where chosen queries may not look in the memory.
@@ -173,17 +181,30 @@ class MaskHead(nn.Module):
         first = self._first
         return F.conv2d(projected, first.weight[:, : projected.shape[1]], first.bias, padding=1)
 
-    def _segment(
-        self, states: Tensor, images: Tensor, keys: Tensor, shared: Tensor, pyramid: list[Tensor], closed: Tensor
-    ) -> Tensor:
-        """Masks of K queries; `images` (K,) says which image each belongs to. Returns (K, h, w)."""
-        maps = self.attention(states, _of_image(keys, images), closed)  # (K, M, h, w)
+    def segment_rows(self, states: Tensor, boxes: Tensor, maps: Sequence[Tensor], padding: Tensor) -> Tensor:
+        """Masks of few queries, each with the maps of its image.
+
+        Args:
+            states: (K, D) of the queries.
+            boxes: (K, 4) cxcywh.
+            maps: of `image_maps`, (1 or K, ...) each.
+            padding: (1 or K, h, w) bool of the memory.
+
+        Returns:
+            (K, h, w).
+        """
+        closed = padding | cells_outside_boxes(boxes, padding) if self.inside_boxes else padding
+        return self._segment(states, maps, closed)
+
+    def _segment(self, states: Tensor, maps: Sequence[Tensor], closed: Tensor) -> Tensor:
+        keys, shared, *pyramid = maps
+        seen = self.attention(states, keys, closed)  # (K, M, h, w)
         first = self._first
-        x = F.conv2d(maps.to(shared.dtype), first.weight[:, -maps.shape[1] :], padding=1).add_(_of_image(shared, images))
+        x = F.conv2d(seen.to(shared.dtype), first.weight[:, -seen.shape[1] :], padding=1).add_(shared)
         x = F.relu_(self.norms[0](x))  # (K, D + M, h, w)
         x = F.relu_(self.norms[1](self.convs[1](x)))  # (K, D / 2, h, w)
         for level, conv, norm in zip(pyramid, self.convs[2:], self.norms[2:], strict=True):
-            x = F.interpolate(x, size=level.shape[-2:], mode="nearest").add_(_of_image(level, images))
+            x = F.interpolate(x, size=level.shape[-2:], mode="nearest").add_(level)
             x = F.relu_(norm(conv(x)))  # (K, D / 4 ..., 2h, 2w)
         return self.out(x).squeeze(1)
 
@@ -223,4 +244,4 @@ def _of_image(values: Tensor, images: Tensor) -> Tensor:
 
     Not `values[images]`, whose gradient several CPU threads add up in no fixed order.
     """
-    return values if len(values) == 1 else values.index_select(0, images)
+    return values if values.shape[0] == 1 else values.index_select(0, images)

@@ -40,7 +40,8 @@ class PanopticDETR(nn.Module):
             output = self.detector(images, padding_mask)
         if half:
             output = map_tensors(output, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
-        return replace(output, segmenter=self.mask_head)
+        exported = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        return output if exported else replace(output, segmenter=self.mask_head)  # torch.export returns values only
 
     def segment(self, output: DetectorOutput, queries: Sequence[Tensor]) -> list[Tensor]:
         """Mask logits (K_i, h/4, w/4) of the chosen queries (K_i,) of each image."""

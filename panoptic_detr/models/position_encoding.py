@@ -10,12 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.tracing import assumes_padding, is_traced
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.shapes import check_shape
 
 
-def unpadded_extent(padding_mask: Tensor) -> Tensor:
-    """Unpadded columns and rows of maps (B, h, w): (B, 2) float32 as (w, h)."""
-    return torch.stack([(~padding_mask[:, 0]).sum(1), (~padding_mask[:, :, 0]).sum(1)], dim=-1).float()
+def has_padding(padding_mask: Tensor) -> bool:
+    """Whether there may be padding, for what is faster without.
+
+    On a GPU the answer waits for all that is queued there: ask before the first layer. While a model is compiled or captured
+    in a CUDA graph nobody can wait; yes is always right.
+    """
+    if is_traced():
+        return assumes_padding()
+    if padding_mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    return bool(padding_mask.any())
+
+
+def attention_mask(padding_mask: Tensor) -> Tensor:
+    """(B, h, w) padding to (B, 1, 1, N), True where attention is allowed."""
+    return ~padding_mask.flatten(1)[:, None, None]
 
 
 def axis_centres(padding_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,10 +130,10 @@ class SinePositionEncoding(nn.Module):
         return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _positions(self, padding_mask: Tensor, axis: int) -> Tensor:
-        cells = (~padding_mask).cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
+        cells = (~padding_mask).int().cumsum(axis).float()  # (B, h, w), from 1; integer sums are reproducible on CUDA as well
         if not self.normalize:
             return cells + self.offset
-        last = cells.narrow(axis, cells.shape[axis] - 1, 1)
+        last = cells.amax(axis, keepdim=True)  # they never decrease
         return (cells + self.offset) / (last + 1e-6) * (2 * math.pi)
 
 

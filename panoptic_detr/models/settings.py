@@ -55,6 +55,15 @@ def check_heads(hidden_dim: int, num_heads: int) -> None:
         )
 
 
+def check_groups(hidden_dim: int, norm_groups: int | None) -> None:
+    """Raise `InputError` unless the width has so many groups of channels."""
+    if norm_groups is None:
+        return
+    check_counts(1, norm_groups=norm_groups)
+    if hidden_dim % norm_groups:
+        raise InputError(f"hidden_dim must be a multiple of norm_groups, but got {hidden_dim} and {norm_groups}")
+
+
 def check_width(hidden_dim: int, parts: int) -> None:
     """Raise `InputError` unless the width has so many equal parts: two axes, sines and cosines of each."""
     if hidden_dim % parts:

@@ -93,12 +93,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers whose every output goes through one shared LayerNorm."""
+    """A stack of decoder layers whose every output goes through one shared LayerNorm.
 
-    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
+    Args:
+        layers: the layers.
+        norm: the LayerNorm.
+        renormalize: what it gives is also the next layer's input, and the last layer's passes it twice. Transformers' DETR does
+            so where its config has `auxiliary_loss`, in training and at inference; the paper does not.
+    """
+
+    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm, *, renormalize: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.renormalize = renormalize
 
     def forward(self, x: Tensor, query_position: Tensor | None, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """Decode (B, Q, D) queries into the states of every layer, (L, B, Q, D)."""
@@ -106,6 +114,9 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, query_position, keys, memory, mask)
             states.append(self.norm(x))
+            x = states[-1] if self.renormalize else x
+        if self.renormalize:
+            states[-1] = self.norm(x)
         return torch.stack(states)  # (L, B, Q, D)
 
 
@@ -132,10 +143,12 @@ def build_encoder(*, num_layers: int, dim: int, num_heads: int, ffn_dim: int, dr
     return Encoder(layers, nn.LayerNorm(dim) if pre_norm else None)
 
 
-def build_decoder(*, num_layers: int, dim: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool) -> Decoder:
+def build_decoder(
+    *, num_layers: int, dim: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool, renormalize: bool = False
+) -> Decoder:
     """Build a decoder of at least one layer."""
     layers = [
         DecoderLayer(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout, pre_norm=pre_norm)
         for _ in range(num_layers)
     ]
-    return Decoder(layers, nn.LayerNorm(dim))
+    return Decoder(layers, nn.LayerNorm(dim), renormalize=renormalize)

@@ -1,18 +1,30 @@
 """Panoptic quality as a pure thing: overlaps, matching, counts, scores, kinds of errors; no files, no models."""
 
-from panoptic_detr.quality.matching import NO_ERRORS, ErrorCounts, Matching, match_segments
+from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts, price_by_cause
+from panoptic_detr.quality.intervals import Interval, difference_intervals, image_quality, intervals
+from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
 from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, State
+from panoptic_detr.quality.points import CAUSES, MEANING, SIZES, Loss
 
 __all__ = [
+    "CAUSES",
+    "MEANING",
     "NO_ERRORS",
+    "SIZES",
     "ErrorCounts",
+    "Interval",
+    "Loss",
     "Matching",
     "Overlaps",
     "PanopticQuality",
     "PanopticQualityResult",
     "Regions",
     "State",
+    "difference_intervals",
+    "image_quality",
+    "intervals",
     "match_segments",
     "measure_overlaps",
+    "price_by_cause",
 ]

@@ -8,7 +8,9 @@ are kept, so that what the table says of a pair can be painted where the pair is
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import cv2
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
@@ -101,12 +103,54 @@ class Overlaps:
         return (self.truth_categories[:, None] == self.prediction_categories) & ~self.iscrowd[:, None]
 
 
-def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
-    """Count the pixels of every pair of a true and a predicted segment.
+@dataclass(frozen=True)
+class BoundaryOverlaps:
+    """Boundaries of the segments of an image: pixels that lie within some distance of their segment's outline.
+
+    Attributes:
+        intersections: (G, P) pixels that are boundary of both segments of a pair.
+        unions: (G, P) pixels that are boundary of one of them, without the prediction's on true void.
+    """
+
+    intersections: np.ndarray
+    unions: np.ndarray
+
+
+def measure_boundaries(overlaps: Overlaps, *, ratio: float = 0.02) -> BoundaryOverlaps:
+    """Count the boundary pixels of every pair (Cheng et al., CVPR 2021, section 4).
+
+    A pixel is boundary of its segment if a pixel of another id, void, or the end of the image is at most `d` rows and columns
+    away; `d` is `ratio` of the image's diagonal, at least 1 pixel.
 
     Args:
-        prediction: the result; (H, W).
-        truth: the ground truth; (H, W), may have crowds.
+        overlaps: of the image.
+        ratio: the paper's for COCO, by default.
+    """
+    rows, columns = overlaps.pixels.shape
+    pairs = np.arange(rows * columns).reshape(rows, columns)
+    reach = max(1, round(ratio * float(np.hypot(*overlaps.size))))
+    true, predicted = (_boundary(overlaps.paint(side), reach) for side in (pairs // columns, pairs % columns))
+    codes = overlaps.paint(pairs)
+    both, of_truth, of_prediction = (
+        np.bincount(codes[chosen], minlength=rows * columns).reshape(rows, columns)
+        for chosen in (true & predicted, true, predicted)
+    )
+    truth_areas, areas = of_truth[:-1].sum(1), of_prediction[:-1, :-1].sum(0)
+    intersections = both[:-1, :-1]
+    return BoundaryOverlaps(intersections, truth_areas[:, None] + areas - intersections)
+
+
+def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
+    """Where a map of small numbers has another number, or ends, within `reach` pixels: (H, W) bool."""
+    few = not index.size or index.max() < 255
+    small: np.ndarray[Any, np.dtype[Any]] = (index + 1).astype(np.uint8 if few else np.float32)
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    lowest = cv2.erode(small, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return (lowest != small) | (cv2.dilate(small, kernel, borderType=cv2.BORDER_REPLICATE) != small)
+
+
+def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
+    """Count the pixels of every pair of a true and a predicted segment of two maps (H, W); the truth may have crowds.
 
     Raises:
         EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.

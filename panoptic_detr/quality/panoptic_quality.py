@@ -2,7 +2,7 @@
 
 `PanopticQuality` takes one image after the other; its state is a few integers per category, whatever the number of images, and
 merging the states of processes or machines in any order gives bit-identical scores. `evaluate_panoptic` scores files.
-What matches what, crowds and void: `matching.match_segments`.
+What matches what, crowds and void: `matching.match_segments`. The other scores come from the same overlaps, on the way.
 """
 
 import math
@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality.matching import ClassCounts, ErrorCounts, PanopticCounts, count_segments
-from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
+from panoptic_detr.quality.counts import ClassCounts, ErrorCounts, PanopticCounts, count_classes, count_segments
+from panoptic_detr.quality.matching import match_segments
+from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_boundaries, measure_overlaps
+from panoptic_detr.quality.points import Loss, loss_of, mean_loss
+from panoptic_detr.quality.semantic import PixelCounts
 
 State = tuple[Any, ...]
 _EXAMPLES = 3  # of each kind of note
@@ -25,13 +28,24 @@ class PanopticQuality:
 
     Args:
         categories: the table that category ids of predictions and truth refer to, or a COCO category list.
+        per_image: keep the counts of every image too, for intervals and comparisons: about 1 kB an image.
+        boundary: compute boundary PQ too, which takes about three times as long.
     """
 
-    def __init__(self, categories: CategoryTable | Sequence[Mapping[str, object]]) -> None:
+    def __init__(
+        self, categories: CategoryTable | Sequence[Mapping[str, object]], *, per_image: bool = False, boundary: bool = False
+    ) -> None:
         self.categories = CategoryTable.of(categories)
+        self.per_image, self.boundary = per_image, boundary
         self._images = 0
         self._counts = PanopticCounts()
+        self._boundaries = PanopticCounts()
+        self._by_image: list[tuple[str, dict[int, ClassCounts]]] = []
         self._notes = Notes()
+
+    def empty(self) -> "PanopticQuality":
+        """A fresh one that counts the same, for a part of the images."""
+        return PanopticQuality(self.categories, per_image=self.per_image, boundary=self.boundary)
 
     def update(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
         """Count one image.
@@ -45,14 +59,20 @@ class PanopticQuality:
         """
         name = truth.image_id if truth.image_id is not None else prediction.image_id
         image = f"image {self._images + 1} (in order)" if name is None else f"image {name}"
-        self.update_regions(Regions.of(prediction, f"{image}, prediction"), Regions.of(truth, f"{image}, ground truth"))
+        self.update_regions(Regions.of(prediction, f"{image}, prediction"), Regions.of(truth, f"{image}, ground truth"), image)
 
-    def update_regions(self, prediction: Regions, truth: Regions) -> Overlaps:
+    def update_regions(self, prediction: Regions, truth: Regions, name: str | None = None) -> Overlaps:
         """Count one image given as id maps with (id, category, crowd) rows, as `update`; returns what was counted."""
         for regions in (prediction, truth):
             self._check_categories(regions)
         overlaps = measure_overlaps(prediction, truth)
-        self._counts.merge(count_segments(overlaps))
+        counts = count_segments(overlaps)
+        self._counts.merge(counts)
+        if self.boundary:
+            matching = match_segments(overlaps, measure_boundaries(overlaps))
+            self._boundaries.merge(PanopticCounts(count_classes(overlaps, matching)))
+        if self.per_image:
+            self._by_image.append((truth.where if name is None else name, counts.classes))
         self._images += 1
         return overlaps
 
@@ -73,15 +93,21 @@ class PanopticQuality:
 
     def state(self) -> State:
         """Everything accumulated, as plain tuples of numbers and strings: what processes send each other."""
-        kinds = (self._counts.classes, self._counts.lost, self._counts.extra, self._notes.kinds)
-        return self._images, *(tuple(sorted((key, *row) for key, row in rows.items())) for rows in kinds)
+        mine, edges = self._counts, self._boundaries.classes
+        kinds = (mine.classes, mine.lost, mine.extra, self._notes.kinds, mine.points, mine.pixels, edges)
+        tables = (tuple(sorted((key, *row) for key, row in rows.items())) for rows in kinds)
+        images = ((name, tuple((i, *row) for i, row in sorted(rows.items()))) for name, rows in self._by_image)
+        return self._images, *tables, tuple(sorted(images))
 
     def add_state(self, state: State) -> None:
         """Add what `state` of another accumulator over the same categories returned."""
-        images, classes, lost, extra, notes = state
+        images, classes, lost, extra, notes, points, pixels, boundaries, by_image = state
         self._images += images
-        by_cause = ({i: ErrorCounts(*row) for i, *row in rows} for rows in (lost, extra))
-        self._counts.merge(PanopticCounts({i: ClassCounts(*row) for i, *row in classes}, *by_cause))
+        lost, extra = ({i: ErrorCounts(*row) for i, *row in rows} for rows in (lost, extra))
+        prices, areas = {i: tuple(row) for i, *row in points}, {i: PixelCounts(*row) for i, *row in pixels}
+        self._counts.merge(PanopticCounts(_class_counts(classes), lost, extra, prices, areas))
+        self._boundaries.merge(PanopticCounts(_class_counts(boundaries)))
+        self._by_image += [(name, _class_counts(rows)) for name, rows in by_image]
         self._notes.merge(Notes({kind: (count, tuple(examples)) for kind, count, examples in notes}))
 
     def compute(self) -> "PanopticQualityResult":
@@ -98,6 +124,12 @@ class PanopticQuality:
             lost=dict(sorted(counts.lost.items())),
             extra=dict(sorted(counts.extra.items())),
             notes=tuple(self._notes.lines()),
+            losses={i: loss_of(counts.points.get(i), q.tp + (q.fp + q.fn) / 2) for i, q in per_class.items()},
+            pixels=dict(sorted(counts.pixels.items())),
+            boundary={c.id: _class_quality(self._boundaries.classes.get(c.id, ClassCounts())) for c in table.categories}
+            if self.boundary
+            else None,
+            by_image=tuple(sorted(self._by_image, key=lambda row: row[0])),
         )
 
     def _check_categories(self, regions: Regions) -> None:
@@ -153,6 +185,10 @@ class PanopticQualityResult:
         lost: why true segments were not matched, by category id; each adds up to its FN.
         extra: why predicted segments were not matched, by category id; each adds up to its FP.
         notes: what was odd but did not stop the evaluation.
+        losses: what each class lost, by cause and size (`points`), by category id; adds up to 1 - PQ.
+        pixels: pixels of the semantic view, by category id (`semantic`).
+        boundary: as `per_class` with boundary PQ; None if it was not asked for.
+        by_image: counts of each image by category id, if they were asked for.
     """
 
     all: GroupQuality
@@ -164,12 +200,49 @@ class PanopticQualityResult:
     lost: dict[int, ErrorCounts] = field(default_factory=dict)
     extra: dict[int, ErrorCounts] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    losses: dict[int, Loss] = field(default_factory=dict)
+    pixels: dict[int, PixelCounts] = field(default_factory=dict)
+    boundary: dict[int, ClassQuality] | None = None
+    by_image: tuple[tuple[str, dict[int, ClassCounts]], ...] = ()
+
+    def groups(self) -> dict[str, list[int]]:
+        """Category ids of "All", "Things" and "Stuff" that occur."""
+        kinds = {"All": self.categories.categories, "Things": self.categories.things, "Stuff": self.categories.stuff}
+        return {name: [c.id for c in part if any(self.per_class[c.id][3:])] for name, part in kinds.items()}
+
+    def loss(self, category_ids: Iterable[int]) -> Loss:
+        """What classes lost on the average, by cause and size (fractions of PQ)."""
+        return mean_loss(self.losses[i] for i in category_ids)
+
+    def boundary_quality(self, group: str) -> GroupQuality:
+        """Boundary PQ of "All", "Things" or "Stuff"; zeros if it was not asked for."""
+        return _mean_quality([self.boundary[i] for i in self.groups()[group]] if self.boundary else [])
+
+    @property
+    def mean_iou(self) -> float | None:
+        """Mean IoU of the semantic view over the classes that occur; None if there are none."""
+        return _mean([counts.iou for counts in self.pixels.values()])
+
+    @property
+    def pq_dagger(self) -> float | None:
+        """PQ-dagger: PQ of things, mean IoU by image of stuff; None if no class occurs."""
+        stuff = [self.pixels.get(c.id, PixelCounts()).image_iou for c in self.categories.stuff]
+        return _mean([self.per_class[c.id].pq for c in self.categories.things if any(self.per_class[c.id][3:])] + stuff)
 
     def as_dict(self) -> dict[str, Any]:
         """The scores in panopticapi's layout: "All", "Things", "Stuff" and "per_class"."""
         groups = {"All": self.all, "Things": self.things, "Stuff": self.stuff}
         per_class = {i: {"pq": q.pq, "sq": q.sq, "rq": q.rq} for i, q in self.per_class.items()}
         return {**{name: group._asdict() for name, group in groups.items()}, "per_class": _ByCategory(per_class)}
+
+
+def _class_counts(rows: Iterable[Sequence[int]]) -> dict[int, ClassCounts]:
+    return {category_id: ClassCounts(*row) for category_id, *row in rows}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def _class_quality(counts: ClassCounts) -> ClassQuality:
@@ -192,12 +265,9 @@ def _mean_quality(classes: list[ClassQuality]) -> GroupQuality:
 
 @dataclass
 class Notes:
-    """How often each kind of oddity occurred, and its first examples in sorted order.
+    """How often each kind of oddity occurred, and its first examples (up to three) in sorted order.
 
     The size does not depend on how many oddities there are, and merging gives the same notes in any order.
-
-    Attributes:
-        kinds: what happened to (how often, up to three examples).
     """
 
     kinds: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)

@@ -22,7 +22,8 @@ from panoptic_detr.parallel import parallel_map
 from panoptic_detr.structures import Sample
 from panoptic_detr.training.processes import gather
 
-PHOTOS_ONLY = {"window", "scales", "rotation", "contrast", "saturation", "hue", "blur", "copy_paste"}
+Given = dict[str, Any]  # settings of an augmentation by name
+PHOTOS_ONLY = {"window", "scales", "rotation", "contrast", "saturation", "hue", "blur", "copy_paste", "mosaic"}
 
 
 def open_train_set(
@@ -32,7 +33,10 @@ def open_train_set(
 
     Raises:
         DataError: the files have a defect, or no image has a segment.
+        ConfigError: a normalisation of its own.
     """
+    if inference.image_mean or inference.image_std:
+        raise ConfigError("inference.image_mean and image_std are for other libraries' weights; training has ImageNet's")
     eval_size = eval_transform(inference.short_side, inference.long_side)
     transform = eval_size if train.overfit else build_augmentation(augmentation, eval_size)
     dataset = _open(data, data.train_split, _explicit(data, "train"), transform, None, train.seed, training=True)
@@ -129,20 +133,20 @@ def build_augmentation(config: AugmentationConfig, eval_size: Transform) -> Tran
     return replace(transform, **given)
 
 
-def _photos(given: dict[str, Any]) -> PhotoTransform:
+def _photos(given: Given) -> PhotoTransform:
     """Preset `photos`."""
     known = [field.name for field in fields(PhotoTransform)]
     if unknown := sorted(given.keys() - set(known)):
         raise ConfigError(f"setting 'augmentation.{unknown[0]}' does not go with preset photos, which has {', '.join(known)}")
-    pairs: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("window", "scales") if name in given}
+    pairs: Given = {name: tuple(given.pop(name)) for name in ("window", "scales") if name in given}
     for name, pair in pairs.items():
         if len(pair) != 2 or min(pair) <= 0:
             raise ConfigError(f"setting 'augmentation.{name}' must be two numbers above 0, but got {list(pair)}")
-    settings: dict[str, Any] = {"window": (512, 512), **pairs, **given}
+    settings: Given = {"window": (512, 512), **pairs, **given}
     return PhotoTransform(**settings)
 
 
-def _crops(given: dict[str, Any]) -> Transform:
+def _crops(given: Given) -> Transform:
     """Preset `crops`: the window first, then every other setting."""
     for name in ("crop_probability", "long_side"):
         if name in given:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -18,6 +18,8 @@ from panoptic_detr.config.stages import TrainConfig
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.training.step import transformer_layers
+
+Value = TypeVar("Value")
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
 
@@ -63,6 +65,8 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
     fabric.launch()
     # Every process draws its own dropout; initial weights are the same, because process 0 hands its own to all.
     fabric.seed_everything(train.seed + fabric.global_rank, verbose=False)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else PyTorch refuses matrix products on CUDA
     torch.use_deterministic_algorithms(train.deterministic)
     return fabric
 
@@ -91,11 +95,11 @@ def end_with_the_first_process() -> None:
             os._exit(1)
 
 
-def gather(fabric: Fabric, value: Any) -> list[Any]:
+def gather(fabric: Fabric, value: Value) -> list[Value]:
     """The value of every process, in every process."""
     if fabric.world_size == 1:
         return [value]
-    values: list[Any] = [None] * fabric.world_size
+    values = [value] * fabric.world_size
     distributed.all_gather_object(values, value)
     return values
 

@@ -18,6 +18,7 @@ from panoptic_detr.config.reading import save_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.files import write_whole
 from panoptic_detr.training.run.log import read_log
+from panoptic_detr.training.watch.diagnosis import shown_score
 
 SEED = "{seed}"  # in the path of stage 2's detector
 Stage = TypeVar("Stage", bound=DetectorStage)
@@ -54,9 +55,7 @@ def parts_of(stage: Stage) -> list[Stage]:
     return parts
 
 
-def train_seeds(
-    stage: Stage, fabric: Fabric, console: Console, run: Callable[[Stage, str], Path | None]
-) -> Path | None:
+def train_seeds(stage: Stage, fabric: Fabric, console: Console, run: Callable[[Stage, str], Path | None]) -> Path | None:
     """Train with every seed, or go on where this was stopped; print and keep what came out.
 
     Args:
@@ -122,24 +121,20 @@ def summary(results: Sequence[SeedResult], folder: Path) -> dict[str, object]:
 
 
 def as_table(results: Sequence[SeedResult]) -> Table:
-    """A row for each run, for the mean and for the spread."""
+    """A row for each run, for the mean and for the spread; scores in per cent."""
     table = Table(title="runs", title_justify="left")
     for column in ("seed", "step", *results[0].scores):
         table.add_column(column, justify="right")
     for found in results:
-        table.add_row(str(found.seed), str(found.step), *map(_text, found.scores.values()))
+        table.add_row(str(found.seed), str(found.step), *map(shown_score, found.scores, found.scores.values()))
     table.add_section()
     for name, values in zip(("mean", "spread"), mean_and_spread(results), strict=True):
-        table.add_row(name, "", *map(_text, values.values()))
+        table.add_row(name, "", *map(shown_score, values, values.values()))
     return table
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _text(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _order(score: tuple[str, float]) -> float:

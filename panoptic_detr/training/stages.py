@@ -53,7 +53,7 @@ def train_detector(stage: DetectorStage) -> Path | None:
     """Run stage 1 with these settings.
 
     Returns:
-        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
+        The result, `best.pt` in the run's folder; None if a signal came, be it in the last step (`train.resume` goes on).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
@@ -67,7 +67,7 @@ def train_masks(stage: MaskStage) -> Path | None:
     """Run stage 2 with these settings.
 
     Returns:
-        The result, `best.pt` in the run's folder; None if the run was stopped by a signal (`train.resume` goes on with it).
+        The result, `best.pt` in the run's folder; None if a signal came, be it in the last step (`train.resume` goes on).
 
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
@@ -81,7 +81,7 @@ def train_masks(stage: MaskStage) -> Path | None:
 
 
 def _panoptic_of(stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:
-    return panoptic_model(open_source(stage.detector or ""), stage, categories, console)
+    return panoptic_model(trainable(open_source(stage.detector or "")), stage, categories, console)
 
 
 def run_stage(
@@ -95,7 +95,8 @@ def run_stage(
         frozen_detector: train the mask head only.
 
     Returns:
-        The result, the best one of several runs; None if the run was stopped.
+        The result, the best one of several runs; None if a signal came, so that what follows is not begun even where this run
+        has come to its end.
     """
     fabric = start_fabric(stage.train, unused_parameters=not frozen_detector and stage.loss.switches_terms_off)
     resume_command = check_run_folder(stage.train, stage.job)
@@ -158,7 +159,7 @@ def run_once(
             console.print(str(forecast(trainer, stage, dataset, val_set)), highlight=False, soft_wrap=True)
         trainer.fit()
         conclude(trainer, stage, console)
-    return trainer.files.best if trainer.complete else None
+    return trainer.files.best if trainer.complete and not trainer.stopped else None
 
 
 def find_rate(trainer: Trainer, stage: DetectorStage, console: Console) -> None:
@@ -184,8 +185,22 @@ def new_model(config: ModelConfig, categories: CategoryTable, console: Console) 
         return build_model(config.name, num_labels=categories.num_labels, **with_stuff_labels(config, categories))
     overrides = {**with_stuff_labels(config, categories), "pretrained_backbone": False}
     model = build_model(config.name, num_labels=categories.num_labels, **overrides)
-    transfer_weights(open_source(config.weights), model, categories).print(console)
+    transfer_weights(trainable(open_source(config.weights)), model, categories).print(console)
     return model
+
+
+def trainable(source: Checkpoint) -> Checkpoint:
+    """A source of weights as it is, unless its pictures were normalised in another way than training does it.
+
+    Raises:
+        ConfigError: they were.
+    """
+    if source.inference.get("image_mean") or source.inference.get("image_std"):
+        raise ConfigError(
+            f"the weights of {str(source.path or source.model.name)!r} want images with mean {source.inference['image_mean']} "
+            f"and deviation {source.inference['image_std']}, and training has ImageNet's; they are good for prediction only"
+        )
+    return source
 
 
 def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, Any]:

@@ -26,12 +26,7 @@ class Work:
 
 
 class TrainingStep(nn.Module):
-    """Losses of a batch.
-
-    Args:
-        model: a detector or a panoptic model.
-        criterion: its losses.
-    """
+    """Losses of a batch: of a detector or a panoptic model, by its criterion."""
 
     def __init__(self, model: nn.Module, criterion: Criterion | MaskCriterion) -> None:
         super().__init__()

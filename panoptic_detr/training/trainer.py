@@ -91,6 +91,7 @@ class Trainer:
         self.optimizer: Any = fabric.setup_optimizers(adamw)
         self.ema = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
         self.state, self.resumed = RunState(), False
+        self.stopped = self._looked_for_last = False
         self.files = RunFiles(train.output, train.keep_last)
         steps_per_epoch = math.ceil(len(loader) / train.accumulate)
         self.total_steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch
@@ -114,6 +115,7 @@ class Trainer:
             while not self._finished(stop):
                 self._epoch(stop)
             self._close(stop)
+        self.stopped = bool(stop)
         return self.state
 
     def _epoch(self, stop: StopRequest) -> None:
@@ -341,8 +343,9 @@ class Trainer:
         Raises:
             CheckpointError: the file cannot be read, or does not belong to this model, its classes or number of processes.
         """
-        if not self.config.resume or self.resumed:
+        if not self.config.resume or self._looked_for_last:
             return
+        self._looked_for_last = True
         checkpoint = self.files.load_last()
         if checkpoint is None:
             self.reporter.say(f"there is no {str(self.files.last)!r} to go on from: the run starts at its first step")

@@ -230,14 +230,9 @@ def draw_look(
 
 
 def heat(image: Picture, attention: np.ndarray) -> np.ndarray:
-    """An attention map over the darkened grey image, from dark violet to yellow, less its lowest 5% and highest 0.5%.
+    """An attention map (h, w) over the darkened grey image, from dark violet to yellow: (H, W, 3) uint8 RGB.
 
-    Args:
-        image: path or array (see `as_rgb`).
-        attention: (h, w) weights, any scale.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    The weights may have any scale; their lowest 5% and highest 0.5% are cut off.
     """
     grey = _grey(image)
     strength = _strength(attention, grey.shape[:2])[..., None]
@@ -246,13 +241,7 @@ def heat(image: Picture, attention: np.ndarray) -> np.ndarray:
 
 
 def draw_point_attention(image: Picture, attention: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """The image with numbered points, and beside it what each of them attends to (Fig. 3).
-
-    Args:
-        image: path or array (see `as_rgb`).
-        attention: (P, h, w) from `Look.encoder_attention`.
-        points: (x, y), fractions of the image.
-    """
+    """The image with numbered points, and beside it the attention (P, h, w) of each of them (Fig. 3)."""
     picture = as_rgb(image).copy()
     for number, point in enumerate(points, start=1):
         _mark(picture, point, str(number))
@@ -264,13 +253,7 @@ def draw_point_attention(image: Picture, attention: np.ndarray, points: Sequence
 
 
 def draw_object_attention(image: Picture, attention: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Each object's decoder attention in the object's colour, all in one picture (Fig. 6).
-
-    Args:
-        image: path or array (see `as_rgb`).
-        attention: (K, h, w) from `Look.decoder_attention`.
-        colors: (K, 3) RGB, one per object.
-    """
+    """Each object's decoder attention (K, h, w) in the object's colour (K, 3), all in one picture (Fig. 6)."""
     drawn = _grey(image) * 0.7
     for one, color in zip(attention, np.asarray(colors, np.float32), strict=True):
         strength = 0.9 * _strength(one, drawn.shape[:2])[..., None]
@@ -300,13 +283,7 @@ def draw_mask_attention(
 
 
 def draw_sampling(image: Picture, samplings: Sequence[Sampling], colors: np.ndarray) -> np.ndarray:
-    """Sampling points of deformable attention in the objects' colours; the larger the dot, the larger the weight.
-
-    Args:
-        image: path or array (see `as_rgb`).
-        samplings: one per object, from `Look.decoder_sampling`.
-        colors: (K, 3) RGB.
-    """
+    """Sampling points of deformable attention in the objects' colours (K, 3); the larger the dot, the larger the weight."""
     drawn = _bytes(_grey(image) * 0.7)
     height, width = drawn.shape[:2]
     largest = max(2.0, (height * width) ** 0.5 / 70)

@@ -10,7 +10,7 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps
+from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps, price_by_cause
 from panoptic_detr.visualization.draw import (
     Palette,
     enlarged,
@@ -63,6 +63,7 @@ class Comparison:
     matching: Matching  # what counts and what does not, as in every score
     nearest: np.ndarray  # (P,) the true segment, no group, that each predicted one overlaps most; -1 where it meets none
     ious: np.ndarray  # (P,) intersection over union with it, void left out as in panoptic quality; 0 where there is none
+    lost: dict[str, float]  # what the segments cost, by cause (`quality.CAUSES`)
 
     def shares(self) -> dict[ErrorKind, float]:
         """Fraction of the rated pixels of each kind; of all pixels for `IGNORED`."""
@@ -93,7 +94,8 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
     ious = np.zeros((len(overlaps.iscrowd) + 1, len(overlaps.prediction_categories)))  # a last row for "none"
     ious[:-1][~overlaps.iscrowd] = (overlaps.intersections / overlaps.unions)[~overlaps.iscrowd]
     best = ious.max(0)
-    return Comparison(overlaps.paint(_kind_table(overlaps, matching)), matching, np.where(best > 0, ious.argmax(0), -1), best)
+    nearest, kinds = np.where(best > 0, ious.argmax(0), -1), overlaps.paint(_kind_table(overlaps, matching))
+    return Comparison(kinds, matching, nearest, best, price_by_cause(overlaps))
 
 
 def error_view(

@@ -56,12 +56,7 @@ class Outcome:
 
 
 def explain(segmentation: PanopticSegmentation, *, no_object: bool = False) -> list[Outcome]:
-    """List the outcomes: kept queries by area, then dropped ones by score.
-
-    Args:
-        segmentation: a prediction.
-        no_object: also list the queries that say "no object".
-    """
+    """List the outcomes: kept queries by area, then dropped ones by score; with `no_object` those that say "no object" too."""
     kept = [
         Outcome(s.query, True, f"segment {s.id}", _name(segmentation, s.category_id), s.score, s.area)
         for s in sorted(segmentation.segments, key=lambda s: -s.area)
@@ -140,11 +135,7 @@ class SweepStep:
 
 
 def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
-    """Set the pictures in a grid by threshold, with the curve of PQ behind them: (H, W, 3) uint8 RGB.
-
-    Args:
-        steps: at least one; the curve needs two with a PQ.
-        columns: pictures in a row.
+    """Set the pictures in a grid by threshold, behind them the curve of PQ where two steps have one: (H, W, 3) uint8 RGB.
 
     Raises:
         PictureError: no steps.
@@ -161,12 +152,7 @@ def sweep_figure(steps: Sequence[SweepStep], *, columns: int = 3) -> np.ndarray:
 
 
 def pq_curve(steps: Sequence[SweepStep], size: tuple[int, int]) -> np.ndarray:
-    """PQ of all, things and stuff over the threshold, the best one marked: (height, width, 3) uint8 RGB.
-
-    Args:
-        steps: those with a PQ are drawn.
-        size: (height, width) in pixels.
-    """
+    """PQ of all, things and stuff over the threshold, of steps that have one, the best marked: (height, width, 3) uint8 RGB."""
     rated = [step for step in sorted(steps, key=lambda step: step.threshold) if step.pq is not None]
     curves = []
     for name, color, style in (("pq", "#0072b2", "o-"), ("things", "#e69f00", "s--"), ("stuff", "#009e73", "^:")):

@@ -64,12 +64,7 @@ def box_colors(boxes_cxcywh: np.ndarray) -> np.ndarray:
 
 
 def draw_layer_scores(scores: Sequence[LayerScore], *, size: tuple[int, int] = (300, 420)) -> np.ndarray:
-    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4): (height, width, 3) uint8 RGB.
-
-    Args:
-        scores: one per layer.
-        size: (height, width) in pixels.
-    """
+    """AP by decoder layer, with and without non-maximum suppression (DETR paper, Fig. 4): (height, width, 3) uint8 RGB."""
     layers = [score.layer for score in scores]
     curves = [
         Curve("with NMS", "#e69f00", "s--", layers, [100 * score.ap_nms for score in scores]),
@@ -108,12 +103,9 @@ def instance_grid(
 def best_instance(
     image: np.ndarray, truth: PanopticSegmentation, category_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """The largest thing of an image as a patch: (h, w, 3) picture, (h, w) bool mask, category id; None if there is none.
+    """The largest thing of an image (of one category, if that is given) as a patch; None if there is none.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        truth: its annotation.
-        category_id: only things of this category.
+    The patch is an (h, w, 3) picture, an (h, w) bool mask, and the category id.
     """
     things = [s for s in truth.segments if s.isthing and not s.iscrowd and category_id in (None, s.category_id)]
     if not things:

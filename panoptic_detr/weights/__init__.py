@@ -2,11 +2,14 @@
 
 from panoptic_detr.weights.archives import check_is_file, read_weights, write_atomically
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from panoptic_detr.weights.hub.card import ModelNotes, read_run, read_scores
+from panoptic_detr.weights.hub.save import push_to_hub, save_pretrained
 from panoptic_detr.weights.names import load_official
 from panoptic_detr.weights.open import (
     OpenedModel,
     check_source,
     choose_device,
+    load_pretrained,
     open_model,
     open_source,
     published_categories,
@@ -17,6 +20,7 @@ from panoptic_detr.weights.transfer import check_mask_settings, copy_mask_head, 
 __all__ = [
     "PUBLISHED",
     "Checkpoint",
+    "ModelNotes",
     "OpenedModel",
     "check_is_file",
     "check_mask_settings",
@@ -26,12 +30,17 @@ __all__ = [
     "detector_changes",
     "load_checkpoint",
     "load_official",
+    "load_pretrained",
     "names",
     "open_model",
     "open_source",
     "published_categories",
+    "push_to_hub",
+    "read_run",
+    "read_scores",
     "read_weights",
     "save_checkpoint",
+    "save_pretrained",
     "transfer_weights",
     "write_atomically",
 ]

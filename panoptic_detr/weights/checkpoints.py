@@ -127,8 +127,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: the file cannot be written (folder not writable, disk full); the previous file is untouched.
     """
-    path = Path(path)
-    about = {
+    path, about = Path(path), about_checkpoint(checkpoint)
+    tensors = {name: value.detach() for name, value in checkpoint.state_dict.items()}
+    if path.suffix != SAFETENSORS:
+        content = about | {"state_dict": tensors, "training": checkpoint.training}
+        return write_atomically(path, lambda stream: torch.save(content, stream))
+    return write_safetensors(path, {NOTES: json.dumps(about)}, tensors)
+
+
+def about_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything in a checkpoint that is neither weights nor training, as plain values."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "model": checkpoint.model.to_dict(),
@@ -136,11 +145,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
         "inference": dict(checkpoint.inference),
         "versions": dict(checkpoint.versions),
     }
-    tensors = {name: value.detach() for name, value in checkpoint.state_dict.items()}
-    if path.suffix != SAFETENSORS:
-        content = about | {"state_dict": tensors, "training": checkpoint.training}
-        return write_atomically(path, lambda stream: torch.save(content, stream))
-    return write_safetensors(path, {NOTES: json.dumps(about)}, tensors)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -156,6 +160,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{str(path)!r} holds {_kind(content)}, not a checkpoint of this project; "
             "published weights are converted with `panoptic-detr convert_checkpoint`"
         )
+    return checkpoint_of(content, path)
+
+
+def checkpoint_of(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint of the fields that `save_checkpoint` writes, wherever they were read.
+
+    Raises:
+        CheckpointError: of a later version, or a field that cannot be used.
+    """
     where = f"checkpoint {str(path)!r}"
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:

@@ -16,6 +16,7 @@ from panoptic_detr.errors import CheckpointError, InputError
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
+from panoptic_detr.weights.hub import finder, hub_id, is_hub_folder, read_files, read_folder
 from panoptic_detr.weights.published import load_published
 from panoptic_detr.zoo import check_name, list_models
 
@@ -39,9 +40,9 @@ class OpenedModel:
 
 
 def check_source(source: str | Path) -> None:
-    """Raise `InputError` unless the source is a file or the name of a model; `open_source` does more, and takes longer."""
+    """Raise `InputError` unless the source can be one, as far as its name tells; `open_source` does more, and takes longer."""
     name, path = str(source), Path(source)
-    if path.is_file() or name in list_models():
+    if path.is_file() or name in list_models() or is_hub_folder(path) or hub_id(name):
         return
     if path.is_dir() or path.suffix or path.name != name:
         check_is_file(path)
@@ -52,18 +53,50 @@ def open_source(source: str | Path) -> Checkpoint:
     """Weights with what is known about them.
 
     Args:
-        source: a checkpoint of this project, or the name of a model whose authors publish weights (`PUBLISHED`).
+        source: a checkpoint of this project; the name of a model whose authors publish weights (`PUBLISHED`); a folder in the
+            hub's form; or a repository of the Hugging Face hub, `organisation/name` or `organisation/name@revision`.
 
     Raises:
-        CheckpointError: no such file; no checkpoint; a damaged one.
-        InputError: neither a file nor a model name, or a model without published weights.
+        CheckpointError: no such file; no checkpoint; a damaged one; a model that we do not have.
+        InputError: none of these, or a model without published weights.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
     check_source(source)
-    checkpoint = load_checkpoint(source) if Path(source).is_file() else load_published(str(source))
+    checkpoint = _read(source)
     if checkpoint.categories is None:
         return replace(checkpoint, categories=published_categories(checkpoint.model.num_labels))
     return checkpoint
+
+
+def _read(source: str | Path) -> Checkpoint:
+    path = Path(source)
+    if path.is_file():
+        return load_checkpoint(path)
+    if is_hub_folder(path):
+        return read_folder(path)
+    if str(source) not in list_models() and (repository := hub_id(str(source))):
+        return read_files(finder(repository), str(repository))
+    return load_published(str(source))
+
+
+def load_pretrained(source: str | Path) -> nn.Module:
+    """The bare model of a source, of a detector too, with its weights.
+
+    Args:
+        source: what `load_model` takes: a checkpoint, a model name, a folder in the hub's form, a repository of the hub.
+
+    Returns:
+        The model in eval mode on the CPU; `model.categories` is what its labels mean, None if nobody knows.
+
+    Raises:
+        InputError: see `open_source`.
+        WeightsUnavailableError: weights that cannot be fetched; the message says which file to put where.
+    """
+    checkpoint = open_source(source)
+    model = checkpoint.build().eval()
+    model.categories = checkpoint.categories  # type: ignore[assignment]
+    model.inference = InferenceSettings.from_dict(checkpoint.inference)  # type: ignore[assignment]
+    return model
 
 
 def published_categories(num_labels: int) -> CategoryTable | None:

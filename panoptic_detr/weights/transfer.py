@@ -57,12 +57,7 @@ class Transfer:
 
 
 def detector_changes(trained: ModelSpec, built: ModelSpec) -> dict[str, tuple[object, object]]:
-    """Settings of a detector in which two models of one name differ and that matter to trained weights: before and after.
-
-    Args:
-        trained: the model that the weights come from.
-        built: the one that gets them.
-    """
+    """Settings that matter to weights, and in which the model that has them and one that gets them differ: before and after."""
     name, other = (spec.name.removesuffix(PANOPTIC) for spec in (trained, built))
     keys = [key for key in override_types(name) if key not in TRAINING_ONLY] if name == other else []
     pairs = {key: (_plain(trained.setting(key)), _plain(built.setting(key))) for key in keys}
@@ -125,11 +120,7 @@ def transfer_weights(source: Checkpoint, model: nn.Module, categories: CategoryT
 
 
 def copy_mask_head(source: Checkpoint, model: nn.Module) -> None:
-    """Copy the mask head of a panoptic checkpoint; it knows no classes, so it fits whatever the data set.
-
-    Args:
-        source: of a panoptic model.
-        model: where to; a panoptic model too.
+    """Copy a panoptic checkpoint's mask head to a panoptic model; it knows no classes, so it fits whatever the data set.
 
     Raises:
         CheckpointError: the source has no mask head, or one of other shapes or with other settings.

@@ -186,11 +186,13 @@ def test_overrides_must_be_a_json_object(text, published, tmp_path):
         convert_checkpoint.main([str(published), str(tmp_path / "o.pth"), "--model", "detr_r50", "--overrides", text])
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"categories"'])
-def test_a_category_file_of_another_kind_is_refused_by_name(text, published, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "what"), [("[]", "a COCO-panoptic JSON"), ("{}", "a COCO-panoptic JSON"), ('{"categories"', "valid JSON")]
+)
+def test_a_category_file_of_another_kind_is_refused_by_name(text, what, published, tmp_path):
     classes = tmp_path / "classes.json"
     classes.write_text(text)
-    with pytest.raises(ValueError, match=r"classes\.json: not a COCO-panoptic JSON"):
+    with pytest.raises(ValueError, match=rf"classes\.json: not {what}"):
         convert_checkpoint.main(
             [str(published), str(tmp_path / "o.pth"), *MODEL, "--num-labels", "2", "--categories", str(classes)]
         )

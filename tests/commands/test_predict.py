@@ -3,17 +3,23 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from plain_maps import areas
+from training.process_helpers import in_processes
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import cli, predict
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import ConfigError, DataError, EvaluationError
+from panoptic_detr.data.scenes import write_films
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
 from panoptic_detr.inference import PredictionFolder, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -75,6 +81,11 @@ def test_an_unreadable_picture_does_not_lose_the_others(checkpoint, photos, tmp_
     assert "could not be read:" in complaint
     assert "aa.jpg: not a readable image" in complaint
     assert "gone.jpg: there is no such image" in complaint
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [(f["path"], f["image_id"]) for f in failures] == [(f"{photos}/aa.jpg", 2), (f"{photos}/gone.jpg", 4)]
+    assert failures[1]["reason"].startswith("there is no such image")
+    assert predict.main([str(checkpoint), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert not (tmp_path / "out" / "failures.json").exists()
 
 
 def test_where_no_picture_can_be_read_no_predictions_are_written(checkpoint, photos, tmp_path, capsys):
@@ -167,13 +178,20 @@ def killed_at(arguments, where, count):
         return original(*given, **named)
 
     def work():
+        torch.set_num_threads(1)  # PyTorch's thread pool is made anew after a fork
         setattr(owner, name, deadly)
         predict.main(arguments)
 
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(120)
-    return process.exitcode
+    for _ in range(3):  # a copy of a process that has had threads may stand still from its beginning (CPython before 3.12)
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(60)
+        if not process.is_alive():
+            return process.exitcode
+        process.kill()
+        process.join()
+        shutil.rmtree(arguments[-1])
+    return None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -223,6 +241,27 @@ def test_signals_finish_the_picture_and_say_how_to_go_on(checkpoint, photos, tmp
     ]
 
 
+def run_share(rank, arguments, statuses):
+    statuses[rank] = predict.main(arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
+def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
+    for number in range(5):
+        (photos / f"c{number}.png").write_bytes((photos / "a.png").read_bytes())
+    for name in ("broken.png", "c9.png"):
+        (photos / name).write_bytes(b"not a picture")
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output"]
+    statuses = multiprocessing.get_context("fork").Array("i", 4)
+    in_processes(4, run_share, [*arguments, str(tmp_path / "four")], statuses)
+    assert list(statuses) == [1, 0, 0, 0]
+    assert predict.main([*arguments, str(tmp_path / "one")]) == 1
+    assert tree(tmp_path / "four") == tree(tmp_path / "one")
+    names = [Path(row["path"]).name for row in json.loads((tmp_path / "four" / "failures.json").read_text())]
+    assert names == ["broken.png", "c9.png"]
+
+
 def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
     with PredictionFolder(tmp_path, TABLE), pytest.raises(DataError, match="another process writes predictions here"):
         PredictionFolder(tmp_path, TABLE).__enter__()
@@ -270,3 +309,47 @@ def test_ids_and_names_of_a_ground_truth_and_folders_in_folders(checkpoint, phot
     (tmp_path / "gt.json").write_text(json.dumps({"images": rows[2:]}))
     with pytest.raises(EvaluationError, match="none of its 1 images has the name of one of the 3 pictures"):
         predict.main([*arguments, str(tmp_path / "none"), "--like", str(tmp_path / "gt.json")])
+
+
+def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out"), "--tile", "32"]
+    with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 256"):
+        predict.main(arguments)
+    assert predict.main([*arguments, "--overlap", "16"]) == 0
+    content, entries = predictions(tmp_path / "out")
+    assert [(i["height"], i["width"]) for i in content["images"]] == [(40, 60), (60, 40)]
+    for entry in entries.values():
+        found = areas(read_id_png(tmp_path / "out" / "panoptic" / entry["file_name"]))
+        assert {s["id"]: s["area"] for s in entry["segments_info"]} == {i: area for i, area in found.items() if i}
+
+
+def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
+    write_films(tmp_path / "films", 1, frames=3, size=48, workers=1)
+    frames = str(tmp_path / "films" / "train" / "0000")
+    arguments = [str(checkpoint), frames, "--device", "cpu", "--output", str(tmp_path / "out.mp4"), "--track", "--fps", "5"]
+    assert predict.main(arguments) == 0
+    assert "frames: 3, " in capsys.readouterr().out
+    content, _ = predictions(tmp_path / "out")
+    assert [i["file_name"] for i in content["images"]] == ["000000.png", "000001.png", "000002.png"]
+    assert (tmp_path / "out.mp4").stat().st_size > 500
+    assert (
+        predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--device", "cpu", "--output", str(tmp_path / "again")]) == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["overlays.mp4", "panoptic", "predictions.json"]
+    with pytest.raises(ConfigError, match="a film is predicted by itself"):
+        predict.main([*arguments, "--explain"])
+
+
+def test_a_cluster_needs_ray(checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="needs Ray Data; install it"):
+        predict.main([str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out"), "--cluster", "ray"])
+
+
+def test_two_actors_of_ray_write_the_files_of_one_process(checkpoint, photos, tmp_path):
+    pytest.importorskip("ray.data")
+    (photos / "broken.png").write_bytes(b"not a picture")
+    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output"]
+    assert predict.main([*arguments, str(tmp_path / "actors"), "--cluster", "ray", "--actors", "2"]) == 1
+    assert predict.main([*arguments, str(tmp_path / "one")]) == 1
+    assert tree(tmp_path / "actors") == tree(tmp_path / "one")

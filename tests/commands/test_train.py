@@ -1,11 +1,17 @@
 """One command from annotations to a report: both stages, thresholds, scores, pictures; it goes on where it was stopped."""
 
+import signal
+
 import pytest
 
 from panoptic_detr.commands import train
-from panoptic_detr.config.stages import DetectorStage
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.reading import read_config
+from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.scenes.dataset import write_scenes
-from panoptic_detr.errors import DataError, TrainingError
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError, TrainingError
+from panoptic_detr.training import stages
+from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.weights import load_checkpoint
 
 
@@ -55,7 +61,78 @@ def test_from_annotations_to_a_report_and_on_where_it_was_stopped(data, tiny, mo
     assert len(list((out / "pictures").glob("*.png"))) == 4
     told = capsys.readouterr()
     assert "the run is complete" in told.err
+    assert "to go on from" not in told.err
     assert f"model    {out / 'masks' / 'best.pt'}" in told.out
+
+
+def interrupt(*_: object, **__: object) -> None:
+    signal.raise_signal(signal.SIGHUP)
+
+
+def test_a_signal_between_the_last_step_and_the_result_ends_the_work(data, tiny, monkeypatch):
+    monkeypatch.setattr(stages, "draw_curves", interrupt)
+    with pytest.raises(TrainingError, match="stopped by SIGHUP; the same command goes on where it was"):
+        train.main(arguments(data, tiny / "out", "--detector-steps", "1"))
+    assert (tiny / "out" / "boxes" / "best.pt").is_file()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "visualize"])
+def test_a_signal_between_the_stages_or_after_them_ends_the_work(data, tiny, monkeypatch, moment):
+    monkeypatch.setattr(train, "train", lambda *_: tiny)
+    monkeypatch.setattr(train.evaluate, "main", lambda _: 0)
+    monkeypatch.setattr(getattr(train, moment), "main", interrupt)
+    with pytest.raises(TrainingError, match="stopped by SIGHUP; the same command goes on where it was"):
+        train.main(arguments(data, tiny / "out"))
+
+
+def test_a_signal_in_the_last_step_of_a_stage_is_not_lost(data, tiny, monkeypatch):
+    original = Trainer._step
+
+    def stopped(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(TrainingError, match="stopped; the same command goes on where it was"):
+        train.main(arguments(data, tiny / "out", "--detector-steps", "1", "--mask-steps", "1"))
+    assert (tiny / "out" / "boxes" / "best.pt").is_file()
+    assert not (tiny / "out" / "masks").exists()
+
+
+def test_only_a_model_that_finds_nothing_keeps_its_thresholds(data, tiny, monkeypatch, capsys):
+    def refused(error):
+        def main(arguments):
+            raise error
+
+        return main
+
+    monkeypatch.setattr(train, "train", lambda *_: tiny)
+    monkeypatch.setattr(train.evaluate, "main", refused(EvaluationError("other classes")))
+    with pytest.raises(EvaluationError, match="other classes"):
+        train.main(arguments(data, tiny / "out"))
+    monkeypatch.setattr(train.evaluate, "main", refused(train.evaluate.NothingFoundError("no PQ above 0")))
+    with pytest.raises(EvaluationError, match="no PQ above 0"):  # of the scores, after the thresholds
+        train.main(arguments(data, tiny / "out"))
+    assert "thresholds stay as they are: no PQ above 0" in capsys.readouterr().out
+
+
+def test_images_of_another_size_scale_the_recipe(tmp_path):
+    small = train.resized(read_config(DetectorStage, ["--config", "finetune/small_boxes"]), 576)
+    assert (small.inference.short_side, small.inference.long_side) == (576, 960)
+    assert (small.augmentation.short_sides, small.augmentation.long_side) == ([448, 512, 576, 640], 960)
+    paper = train.resized(read_config(MaskStage, ["--config", "finetune/detr_r50_masks"]), 400)
+    assert (paper.augmentation.short_sides[0], paper.augmentation.short_sides[-1], paper.augmentation.long_side) == (
+        240,
+        400,
+        666,
+    )
+    photos = train.resized(read_config(DetectorStage, ["--config", "finetune/photos_boxes"]), 720)
+    assert (photos.augmentation.window, photos.augmentation.long_side) == ([512, 704], None)
+    crops = train.resized(read_config(DetectorStage, ["--config", "finetune/nuclei_boxes"]), 128)
+    assert (crops.augmentation.crop_size, crops.augmentation.short_sides) == (128, [128, 144, 160, 192])
+    with pytest.raises(ConfigError, match="this recipe takes images in their own size"):
+        train.resized(DetectorStage(inference=InferenceSettings(short_side=None)), 100)
 
 
 def test_recipes_have_both_stages(tiny, monkeypatch):

@@ -9,12 +9,15 @@ import pytest
 from data.conversions import meanings, picture, truths, write
 from PIL import Image
 
+from panoptic_detr.categories import read_category
 from panoptic_detr.data.coco import find_image
 from panoptic_detr.data.convert.drawing import segmentation_mask
 from panoptic_detr.data.convert.formats import FORMATS
+from panoptic_detr.data.convert.sources import number_classes, read_categories
 from panoptic_detr.data.doctor import read_values
-from panoptic_detr.errors import DataError
+from panoptic_detr.errors import CategoryError, DataError
 from panoptic_detr.files import safe_path
+from panoptic_detr.images import upright_rgb
 
 CAR, ROAD = {"id": 1, "name": "car", "isthing": 1}, {"id": 2, "name": "road", "isthing": 0}
 
@@ -217,9 +220,68 @@ def test_a_picture_that_exif_turns_is_named(source):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(source.images / "turned.jpg", exif=exif)
-    for resize in (False, True):
-        with pytest.raises(DataError, match=r"annotated at 4x6 pixels.*EXIF orientation \(6\)"):
-            source.instances(image={"file_name": "turned.jpg", "width": 4, "height": 6}, resize_annotations=resize)
+    with pytest.raises(DataError, match=r"annotated at 4x6 pixels.*EXIF orientation \(6\).* or give --resize_annotations true"):
+        source.instances(image={"file_name": "turned.jpg", "width": 4, "height": 6})
+    with pytest.raises(DataError, match=r"annotated at 9x20 pixels.*the proportions do not tell whether"):
+        source.instances(image={"file_name": "turned.jpg", "width": 9, "height": 20}, resize_annotations=True)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_annotations_of_the_upright_picture_are_turned_back_with_it(source, orientation, scale):
+    """The white corner is where it is annotated, for whoever looks at the stored pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[:2, :3] = 255
+    Image.fromarray(stored).save(source.images / "turned.png", exif=exif)
+    rows, columns = upright_rgb(source.images / "turned.png")[..., 0].nonzero()
+    corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * scale
+    image = {"file_name": "turned.png", "width": 4 * scale, "height": 6 * scale}
+    source.instances({"segmentation": box(*corners.tolist())}, image=image, resize_annotations=True)
+    (truth,) = truths(source.out)
+    assert [segment.box for segment in truth.segments] == [(0, 0, 3, 2)]
+
+
+def test_annotations_of_the_stored_pixels_are_scaled_though_exif_turns_the_picture(source):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(source.images / "turned.png", exif=exif)
+    image = {"file_name": "turned.png", "width": 12, "height": 8}
+    source.instances({"segmentation": box(4, 2, 8, 6)}, image=image, resize_annotations=True)
+    assert [segment.box for segment in truths(source.out)[0].segments] == [(2, 1, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (3.5, "id 3.5 is not an integer"),
+        ("3", "id '3' is a text, not an integer; write 3"),
+        (True, "id True is a truth value, but ids are integers"),
+        (10**18, "does not fit into 32 bits"),
+        (1e300, "id 1e\\+300 is not an integer"),
+    ],
+)
+def test_category_ids_are_one_thing_for_every_converter_and_for_the_check(source, given, problem):
+    wrong = [{"id": given, "name": "car", "isthing": 1}]
+    path = source.write_categories(*wrong)
+    for convert in (
+        lambda: source.instances(categories=wrong),
+        lambda: source.labelme(shape("car", "rectangle", (0, 0), (2, 2)), categories=path),
+        lambda: number_classes(read_categories(path), "here"),
+        lambda: read_category(wrong[0]),
+    ):
+        with pytest.raises(CategoryError, match=problem):
+            convert()
+
+
+def test_whole_numbers_written_as_floats_are_category_ids_for_every_converter(source):
+    wrong = [{"id": 3.0, "name": "car", "isthing": 1}]
+    assert list(number_classes(read_categories(source.write_categories(*wrong)), "here").isthing) == [3]
+    with pytest.raises(CategoryError, match=r"category id 3\.0 is not an integer; write 3"):
+        read_category(wrong[0])
+    with pytest.raises(DataError, match="category_id '1' is a text, not an integer; write 1"):
+        source.instances({"segmentation": box(0, 0, 2, 2), "category_id": "1"})
 
 
 def test_a_backslash_in_a_name_separates_folders(source):

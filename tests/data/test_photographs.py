@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from panoptic_detr.data.coco import dataset, resolve_paths
 from panoptic_detr.data.coco.dataset import Others
-from panoptic_detr.data.photographs import PhotoTransform, paste
+from panoptic_detr.data.photographs import PhotoTransform, lay, paste
+from panoptic_detr.data.scenes.dataset import write_scenes
+from panoptic_detr.data.transforms import crops_transform, scenes_transform, train_transform
 from panoptic_detr.structures import Sample, Target
 
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -111,7 +114,78 @@ def test_nothing_is_pasted_where_the_map_has_no_number_left():
     assert result[0] is image
 
 
+def test_boxes_are_measured_once_on_the_moved_map(tmp_path, monkeypatch):
+    write_scenes(tmp_path, 1, size=48, workers=1)
+    paths = resolve_paths(tmp_path, "train")
+    expected = dataset.CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=PhotoTransform((40, 40)))[0]
+    monkeypatch.setattr(dataset, "retarget", lambda *_: pytest.fail("measured before the picture was moved"))
+    sample = dataset.CocoPanoptic(paths.images, paths.panoptic, paths.annotations, transforms=PhotoTransform((40, 40)))[0]
+    assert torch.equal(sample.target.boxes, expected.target.boxes)
+
+
 def test_a_target_without_map_is_refused():
     boxes_only = Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), Target(torch.tensor([0]), torch.rand(1, 4)), (8, 8))
     with pytest.raises(ValueError, match="need a segment map"):
         PhotoTransform((8, 8))(boxes_only)
+
+
+def mixed(seed, **settings):
+    """A sample with others mixed in, none of which has the sample's colours, and the colours by label."""
+    others = Others(lambda index: sample(index + 1, segments=3 + index), 3, (0, 1, 2, 3, 4))
+    transform = PhotoTransform((48, 64), (0.5, 1.5), **PLAIN, **settings)
+    return transform(sample(seed), torch.Generator().manual_seed(seed), others)
+
+
+@pytest.mark.parametrize("settings", [{"mosaic": 1.0}, {"mosaic": 1.0, "copy_paste": 1.0, "rotation": 12.0}])
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_maps_say_what_the_picture_shows(seed, settings):
+    moved = mixed(seed, **settings)
+    segment_map, labels = moved.target.segment_map, moved.target.labels
+    if "rotation" not in settings:
+        assert segment_map.shape == (48, 64)
+    assert set(segment_map.unique().tolist()) - {0} == set(range(1, len(labels) + 1))  # every segment, and no other number
+    colour = torch.cat([torch.zeros(1), 40.0 * (labels + 1)])[segment_map.long()]
+    assert ((shown(moved) - colour).abs() < 2).float().mean() > 0.75  # but for the mixed colours of borders
+
+
+def test_a_mosaic_has_segments_of_several_images():
+    moved = [mixed(seed, mosaic=1.0) for seed in range(6)]
+    assert max(len(target) for target in (sample.target for sample in moved)) > 5  # more than one image has
+    assert all(len(target.labels.unique()) <= 5 for target in (sample.target for sample in moved))
+
+
+def test_each_corner_of_a_mosaic_is_that_corner_of_its_picture():
+    canvas, places = torch.zeros(3, 6, 8, dtype=torch.uint8), torch.zeros(1, 6, 8, dtype=torch.uint8)
+    picture = torch.arange(30, dtype=torch.uint8).view(1, 5, 6).expand(3, -1, -1)
+    ids = torch.ones(1, 5, 6, dtype=torch.uint8)
+    ids[:, :, 3:] = 0
+    labels = lay(canvas, places, torch.tensor([7]), picture, ids, torch.tensor([4]), ((2, 6), (5, 8)))
+    assert labels.tolist() == [7, 4]
+    assert torch.equal(canvas[:, 2:6, 5:8], picture[:, 1:5, 3:6])
+    assert not places.any()  # void there
+    lay(canvas, places, labels, picture, ids, torch.tensor([4]), ((0, 2), (0, 5)))
+    assert torch.equal(canvas[:, 0:2, 0:5], picture[:, 0:2, 0:5])
+    assert places[0, 0].tolist() == [3, 3, 3, 0, 0, 0, 0, 0]
+    full = torch.zeros(255, dtype=torch.long)
+    assert lay(canvas, places, full, picture, ids, torch.tensor([4]), ((0, 2), (0, 5))) is full
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("preset", ["photos", "paper", "crops", "scenes"])
+def test_every_number_of_the_map_comes_from_the_map(preset, dtype):
+    """Numbers far apart: what lies between them can only come from interpolation, and it would have a label of its own."""
+    transform = {
+        "photos": PhotoTransform((40, 56), (0.4, 2.5), rotation=30, blur=1.0),
+        "paper": train_transform(short_sides=(31, 57), crop_short_sides=(40,), crop_sides=(20, 40)),
+        "crops": crops_transform(crop_size=33, short_sides=(33, 47)),
+        "scenes": scenes_transform(),
+    }[preset]
+    labels = torch.arange(200)
+    segment_map = torch.zeros(60, 80, dtype=dtype)
+    segment_map[10:40, 10:40], segment_map[30:55, 30:70] = 3, 200
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    for seed in range(5):
+        target = Target(labels, torch.zeros(200, 4), segment_map)
+        moved = transform(Sample(image, target, (60, 80)), torch.Generator().manual_seed(seed)).target
+        assert set(moved.labels.tolist()) <= {2, 199}
+        assert moved.segment_map.max() <= 2

@@ -107,3 +107,30 @@ def test_rows_have_no_holes(result):
     assert len(lines) == 3
     assert all(line.count(",") == header.count(",") for line in lines)
     assert as_csv([]) == "\n"
+
+
+def test_points_lost_and_scores_beside(result):
+    text = shown(result)
+    # Cat: D = 1.5, 1/2 to a wrong class: 33.3; dog: all of it, 100; sky: 1/7. The mean of three classes; of two things.
+    assert cells(text, "wrong class") == ["wrong class", "44.4", "66.7", "0.0", "44.4", "0.0", "0.0"]
+    assert cells(text, "outline") == ["outline", "4.8", "0.0", "14.3", "4.8", "0.0", "0.0"]
+    assert cells(text, "100 - PQ") == ["100 - PQ", "49.2", "66.7", "14.3", "49.2", "0.0", "0.0"]
+    assert "mIoU 45.2 · PQ-dagger 50.8" in text  # IoU of pixels: cat 2/4, dog 0, sky 6/7
+    content = as_json(result)
+    assert sum(map(sum, content["points_lost"]["All"].values())) == pytest.approx(1 - content["All"]["pq"])
+    rows = {row["id"]: row for row in class_rows(result)}
+    assert rows[3]["points_wrong_class"] == 1.0
+    assert rows[7]["iou"] == pytest.approx(6 / 7)
+
+
+def test_boundary_pq_and_intervals_where_they_were_asked_for():
+    ids = np.array([[1, 1, 2, 2]])
+    quality = PanopticQuality(CATEGORIES, per_image=True, boundary=True)
+    regions = Regions.from_rows(ids, [(1, 2, False), (2, 7, False)], "map")
+    quality.update_regions(regions, regions)
+    result = quality.compute()
+    assert "boundary PQ All 100.0" in shown(result)
+    assert cells(shown(result), "All PQ") == ["All PQ", "100.0", "100.0", "100.0"]
+    assert as_json(result)["intervals"]["Stuff PQ"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert as_json(result)["boundary"]["All"]["pq"] == 1.0
+    assert class_rows(result)[0]["boundary_pq"] == 1.0

@@ -1,14 +1,16 @@
 """Which pictures are predicted, under which names, and what is written about them."""
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from panoptic_detr.errors import DataError
+from panoptic_detr.errors import DataError, PictureError
 from panoptic_detr.inference.files import PictureFile, find_pictures
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
@@ -105,3 +107,90 @@ def test_only_regular_files_are_listed(tmp_path):
     assert [f.path.name for f in find_pictures([tmp_path])] == ["a.jpg"]
     found = find_pictures([tmp_path], recursive=True)
     assert [(f.name, f.file_name) for f in found] == [("a", "a.jpg"), ("in/a", "in/a.jpg"), ("in/scan.1", "in/scan.1.jpg")]
+
+
+def write_picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((4, 6, 3), 90, np.uint8))
+    return path.read_bytes()
+
+
+def write_shard(path, members):
+    with tarfile.open(path, "w") as shard:
+        for name, data in members.items():
+            row = tarfile.TarInfo(name)
+            row.size = len(data)
+            shard.addfile(row, io.BytesIO(data))
+
+
+def test_patterns_lists_and_the_standard_input(tmp_path, monkeypatch):
+    touch(tmp_path / "p" / "a.jpg", tmp_path / "p" / "q" / "b.jpg", tmp_path / "p" / "q" / "c.png", tmp_path / "p" / "[x].jpg")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/p/q\n\n{tmp_path}/gone.jpg\r\n", encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path}/p/a.jpg\n"))
+    places = [tmp_path / "p" / "**" / "*.jpg", tmp_path / "list.txt", "-", tmp_path / "p" / "[x].jpg"]
+    found = [find_pictures([place]) for place in places]
+    names = [[file.name for file in files] for files in found]
+    assert names == [["[x]", "a", "q/b"], ["b", "c", "gone"], ["a"], ["[x]"]]
+    assert [file.source for file in found[1]] == [f"{tmp_path}/p/q/b.jpg", f"{tmp_path}/p/q/c.png", f"{tmp_path}/gone.jpg"]
+    both = find_pictures(places[:2])
+    assert [file.name for file in both] == ["[x]", "a", "q/b", "b", "c", "gone"]
+
+
+def test_lists_and_patterns_that_name_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    (tmp_path / "list.txt").write_text("other.txt\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\n")
+    for place, message in {
+        "-": "the standard input: no line names a picture",
+        "list.txt": "'other.txt' is another list",
+        "bytes.txt": "must be text in UTF-8",
+        "gone.txt": "the list of pictures cannot be read: No such file",
+        "*.jpg": "no file has such a name",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            find_pictures([place if place == "-" else tmp_path / place])
+
+
+def test_pictures_in_shards_are_read_where_they_lie(tmp_path):
+    picture = write_picture(tmp_path / "x.png")
+    write_shard(
+        tmp_path / "s-0.tar", {"0001.png": picture, "0001.json": b"{}", "in/0002.png": picture, "0003.png": picture[:40]}
+    )
+    files = find_pictures([tmp_path / "s-0.tar"])
+    assert [(file.image_id, file.name) for file in files] == [(1, "s-0/0001"), (2, "s-0/in/0002"), (3, "s-0/0003")]
+    assert files[1].source == f"{tmp_path}/s-0.tar/in/0002.png"
+    assert np.array_equal(files[1].read(), files[0].read())
+    assert files[0].read().shape == (4, 6, 3)
+    with pytest.raises(PictureError, match=r"s-0\.tar/0003\.png: not a readable image"):
+        files[2].read()
+    (tmp_path / "s-0.tar").unlink()
+    with pytest.raises(PictureError, match="the shard cannot be read: No such file"):
+        files[0].read()
+
+
+def test_shards_that_cannot_be_used(tmp_path):
+    write_shard(tmp_path / "empty.tar", {"a.json": b"{}"})
+    write_shard(tmp_path / "outside.tar", {"../a.png": b""})
+    (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
+    for name, message in {
+        "empty": "no pictures in this shard",
+        "outside": "leaves its folder",
+        "broken": "not a readable tar file",
+        "gone": "the shard cannot be read",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            find_pictures([tmp_path / f"{name}.tar"])
+
+
+def test_a_prediction_is_recalled_as_it_was_written(tmp_path, table):
+    segment_map = np.zeros((20, 30), np.int32)
+    segment_map[2:6, 3:10] = 1
+    result = PanopticSegmentation(segment_map, [Segment(1, 5, True, 0.75, 28, (3, 2, 7, 4), query=4)], table)
+    file = PictureFile(Path("cats.jpg"), 12, "cats")
+    with PredictionFolder(tmp_path, table, overlays=False, part="2-of-2") as second:
+        second.add(file, np.zeros((20, 30, 3), np.uint8), result)
+    with PredictionFolder(tmp_path, table, overlays=False) as first:
+        again = first.recall(file)
+        assert first.found == {5: 1}
+    assert np.array_equal(again.segment_map, segment_map)
+    assert again.segments == result.segments

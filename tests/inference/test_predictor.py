@@ -49,6 +49,15 @@ def test_map_has_the_size_of_the_picture_and_every_query_is_accounted_for(predic
     assert result.categories is table
 
 
+def test_a_predictor_says_itself_in_three_lines(predictor, table):
+    model, classes, settings = repr(predictor).split("\n")
+    assert model.startswith("Predictor of ")
+    assert model.endswith(" million parameters, cpu, fp32")
+    assert classes.startswith(f"{len(table.things)} things and {len(table.stuff)} stuff classes: {table.categories[0].name}, ")
+    assert "threshold 0" in settings
+    assert "short_side 64" in settings
+
+
 def test_the_same_picture_in_every_form(predictor, tmp_path):
     rgb = photo()
     expected = predictor(rgb)

@@ -2,7 +2,8 @@
 
 import torch
 
-from panoptic_detr.models.position_encoding import axis_centres, cell_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import axis_centres, cell_centres
+from panoptic_detr.query_masks import unpadded_extent
 
 
 def padding():

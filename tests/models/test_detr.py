@@ -187,7 +187,7 @@ def test_frozen_backbone_stages_do_not_train():
         ("detr_r50", {"pre_norm": 1}, "'pre_norm' must be bool, but got 1"),
         ("deformable_detr_r50", {"backbone_levels": [1, "x"]}, "'backbone_levels' must be"),
         ("detr_r50_panoptic", {"mask_dropout": "no"}, "'mask_dropout' must be float, but got 'no'"),
-        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "no dilated"),
+        ("detr_r50", {"backbone": "small", "dilation": True}, "neither a dilated"),
         ("detr_r50", {"mask_dropout": 0.1}, "no override 'mask_dropout'"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panoptic_detr import segment_maps
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.quality.overlaps import Regions
@@ -17,9 +18,11 @@ DATA = Path(__file__).parent / "data" / "pq"
 TABLE = CategoryTable.from_coco([{"id": i, "name": f"c{i}", "isthing": int(i < 3)} for i in (1, 2, 7, 9)])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("workers", "decoder"), [(1, "fast"), (3, "fast"), (1, "OpenCV")])
 @pytest.mark.parametrize("case", ["mixed", "coco_sample_perturbed"])
-def test_recorded_results_of_panopticapi(case, workers):
+def test_recorded_results_of_panopticapi(case, workers, decoder, monkeypatch):
+    if decoder == "OpenCV":
+        monkeypatch.setattr(segment_maps, "fast_decoder", None)
     folder = DATA / case
     result = evaluate_panoptic(folder / "gt.json", folder / "gt", folder / "pred.json", folder / "pred", workers=workers)
     expected, got = json.loads((folder / "expected.json").read_text()), result.as_dict()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from panoptic_detr.quality.matching import ErrorCounts, count_segments
+from panoptic_detr.quality.counts import ErrorCounts, count_segments
 from panoptic_detr.quality.overlaps import Regions, measure_overlaps
 
 

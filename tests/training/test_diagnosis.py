@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from panoptic_detr.config.inference import InferenceSettings
@@ -104,17 +105,25 @@ def test_vital_signs_of_a_collapsed_and_a_spread_detector():
 
 
 def test_overfit_verdict():
-    assert overfit_verdict({"PQ": 0.8}).startswith("overfit: masks, boxes and classes can be learned (PQ 0.80")
-    assert overfit_verdict({"box AP": 0.1}).startswith("overfit: boxes and classes were not learned (box AP 0.10")
+    assert overfit_verdict({"PQ": 0.8}).startswith("overfit: masks, boxes and classes can be learned (PQ 80.0")
+    assert overfit_verdict({"box AP": 0.1}).startswith("overfit: boxes and classes were not learned (box AP 10.0")
 
 
-def test_curves_are_drawn(tmp_path):
+def test_curves_are_drawn(tmp_path, monkeypatch):
+    drawn, plot = {}, Axes.plot
+
+    def noted(axes, x, y, **more):
+        drawn[more.get("label")] = list(y)
+        return plot(axes, x, y, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
     assert draw_curves(tmp_path) is None
     (tmp_path / "log.csv").write_text("step,epoch,lr,loss,class,class_layer0\n10,0,0.1,3,1,1\n20,0,0.1,2,,1\n")
     (tmp_path / "scores.csv").write_text("step,PQ\n20,0.5\n")
     picture = as_rgb(draw_curves(tmp_path))
     assert picture.shape[1] == 1500
     assert (picture != 255).any()
+    assert drawn["PQ"] == [50.0]  # in per cent
 
 
 @pytest.fixture

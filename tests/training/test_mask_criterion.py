@@ -6,6 +6,7 @@ from models.test_mask_detr import images, make, targets
 
 from panoptic_detr import build_criterion
 from panoptic_detr.config.stages import LossConfig
+from panoptic_detr.errors import ConfigError
 from panoptic_detr.structures import Target
 from panoptic_detr.training.losses.build import mask_criterion
 from panoptic_detr.training.losses.mask_detr import around_things, everywhere, look_up, peak_loss, peaks, things_of
@@ -130,3 +131,9 @@ def test_what_does_not_fit_is_refused():
         criterion(peaks_weight=-1.0)
     with pytest.raises(ValueError, match="roi_side"):
         criterion(roi_side=0)
+
+
+def test_a_scheme_that_changes_nothing_is_taken():
+    assert build_criterion("mask_detr_r50", hybrid="none").hybrid.scheme == "none"
+    with pytest.raises(ConfigError, match=r"setting 'loss\.hybrid' is for other detectors; leave it out"):
+        build_criterion("mask_detr_r50", hybrid="branch")

@@ -330,7 +330,9 @@ def test_an_undefined_score_decides_nothing(scenes, tmp_path, capsys):
 def test_the_end_by_early_stopping_is_said(scenes, tmp_path, capsys):
     settings = {"evaluate": lambda model: {"PQ": 0.5}, "evaluate_every": 1, "early_stop": 2}
     assert make_trainer(scenes, tmp_path, **settings).fit().step == 3
-    assert "stopped early after step 3: 2 evaluations without a better score" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step 1: PQ 50.0  (best PQ so far)" in told
+    assert "stopped early after step 3: 2 evaluations without a better score" in told
     make_trainer(scenes, tmp_path, resume=True, **settings).fit()
     assert "the run is complete; it stopped early, and goes on without train.early_stop" in capsys.readouterr().err
 

@@ -1,7 +1,9 @@
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -325,6 +327,20 @@ def test_glyphs_of_other_scripts_are_drawn():
         assert printable(name, "class 3") == name
         assert text_mask(name, 16).max() > 200
     assert not np.array_equal(text_mask("кот", 16), text_mask("пёс", 16))
+
+
+def test_a_font_file_comes_first_where_it_has_the_glyphs(tmp_path):
+    serif = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
+    image, segmentation = np.zeros((120, 160, 3), np.uint8), scene()
+    plain = overlay(image, segmentation, scale=4)
+    assert not np.array_equal(overlay(image, segmentation, scale=4, font_path=serif), plain)
+    assert np.array_equal(overlay(image, segmentation, scale=4), plain)
+    formulas = serif.with_name("STIXSizOneSymReg.ttf")  # no letters, so that it changes nothing
+    assert np.array_equal(overlay(image, segmentation, scale=4, font_path=formulas), plain)
+    (tmp_path / "font.ttf").write_text("no font")
+    for path in (tmp_path / "font.ttf", tmp_path / "missing.ttf"):
+        with pytest.raises(PictureError, match="no font that can be read; give a file of TrueType or OpenType"):
+            overlay(image, segmentation, font_path=path)
 
 
 def test_a_script_without_a_font_is_shown_as_its_class_number():

@@ -11,6 +11,7 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.quality import CAUSES
 from panoptic_detr.visualization.errors import Entry, ErrorKind, compare, draw_entry
 from panoptic_detr.visualization.report.images import Confusion
 from panoptic_detr.visualization.report.page import class_rows, plot, read_curves, write_report
@@ -31,6 +32,10 @@ SCORES = {
         1: {"pq": 0.25, "sq": 0.5, "rq": 0.5, "tp": 1, "fp": 1, "fn": 1},
         2: {"pq": 0.1, "sq": 0.5, "rq": 0.2, "tp": 1, "fp": 4, "fn": 4},
         3: {"pq": 0.9, "sq": 0.9, "rq": 1.0, "tp": 9, "fp": 0, "fn": 0},
+    },
+    "points_lost": {
+        group: dict.fromkeys(CAUSES, 0.0) | {"wrong_class": share, "void": 0.1}
+        for group, share in (("All", 0.288), ("Things", 0.4), ("Stuff", 0.0))
     },
 }
 
@@ -192,6 +197,20 @@ def test_the_page_explains_what_it_shows(report):
     page = report.read_text(encoding="utf-8")
     assert "Grey hatching is void" in page
     assert "in per cent" in page
+
+
+def test_points_lost_lead_to_the_images_where_they_went(report):
+    text = report.read_text()
+    table = text[text.index('<table class="points">') : text.index("</table>")]
+    # In bad.png a segment is called a cat: a missed and an extra one for one cause. Void cost nothing in these images.
+    wrong, void = table.split("<tr><td>")[1:]
+    assert wrong.startswith("wrong class<small>found under the name of another class")
+    assert re.findall(r"#image-(\d)", wrong) == ["0"]
+    assert "<span>28.8</span>" in wrong
+    assert '<td class="n">40.0</td>' in wrong
+    assert void.startswith("void<")
+    assert "#image-" not in void
+    assert compare(PREDICTION, TRUTH).lost["wrong_class"] == 1.0
 
 
 def test_a_plot_spans_its_box():

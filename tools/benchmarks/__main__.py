@@ -1,4 +1,4 @@
-"""Measure speed and memory: inference and training steps by parts, panoptic quality, data loading, deformable attention.
+"""Measure speed and memory: inference and training steps by parts, panoptic quality, data loading, attention, prediction.
 
 Half a minute on two cores:
 
@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run as run_tool
-from tools.benchmarks import attention, data, inference, overlay, pq, steps
+from tools.benchmarks import attention, data, films, gpu, inference, overlay, pq, predict, steps, tiles
 from tools.benchmarks.measure import machine
 
-JOBS = {job.__name__.rpartition(".")[2]: job for job in (inference, steps, pq, data, overlay, attention)}
+MEASURED = (inference, steps, pq, data, overlay, attention, predict, tiles, films, gpu)
+JOBS = {job.__name__.rpartition(".")[2]: job for job in MEASURED}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -69,6 +69,7 @@ class Job:
     picture: tuple[int, int] = (480, 640)  # (height, width) of the picture
     short_side: int = 800  # to which it is resized; 800 makes 800 x 1066 of 480 x 640
     threads: int | None = None  # of torch; None for as many as torch takes
+    device: str = "cpu"  # where the model is
 
 
 class Runner:
@@ -88,7 +89,7 @@ class Runner:
     @torch.no_grad()
     def lap(self, kept: int) -> None:
         """From the picture to its map, once, with `kept` queries that get a mask."""
-        with self.watch.lap(), autocast(self.variant.bf16):
+        with self.watch.lap(), autocast(self.variant.bf16, self.job.device):
             batch = self.watch.time("preprocessing", self._batch)
             output = self.watch.time("detector", self.model, batch.images, batch.padding_mask)
             output = replace(output, logits=pinned_logits(output, kept, self.categories), segmenter=self._segment)
@@ -114,11 +115,11 @@ class Runner:
         height, width = self.job.picture
         nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
         sample = Sample(image_tensor(self.pixels), nothing, (height, width))
-        return collate([eval_transform(self.job.short_side)(sample)])
+        return collate([eval_transform(self.job.short_side)(sample)]).to(self.job.device)
 
 
 def pinned_logits(output: DetectorOutput, kept: int, categories: CategoryTable) -> Tensor:
-    """Class logits (L, 1, Q, C) by which exactly `kept` queries, spread over all, are confident, each of another category."""
+    """Class logits (L, B, Q, C) by which exactly `kept` queries, spread over all, are confident, each of another category."""
     queries = output.logits.shape[2]
     if not 0 <= kept <= queries:
         raise InputError(f"masks must lie between 0 and the model's {queries} queries, but got {kept}")
@@ -127,7 +128,7 @@ def pinned_logits(output: DetectorOutput, kept: int, categories: CategoryTable) 
         logits[..., -1] = 0
     chosen = torch.arange(kept) * queries // max(kept, 1)
     labels = torch.tensor(sorted(categories.by_label))
-    logits[:, 0, chosen, labels[torch.arange(kept) % len(labels)]] = CONFIDENT
+    logits[:, :, chosen, labels[torch.arange(kept) % len(labels)]] = CONFIDENT
     return logits
 
 

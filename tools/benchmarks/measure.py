@@ -22,18 +22,19 @@ from panoptic_detr.zoo import build_model
 
 Result = TypeVar("Result")
 Figures = dict[str, Any]  # what was measured, as plain values for JSON
-Clock = Literal["wall", "cpu"]
+Clock = Literal["wall", "cpu", "device"]
 
 
 class Stopwatch:
     """Seconds by part; of several laps the shortest counts, which is the one least disturbed by other programs.
 
     Args:
-        clock: "wall", or "cpu": the time of all threads of this process, steadier on a busy machine (with one thread).
+        clock: "wall"; "cpu": the time of all threads of this process, steadier on a busy machine (with one thread); or
+            "device": wall time, with the GPU's queue empty at both ends of every part.
     """
 
     def __init__(self, clock: Clock = "wall") -> None:
-        self.now = time.process_time if clock == "cpu" else time.perf_counter
+        self.now = {"wall": time.perf_counter, "cpu": time.process_time, "device": _after_the_queue}[clock]
         self.laps: list[dict[str, float]] = []
 
     @contextmanager
@@ -68,6 +69,11 @@ class Stopwatch:
         return sums
 
 
+def _after_the_queue() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Runner(Protocol):
     """Something that takes laps."""
 
@@ -85,7 +91,7 @@ class TimedModule(nn.Module):
         super().__init__()
         self.module, self.watch, self.part_name = module, watch, part
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> object:
         """Call the module."""
         return self.watch.time(self.part_name, self.module, *inputs)
 
@@ -107,9 +113,9 @@ def random_model(name: str, threads: int | None) -> nn.Module:
     return build_model(name)
 
 
-def autocast(bf16: bool) -> AbstractContextManager[None]:
-    """Bfloat16 autocast on the CPU, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+def autocast(bf16: bool, device: str = "cpu") -> AbstractContextManager[None]:
+    """Bfloat16 autocast on a device, or nothing."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def check_variants(names: Sequence[str], known: Collection[str]) -> None:
@@ -120,7 +126,7 @@ def check_variants(names: Sequence[str], known: Collection[str]) -> None:
             raise InputError(f"there is no variant {name!r}; did you mean {near!r}? There are {', '.join(map(repr, known))}")
 
 
-def in_own_process(function: Callable[..., Result], **arguments: Any) -> Result:
+def in_own_process(function: Callable[..., Result], **arguments: object) -> Result:
     """Call a function of a module in a fresh interpreter, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, **arguments).result()

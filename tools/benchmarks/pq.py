@@ -2,7 +2,7 @@
 
 The baseline is the straightforward way, as panopticapi goes it: one `np.unique` over pairs of ids, then a loop over segments
 in dictionaries. Both see the same 480 x 640 pairs of about 12 segments in turn, so that whatever else runs here slows both
-alike, and must agree on PQ to 1e-12. Where panopticapi can be imported, it is timed on the same files too.
+alike, and must agree on PQ to 1e-12. Where panopticapi and hotcoco can be imported, they are timed on the same files too.
 """
 
 import importlib
@@ -20,11 +20,12 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from panoptic_detr import segment_maps
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.evaluation import AnnotationSet, evaluate_panoptic, read_annotations, score_image
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.quality import PanopticQuality, Regions
-from panoptic_detr.segment_maps import encode_ids, read_id_png, resize_ids
+from panoptic_detr.segment_maps import IdBuffer, encode_ids, read_id_png, resize_ids
 from tools.benchmarks.measure import Figures, Stopwatch
 
 SIZE, SEGMENTS = (480, 640), 12
@@ -50,7 +51,7 @@ def run(*, pairs: int = 200, flat_over: int = 20_000, seed: int = 0) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         truth, prediction = write_pairs(Path(folder), pairs, seed)
         milliseconds = time_pairs(truth, prediction)
-        milliseconds |= time_panopticapi(truth, prediction)
+        milliseconds |= time_opencv(truth, prediction) | time_panopticapi(truth, prediction) | time_hotcoco(truth, prediction)
         kept = [(prediction.regions(i), truth.regions(i)) for i in list(truth.entries)[:50]]
         places = (truth.path, truth.folder, prediction.path, prediction.folder)
         counts = sorted({1, 2, usable_cores()})
@@ -75,12 +76,13 @@ def time_pairs(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, flo
         RuntimeError: they do not agree.
     """
     watch, ours, baseline, from_memory = Stopwatch("cpu"), PanopticQuality(TABLE), Baseline(), PanopticQuality(TABLE)
+    buffers = IdBuffer(), IdBuffer()
     for image_id in truth.entries:
         with watch.lap():
             paths = [side.folder / str(side.entries[image_id]["file_name"]) for side in (truth, prediction)]
             true_rows, predicted_rows = (side.entries[image_id]["segments_info"] for side in (truth, prediction))
-            watch.time("decoding", lambda files: [read_id_png(file) for file in files], paths)
-            watch.time("PNG", score_image, ours, prediction, truth, image_id)
+            watch.time("decoding", lambda files: [read_id_png(*pair) for pair in zip(files, buffers, strict=True)], paths)
+            watch.time("PNG", score_image, ours, prediction, truth, image_id, buffers)
             maps = watch.time("baseline, reading", lambda files: [read_plainly(file) for file in files], paths)
             watch.time("baseline, memory", baseline.add, maps[0], maps[1], true_rows, predicted_rows)
             regions = prediction.regions(image_id), truth.regions(image_id)
@@ -177,6 +179,34 @@ def time_panopticapi(truth: AnnotationSet, prediction: AnnotationSet) -> dict[st
     with watch.lap():
         api.pq_compute_single_core(0, pairs, str(truth.folder), str(prediction.folder), categories)
     return {"panopticapi, PNG": watch.mean()["total"] / len(pairs)}
+
+
+def time_opencv(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
+    """Milliseconds per pair with OpenCV's decoder; nothing where it is the only one (without the extra fast-pq)."""
+    fast = segment_maps.fast_decoder
+    if fast is None:
+        return {}
+    segment_maps.fast_decoder = None
+    watch, quality, buffers = Stopwatch("cpu"), PanopticQuality(TABLE), (IdBuffer(), IdBuffer())
+    try:
+        with watch.lap():
+            for image_id in truth.entries:
+                score_image(quality, prediction, truth, image_id, buffers)
+    finally:
+        segment_maps.fast_decoder = fast
+    return {"PNG, decoded by OpenCV": watch.mean()["total"] / len(truth.entries)}
+
+
+def time_hotcoco(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
+    """Milliseconds per pair of hotcoco (in Rust; it believes the areas in the JSON); nothing if it is not installed."""
+    if importlib.util.find_spec("hotcoco") is None:
+        return {}
+    panoptic = importlib.import_module("hotcoco.panoptic")
+    places = {"gt_folder": str(truth.folder), "pred_folder": str(prediction.folder)}
+    watch = Stopwatch("cpu")
+    with watch.lap():
+        panoptic.PanopticEval(str(truth.path), str(prediction.path), **places).evaluate()
+    return {"hotcoco, PNG": watch.mean()["total"] / len(truth.entries)}
 
 
 def write_pairs(root: Path, count: int, seed: int) -> tuple[AnnotationSet, AnnotationSet]:

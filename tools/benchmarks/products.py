@@ -49,12 +49,7 @@ def is_product(name: str) -> bool:
 
 
 def product_seconds(step: Callable[[], object], clock: Clock = "wall") -> dict[str, float]:
-    """Seconds of the products in one call of a function, measured alone, by operation; the largest first.
-
-    Args:
-        step: what to look into, a training step with its backward pass, say. It has run before.
-        clock: "wall" or "cpu".
-    """
+    """Seconds of the products in one call of a function that has run before, measured alone; the largest operation first."""
     with ProductTimer(clock) as timer:
         step()
     return dict(sorted(timer.seconds.items(), key=lambda item: -item[1]))

@@ -115,7 +115,7 @@ class CocoPanoptic(Dataset[Sample]):
         row, sample = self._row(i), self._sample(i)
         if self.transforms is None:
             return sample
-        mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "copy_paste", 0) else {}
+        mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "mixes", False) else {}
         try:
             return self.transforms(sample, self._generator(row), **mixing)
         except DataError:  # of another image that was to be mixed in

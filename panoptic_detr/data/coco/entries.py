@@ -42,12 +42,11 @@ class Entries:
             self.broken.add(image_id)
 
 
-def read_json(path: str | Path, *, error: type[InputError] = DataError) -> Entry:
-    """Read a JSON object.
+PANOPTIC_JSON = "a COCO-panoptic JSON: that is an object with images, annotations, categories"
 
-    Args:
-        path: the file.
-        error: what to raise.
+
+def read_json(path: str | Path, *, error: type[InputError] = DataError, what: str = PANOPTIC_JSON) -> Entry:
+    """Read a JSON object; `error` is what to raise, `what` the file should be, for messages.
 
     Raises:
         InputError: missing, unreadable, not JSON (truncated, say), or no object.
@@ -61,16 +60,12 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError) -> Entry
     except (ValueError, RecursionError) as reason:  # JSON and UTF-8 errors are both ValueErrors
         raise error(f"{path}: not valid JSON ({reason}); it may be truncated: copy or download it again") from None
     if not isinstance(content, dict):
-        raise error(f"{path}: not a COCO-panoptic JSON: that is an object with images, annotations, categories; this is none")
+        raise error(f"{path}: not {what}; this is none")
     return content
 
 
 def read_entries(path: str | Path, *, categories: CategoryTable | None = None) -> Entries:
-    """Read a JSON as far as it can be read; nothing in it raises.
-
-    Args:
-        path: the JSON.
-        categories: the table to use instead of the JSON's own.
+    """Read a JSON as far as it can be read; nothing in it raises. `categories` is the table to use instead of its own.
 
     Raises:
         DataError: it is no JSON object at all.

@@ -38,11 +38,7 @@ class CocoIndex:
 
 
 def read_index(path: str | Path, *, categories: CategoryTable | None = None) -> CocoIndex:
-    """Read a COCO-panoptic JSON.
-
-    Args:
-        path: the JSON.
-        categories: the table to use instead of the JSON's own (for a model that knows more classes).
+    """Read a COCO-panoptic JSON; `categories` is the table to use instead of its own, for a model that knows more classes.
 
     Raises:
         DataError: missing, not JSON, or not a panoptic one; a repeated or unknown id; an image without annotation.

@@ -12,7 +12,6 @@ from panoptic_detr.data.coco.entries import Entry, is_integer
 from panoptic_detr.data.convert.sources import VOID, whole
 from panoptic_detr.data.doctor import show
 from panoptic_detr.errors import DataError
-from panoptic_detr.segment_maps import resize_ids
 
 LARGEST_COORDINATE = 100_000  # pixels; no picture is that wide
 
@@ -48,11 +47,6 @@ def region_of(mask: np.ndarray, category_id: int | None, *, iscrowd: bool = Fals
     top, left = int(rows[0]), int(columns[0])
     patch = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(bool)
     return Region(category_id, patch, top, left, iscrowd, layer)
-
-
-def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at another (height, width), by the nearest pixel centre."""
-    return mask if mask.shape == size else resize_ids(mask, size)
 
 
 def paint(shape: tuple[int, int], regions: Sequence[Region]) -> tuple[np.ndarray, list[tuple[int, bool]]]:

@@ -8,17 +8,19 @@ from typing import Literal
 
 import numpy as np
 
+from panoptic_detr.categories import no_integer
 from panoptic_detr.data.coco import find_image, read_json, with_ending
-from panoptic_detr.data.coco.entries import Entry, is_id, is_integer
-from panoptic_detr.data.convert.drawing import Region, paint, region_of, resized, segmentation_mask
+from panoptic_detr.data.coco.entries import Entry, is_id
+from panoptic_detr.data.convert.drawing import Region, paint, region_of, segmentation_mask
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
+    Sizes,
     check_size,
-    drawn_size,
     number_classes,
     read_categories,
     rows_of,
+    sizes_of,
     whole,
 )
 from panoptic_detr.data.doctor import read_values, show
@@ -60,7 +62,8 @@ def coco_instances(
         stuff: names of categories that are stuff: `--stuff sky,road` or `--stuff sky road`. Others are things unless their
             category says otherwise.
         crowds: what annotations with iscrowd 1 are: groups that are not told apart, or objects like all others.
-        resize_annotations: scale annotations whose image was resized since, from the size in the JSON to the file's.
+        resize_annotations: annotations follow an image that was resized since, from the size in the JSON to the file's, and one
+            that EXIF turns by a quarter if their size is that of the upright picture.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
     """
@@ -69,10 +72,10 @@ def coco_instances(
             "stuff maps need their categories and the other way round: give both --stuff_maps and --stuff_categories"
         )
     content = read_json(annotations)
-    rows = [{**row, "id": whole(row.get("id"))} for row in _rows(content, "categories", annotations)]
-    ids = {show(row["id"]) for row in rows}
+    rows = _rows(content, "categories", annotations)
+    ids = {show(whole(row.get("id"))) for row in rows}
     below = [] if stuff_categories is None else read_categories(stuff_categories)
-    rows += [{**row, "isthing": 0} for row in below if show(row.get("id")) not in ids]
+    rows += [{**row, "isthing": 0} for row in below if show(whole(row.get("id"))) not in ids]
     classes = number_classes(rows, str(annotations), rest, stuff or [])
     as_objects = crowds == "objects"
     source = _Source(str(annotations), images, classes, as_objects, resize_annotations, stuff_maps, stuff_offset)
@@ -129,37 +132,38 @@ def _read(item: tuple[Entry, list[Entry]], *, source: _Source) -> Labelled:
     if not isinstance(name, str):
         raise DataError(f"{where}: file_name is {show(name)}, but must be a text")
     image = find_image(source.images, name, where)
-    drawn, stored = drawn_size(entry, ("height", "width"), image, where, source.resize)
+    sizes = sizes_of(entry, ("height", "width"), image, where, source.resize)
     regions: dict[Hashable, Region] = {}
     notes: list[str] = []
     for place, row in enumerate(annotations):
-        region = _region(row, drawn, stored, source, f"{where}, annotation {show(row.get('id'))}")
+        region = _region(row, sizes, source, f"{where}, annotation {show(row.get('id'))}")
         if region is None:
             notes.append("instance without a pixel (degenerate or empty segmentation)")
             continue
         key: Hashable = place if region.iscrowd or region.layer != STUFF else ("stuff", region.category_id)
         regions[key] = regions[key].joined(region) if key in regions else region
-    places, segments = paint(stored, list(regions.values()))
+    places, segments = paint(sizes.stored, list(regions.values()))
     visible = np.bincount(places.ravel(), minlength=len(segments) + 1)[1:]
     notes += ["instance wholly covered by smaller ones"] * int((visible == 0).sum())
     if source.stuff_maps is not None:
         path = safe_path(source.stuff_maps, with_ending(name, ".png"), where)
         values = read_values(path) + source.stuff_offset
-        check_size(values.shape, stored, f"{where}, stuff map {path}")
+        check_size(values.shape, sizes.stored, f"{where}, stuff map {path}")
         _add_stuff(places, segments, values, source.classes)
     return Labelled(image, image.relative_to(source.images).as_posix(), entry["id"], places, segments, notes)
 
 
-def _region(row: Entry, drawn: tuple[int, int], stored: tuple[int, int], source: _Source, where: str) -> Region | None:
+def _region(row: Entry, sizes: Sizes, source: _Source, where: str) -> Region | None:
     category_id, crowd = whole(row.get("category_id")), row.get("iscrowd", 0)
-    if not is_integer(category_id) or category_id not in source.classes.isthing:
-        raise DataError(f"{where}: category_id {show(category_id)} is not among the categories; add or correct it")
+    if no_integer(category_id) or category_id not in source.classes.isthing:
+        problem = no_integer(category_id) or "is not among the categories; add or correct it"
+        raise DataError(f"{where}: category_id {show(category_id)} {problem}")
     if crowd not in (0, 1):
         raise DataError(f"{where}: iscrowd is {show(crowd)}, but must be 0 or 1")
     crowd = bool(crowd) and not source.crowds_are_objects
     layer = (CROWD if crowd else 0) if source.classes.isthing[category_id] else STUFF
-    mask = segmentation_mask(row.get("segmentation"), drawn, where)
-    return region_of(resized(mask, stored), category_id, iscrowd=crowd, layer=layer)
+    mask = segmentation_mask(row.get("segmentation"), sizes.drawn, where)
+    return region_of(sizes.as_stored(mask), category_id, iscrowd=crowd, layer=layer)
 
 
 def _add_stuff(places: np.ndarray, segments: list[tuple[int, bool]], values: np.ndarray, classes: Classes) -> None:

@@ -11,16 +11,16 @@ import numpy as np
 
 from panoptic_detr.data.coco import find_image, read_json
 from panoptic_detr.data.coco.entries import Entry
-from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, Region, are_coordinates, paint, region_of, resized
+from panoptic_detr.data.convert.drawing import LARGEST_COORDINATE, Region, are_coordinates, paint, region_of
 from panoptic_detr.data.convert.output import Conversion, Labelled, write_dataset
 from panoptic_detr.data.convert.sources import (
     Classes,
     alike,
-    drawn_size,
     find_by_key,
     number_classes,
     read_categories,
     rows_of,
+    sizes_of,
 )
 from panoptic_detr.data.doctor import raw_values, show
 from panoptic_detr.errors import DataError
@@ -56,7 +56,8 @@ def labelme(
         categories: JSON with the `categories` to use, so that splits agree: that of the first split, say. By default the labels
             that occur, in alphabetical order.
         rest: name of a stuff class for all pixels of no segment; void by default.
-        resize_annotations: scale shapes whose image was resized since, from the size in the JSON to the file's.
+        resize_annotations: shapes follow an image that was resized since, from the size in the JSON to the file's, and one that
+            EXIF turns by a quarter if their size is that of the upright picture.
         copy_images: copy the images instead of linking to them.
         workers: processes; by default one per core.
     """
@@ -91,19 +92,19 @@ def _read(item: tuple[int, str, Path], *, images: Path | None, classes: Classes,
     number, key, path = item
     content = read_json(path)
     image = _find(content, path, images)
-    drawn, stored = drawn_size(content, ("imageHeight", "imageWidth"), image, str(path), resize)
+    sizes = sizes_of(content, ("imageHeight", "imageWidth"), image, str(path), resize)
     regions: dict[Hashable, Region] = {}
     notes: list[str] = []
     for place, shape in enumerate(_shapes(content, path)):
         category_id, segment = _segment_key(shape, place, classes, path)
-        mask, note = _shape_mask(shape, drawn, f"{path}: shape {place}")
+        mask, note = _shape_mask(shape, sizes.drawn, f"{path}: shape {place}")
         if note:
             notes.append(f"{note}: {show(shape.get('shape_type'))}")
             category_id, segment = None, ("unknown", place)
-        region = None if mask is None else region_of(resized(mask, stored), category_id)
+        region = None if mask is None else region_of(sizes.as_stored(mask), category_id)
         if region is not None:
             regions[segment] = regions[segment].joined(region) if segment in regions else region
-    return Labelled(image, f"{key}{image.suffix}", number, *paint(stored, list(regions.values())), notes)
+    return Labelled(image, f"{key}{image.suffix}", number, *paint(sizes.stored, list(regions.values())), notes)
 
 
 def _find(content: Entry, path: Path, images: Path | None) -> Path:

@@ -158,13 +158,9 @@ def _matched(images: tuple[Path, str], *masks: tuple[Path, str]) -> list[_Files]
 
 
 def _read_pair(files: _Files, *, classes: Classes, void: frozenset[int] | None, first_instance: int) -> Labelled:
-    """Segments of a semantic and an instance mask.
+    """Segments of a semantic and an instance mask; of things, those with values below `first_instance` are a crowd.
 
-    Args:
-        files: the semantic mask is the first.
-        classes: by the semantic mask's values.
-        void: semantic values that mean nothing; None: every value of no category.
-        first_instance: instance values below it are no instances; things there are a crowd.
+    The semantic values in `void` mean nothing; where it is None, all values of no category.
     """
     (semantic, instance), isthing = map(read_values, files.masks), classes.isthing
     check_size(instance.shape, semantic.shape, " against ".join(map(str, reversed(files.masks))))

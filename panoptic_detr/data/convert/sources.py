@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.data.coco.entries import Entry, is_integer
 from panoptic_detr.errors import DataError
-from panoptic_detr.images import exif_orientation, read_image
-from panoptic_detr.segment_maps import MOST_PIXELS
+from panoptic_detr.images import exif_orientation, read_image, turned_back
+from panoptic_detr.segment_maps import MOST_PIXELS, resize_ids
 
 VOID = -1  # in a map of places: void in any case, whatever the rest is
 
@@ -46,6 +48,7 @@ def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None, s
         CategoryError: unusable categories.
         DataError: `rest` is a thing, or a name in `stuff` is no category, or one that says that it is a thing.
     """
+    rows = [{**row, "id": whole(row["id"])} if "id" in row else row for row in rows]
     if stuff is not None:
         rows = _with_isthing(rows, stuff, where)
     table = CategoryTable.from_coco(rows, where=where)
@@ -88,7 +91,7 @@ def alike(names: Iterable[str]) -> list[str]:
 
 def whole(value: object) -> object:
     """A whole number written as a float (1.0, as pandas does it) as an integer; everything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def rows_of(content: Entry, key: str, path: Path, hint: str) -> list[Entry]:
@@ -133,17 +136,38 @@ def stored_size(image: Path) -> tuple[int, int]:
     return height, width
 
 
-def drawn_size(
-    entry: Entry, keys: tuple[str, str], image: Path, where: str, resize: bool
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Sizes (height, width) at which an image was annotated and at which it is stored; they differ with `resize` only.
+@dataclass(frozen=True)
+class Sizes:
+    """How an image was annotated and how it is stored.
+
+    Attributes:
+        drawn: (height, width) of the annotations.
+        stored: (height, width) of the file.
+        turn: EXIF orientation by which the file was turned when it was annotated.
+    """
+
+    drawn: tuple[int, int]
+    stored: tuple[int, int]
+    turn: int = 1
+
+    def as_stored(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the annotations in the pixels of the file, by the nearest pixel centre."""
+        mask = turned_back(mask, self.turn)
+        return mask if mask.shape == self.stored else resize_ids(mask, self.stored)
+
+
+def sizes_of(entry: Entry, keys: tuple[str, str], image: Path, where: str, resize: bool) -> Sizes:
+    """Sizes at which an image was annotated and at which it is stored; they differ with `resize` only.
+
+    Where EXIF turns the file by a quarter, annotations of its upright size, or of that size scaled, were made on the upright
+    picture, and are turned back with it.
 
     Args:
         entry: of the JSON.
         keys: of height and width in it; the stored size counts where they are missing or no sizes.
         image: the file.
         where: for messages.
-        resize: annotations of a picture that was resized since are to be scaled.
+        resize: annotations of a picture that was turned or resized since are to follow it.
 
     Raises:
         DataError: the sizes differ, and `resize` is off or cannot help.
@@ -152,14 +176,16 @@ def drawn_size(
     stored = stored_size(image)
     height, width = (whole(entry.get(key)) for key in keys)
     if not is_integer(height) or not is_integer(width) or min(height, width) <= 0:
-        return stored, stored
+        return Sizes(stored, stored)
     if (height, width) == stored:
-        return stored, stored
+        return Sizes(stored, stored)
     sizes = f"{where}: annotated at {width}x{height} pixels, but {image} is stored at {stored[1]}x{stored[0]}"
-    if (turn := exif_orientation(image.read_bytes())) > 4 and (width, height) == stored:
+    turn = orientation if (orientation := exif_orientation(image.read_bytes())) > 4 else 1
+    upright, as_stored = _alike((width, height), stored), _alike((height, width), stored)
+    if not resize and turn > 1 and upright:
         raise DataError(
             f"{sizes}, and its EXIF orientation ({turn}) asks viewers to turn it: save it upright, without EXIF, as it was "
-            "annotated"
+            "annotated, or give --resize_annotations true to turn the annotations back"
         )
     if not resize:
         raise DataError(
@@ -168,7 +194,18 @@ def drawn_size(
         )
     if height * width > MOST_PIXELS:
         raise DataError(f"{sizes}, which is too large to be scaled; correct the size in the JSON")
-    return (height, width), stored
+    if turn > 1 and upright == as_stored:
+        raise DataError(
+            f"{sizes}, and its EXIF orientation ({turn}) asks viewers to turn it: the proportions do not tell whether it was "
+            "annotated as stored or upright, so nothing is scaled; save it as it was annotated, without EXIF"
+        )
+    return Sizes((height, width), stored, turn if upright else 1)
+
+
+def _alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one size is the other scaled, up to the rounding of a pixel."""
+    factor = (size[0] * size[1] / (other[0] * other[1])) ** 0.5
+    return all(abs(a - b * factor) <= max(1.0, factor) for a, b in zip(size, other, strict=True))
 
 
 def check_size(shape: tuple[int, ...], image_shape: tuple[int, ...], where: str) -> None:

@@ -18,11 +18,7 @@ from panoptic_detr.segment_maps import MOST_PIXELS, decode_ids, decode_picture, 
 def read_values(path: str | Path) -> np.ndarray:
     """Read a mask file by its raw values: palette indices, grey levels or labels up to 32 bits, 24-bit ids of a coloured one.
 
-    Args:
-        path: PNG, TIFF, BMP, GIF or whatever OpenCV reads.
-
-    Returns:
-        (H, W) int32.
+    It may be a PNG, TIFF, BMP, GIF or whatever OpenCV reads; the values are (H, W) int32.
 
     Raises:
         DataError: missing, no picture, or one whose values are not those that were drawn.

@@ -40,12 +40,9 @@ class SegmentReport:
 
 
 def examine_segments(rows: list[object], ids: np.ndarray | None, categories: Mapping[int, Category]) -> SegmentReport:
-    """Compare the segments of an image with its map.
+    """Compare the segments of an image with its map (H, W) int32, which is None where the PNG cannot be read.
 
-    Args:
-        rows: the `segments_info`; anything may be in it.
-        ids: (H, W) int32, or None where the PNG cannot be read.
-        categories: the known ones by id.
+    Anything may be in `rows`, the `segments_info`; `categories` are the known ones by id.
     """
     report = SegmentReport(ids=ids)
     if not rows:

@@ -35,13 +35,7 @@ class Statistics:
     areas: np.ndarray = field(default_factory=lambda: np.zeros(len(AREA_EDGES) - 1, np.int64))
 
     def add(self, size: tuple[int, int] | None, segments: np.ndarray, void: int) -> None:
-        """Count one image.
-
-        Args:
-            size: (height, width), or None if the image cannot be read.
-            segments: (S, 3) category_id, pixels, iscrowd.
-            void: pixels of no segment.
-        """
+        """Count one image: its size, None if it cannot be read; its segments, (S, 3) category_id, pixels, iscrowd; its void."""
         if size is not None:
             self.sizes[size] += 1
         crowd = segments[:, 2] > 0

@@ -61,7 +61,7 @@ class Scene:
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """A scene being painted, back to front."""
 
     picture: np.ndarray  # (size, size, 3) float32 RGB in [0, 1]
@@ -72,6 +72,7 @@ class _Canvas:
 
     @property
     def size(self) -> int:
+        """The side in pixels."""
         return len(self.places)
 
     def add(self, category_id: int, own_area: float, *, iscrowd: bool = False) -> int:
@@ -83,7 +84,7 @@ class _Canvas:
 
 
 @dataclass(frozen=True)
-class _Thing:
+class Thing:
     """A shape at its place: kind, centre, radius and angle in pixels and radians, colour."""
 
     kind: str
@@ -117,16 +118,14 @@ def make_scene(index: int, *, seed: int = 0, size: int = 128, split: str = "trai
     if size < 48 or seed < 0 or index < 0:
         raise DataError(f"scenes need size >= 48, seed >= 0 and index >= 0, but got size {size}, seed {seed}, index {index}")
     rng = np.random.default_rng([seed, crc32(split.encode()), index])
-    canvas = _paint_stuff(rng, size)
+    canvas = paint_stuff(rng, size)
     if rng.random() < CROWD_SHARE:
         _paint_crowd(canvas, rng)
     for _ in range(1 + int(rng.choice(len(THING_COUNTS), p=THING_COUNTS))):
         _place_thing(canvas, rng)
     if rng.random() < VOID_SHARE:
         _paint_ribbon(canvas, rng)
-    image = np.rint(np.clip(canvas.picture, 0, 1) * 255).astype(np.uint8)
-    segment_map, segments_info = _describe(canvas)
-    return Scene(image, segment_map, segments_info)
+    return describe(canvas)
 
 
 def write_scenes(
@@ -177,10 +176,10 @@ def _write_scene(index: int, *, paths: DataPaths, size: int, seed: int, split: s
     return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
 
 
-def _paint_stuff(rng: np.random.Generator, size: int) -> _Canvas:
+def paint_stuff(rng: np.random.Generator, size: int) -> Canvas:
     """Two or three large regions of different textures, each border soft in the picture and hard in the map."""
     first, *others = (int(i) for i in rng.permutation(len(TEXTURES))[: 2 + int(rng.random() < 0.5)])
-    canvas = _Canvas(_textured(rng, size, TEXTURES[first]), np.zeros((size, size), np.uint8))
+    canvas = Canvas(_textured(rng, size, TEXTURES[first]), np.zeros((size, size), np.uint8))
     canvas.places[:] = canvas.add(first + 1 + len(SHAPES), size * size)
     for layer, kind in enumerate(others):
         front = curved_front(rng, size, rng.uniform(0.3, 0.6) if layer == 0 else rng.uniform(0.2, 0.35))
@@ -202,21 +201,21 @@ def _textured(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     return low + texture(kind, rng, size)[..., None] * (high - low)
 
 
-def _place_thing(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _place_thing(canvas: Canvas, rng: np.random.Generator) -> None:
     """Paint a thing at a place where nothing, itself included, gets hidden too far; after six tries, none."""
     number = int(rng.integers(len(SHAPES)))
     kind, color, size = SHAPES[number], random_color(rng), canvas.size
     for _ in range(6):
         radius = size * rng.uniform(*RADII[kind])
         x, y = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
-        thing = _Thing(kind, x, y, radius, rng.uniform(0, 2 * np.pi), color)
+        thing = Thing(kind, x, y, radius, rng.uniform(0, 2 * np.pi), color)
         if _paint_thing(canvas, thing, number + 1):
             return
 
 
-def _paint_thing(canvas: _Canvas, thing: _Thing, category_id: int) -> bool:
+def _paint_thing(canvas: Canvas, thing: Thing, category_id: int) -> bool:
     """Paint a thing of its own segment if enough of all segments stays visible; say whether it was painted."""
-    rows, columns, distance = _patch(canvas.size, thing)
+    rows, columns, distance = patch(canvas.size, thing)
     places, inside = canvas.places[rows, columns], distance < 0
     own_areas = np.array([*canvas.own_areas, shape_area(thing.kind, thing.radius)])
     visible = np.bincount(canvas.places.ravel(), minlength=len(own_areas) + 1)[1:]
@@ -224,12 +223,12 @@ def _paint_thing(canvas: _Canvas, thing: _Thing, category_id: int) -> bool:
     visible[-1] = inside.sum()
     if (visible < SMALLEST_VISIBLE * own_areas).any():
         return False
-    _shade(canvas.picture[rows, columns], distance, thing, canvas.size)
+    shade(canvas.picture[rows, columns], distance, thing, canvas.size)
     places[inside] = canvas.add(category_id, float(own_areas[-1]))
     return True
 
 
-def _patch(size: int, thing: _Thing) -> tuple[slice, slice, np.ndarray]:
+def patch(size: int, thing: Thing) -> tuple[slice, slice, np.ndarray]:
     """Rows and columns around a thing, its halo included, and the distances there."""
     reach = thing.radius + HALO * size
     rows = slice(max(0, int(thing.y - reach)), min(size, int(thing.y + reach) + 1))
@@ -239,7 +238,7 @@ def _patch(size: int, thing: _Thing) -> tuple[slice, slice, np.ndarray]:
     return rows, columns, shape_distance(thing.kind, dx, dy, thing.radius, thing.angle)
 
 
-def _shade(picture: np.ndarray, distance: np.ndarray, thing: _Thing, size: int) -> None:
+def shade(picture: np.ndarray, distance: np.ndarray, thing: Thing, size: int) -> None:
     """Paint a thing into its patch: a shadow around it, light from the upper left, an antialiased outline inside its border."""
     line = max(1.0, size / 96)
     shadow = 1 - np.float32(0.4) * np.clip(1 - distance * np.float32(1 / (HALO * size)), 0, 1) ** 2
@@ -252,7 +251,7 @@ def _shade(picture: np.ndarray, distance: np.ndarray, thing: _Thing, size: int) 
     picture += opacity * (surface - picture)
 
 
-def _paint_crowd(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _paint_crowd(canvas: Canvas, rng: np.random.Generator) -> None:
     """Many tiny things of one kind, too close to be told apart, as one segment."""
     number, size = int(rng.integers(len(SHAPES))), canvas.size
     centre = rng.uniform(0.25 * size, 0.75 * size, 2)
@@ -261,14 +260,14 @@ def _paint_crowd(canvas: _Canvas, rng: np.random.Generator) -> None:
     for offset in rng.uniform(-0.14 * size, 0.14 * size, (int(rng.integers(12, 20)), 2)):
         x, y = (centre + offset).tolist()
         radius = size * rng.uniform(0.035, 0.05) * RADII[SHAPES[number]][0] / 0.1
-        thing = _Thing(SHAPES[number], x, y, radius, rng.uniform(0, 2 * np.pi), color * np.float32(rng.uniform(0.85, 1.1)))
-        rows, columns, distance = _patch(size, thing)
-        _shade(canvas.picture[rows, columns], distance, thing, size)
+        thing = Thing(SHAPES[number], x, y, radius, rng.uniform(0, 2 * np.pi), color * np.float32(rng.uniform(0.85, 1.1)))
+        rows, columns, distance = patch(size, thing)
+        shade(canvas.picture[rows, columns], distance, thing, size)
         canvas.places[rows, columns][distance < 0] = place
     canvas.own_areas[-1] = float((canvas.places == place).sum())
 
 
-def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _paint_ribbon(canvas: Canvas, rng: np.random.Generator) -> None:
     """A thin plain band across the picture that belongs to no segment."""
     distance = np.abs(curved_front(rng, canvas.size, rng.uniform(0.2, 0.8))) - np.float32(
         canvas.size * rng.uniform(0.012, 0.02)
@@ -278,8 +277,8 @@ def _paint_ribbon(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.places[distance < 0] = 0
 
 
-def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[Entry]]:
-    """The id map and the `segments_info` of a finished canvas.
+def describe(canvas: Canvas) -> Scene:
+    """The scene of a finished canvas; segments that are hidden are not listed.
 
     The id of the i-th segment has 8 (i + 1) in red, and green and blue of its class: ids of 24 bits, as COCO's are, and an
     annotation PNG that can be looked at.
@@ -289,6 +288,9 @@ def _describe(canvas: _Canvas) -> tuple[np.ndarray, list[Entry]]:
     for place, (category_id, crowd) in enumerate(zip(canvas.categories, canvas.crowds, strict=True), start=1):
         _, green, blue = colors[category_id]
         ids.append(8 * place + (green << 8) + (blue << 16))
-        area, box = measures[place]
-        segments.append({"id": ids[-1], "category_id": category_id, "iscrowd": int(crowd), "area": area, "bbox": list(box)})
-    return np.array(ids, np.int32)[canvas.places], segments
+        if place in measures:
+            area, box = measures[place]
+            row = {"id": ids[-1], "category_id": category_id, "iscrowd": int(crowd), "area": area, "bbox": list(box)}
+            segments.append(row)
+    image = np.rint(np.clip(canvas.picture, 0, 1) * 255).astype(np.uint8)
+    return Scene(image, np.array(ids, np.int32)[canvas.places], segments)

@@ -1,6 +1,25 @@
 """Backbones: ResNet, the small one, timm's."""
 
 from panoptic_detr.models.backbones.build import build_backbone
-from panoptic_detr.models.backbones.resnet import Backbone, FrozenBatchNorm2d, NormKind, Stages, resize_padding_mask
+from panoptic_detr.models.backbones.layout import LAYOUT, Layout, read_layout
+from panoptic_detr.models.backbones.resnet import (
+    RESNETS,
+    Backbone,
+    FrozenBatchNorm2d,
+    NormKind,
+    Stages,
+    resize_padding_mask,
+)
 
-__all__ = ["Backbone", "FrozenBatchNorm2d", "NormKind", "Stages", "build_backbone", "resize_padding_mask"]
+__all__ = [
+    "LAYOUT",
+    "RESNETS",
+    "Backbone",
+    "FrozenBatchNorm2d",
+    "Layout",
+    "NormKind",
+    "Stages",
+    "build_backbone",
+    "read_layout",
+    "resize_padding_mask",
+]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.backbones.layout import LAYOUT, dilate, layout_parts, read_layout
 from panoptic_detr.models.backbones.resnet import (
     RESNETS,
     Backbone,
@@ -39,10 +40,11 @@ def build_backbone(
 
     Args:
         name: resnet18, resnet34, resnet50, resnet101, or "small" (a five-layer body for images of about 100 pixels); through
-            timm swin_t, swin_s, swin_b, swin_l or a convolutional network such as resnext50_32x4d.
+            timm swin_t, swin_s, swin_b, swin_l or a convolutional network such as resnext50_32x4d; or the sizes of a ResNet,
+            such as "resnet basic 2x16 2x32 2x64 2x128 stem 16".
         norm: BatchNorm. "frozen": constants, for pretrained weights; "eval": pretrained statistics stay and scale and shift
             learn; "batch": everything learns, for training from random weights or with large batches.
-        dilation: DC5, the last stage dilated instead of strided (stride 16; ResNet-50 and -101 only).
+        dilation: DC5, the last stage dilated instead of strided (stride 16); for ResNets and relatives.
         levels: which stages to return, 1 (stride 4) to 4 (stride 32); for "small" also 0, its stem at stride 2.
         pretrained: ImageNet weights: true fetches torchvision's or timm's, a path reads a state dict of theirs from a file, and
             a name such as "timm/resnet50.a1_in1k" is looked up on the Hugging Face hub.
@@ -54,7 +56,7 @@ def build_backbone(
         InputError: an unknown name, or an option the backbone does not have.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
-    check_backbone_levels(levels, finest=1 if name in (*RESNETS, *SWIN) else 0)
+    check_backbone_levels(levels, finest=1 if name in (*RESNETS, *SWIN) or name.startswith(LAYOUT) else 0)
     if drop_path is not None and name not in SWIN:
         raise InputError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
@@ -63,11 +65,17 @@ def build_backbone(
         if norm == "eval":
             raise InputError("backbone 'small' has no pretrained statistics that norm 'eval' could keep; use 'batch'")
         return SmallBackbone(levels=levels)
+    if name.startswith(LAYOUT):
+        return _build_layout(name, norm, dilation, levels, pretrained)
     if name not in RESNETS:
-        if dilation:
-            raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
         return build_timm_backbone(
-            name, levels=levels, pretrained=pretrained, norm=norm, drop_path=drop_path, trained_stages=trained_stages
+            name,
+            levels=levels,
+            pretrained=pretrained,
+            norm=norm,
+            drop_path=drop_path,
+            trained_stages=trained_stages,
+            dilation=dilation,
         )
     return _build_resnet(name, norm, dilation, levels, pretrained, 3 if trained_stages is None else trained_stages)
 
@@ -76,13 +84,12 @@ def _build_resnet(
     name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool | str, trained_stages: int
 ) -> Backbone:
     """One of torchvision's ResNets; arguments as `build_backbone`."""
-    if dilation and RESNETS[name][0] is Basic:
-        raise InputError(
-            f"{name} has no dilated (DC5) form: its basic blocks do not support dilation; use resnet50 or resnet101"
-        )
-    layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    layer = _norm_layer(norm)
     block, counts = RESNETS[name]
-    net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation])
+    basic = block is Basic  # whose dilated form torchvision does not have
+    net = ResNet(block, counts, norm_layer=layer, replace_stride_with_dilation=[False, False, dilation and not basic])
+    if dilation and basic:
+        dilate(net.layer4)
     if isinstance(pretrained, str):
         net.fc = nn.Identity()  # the file may be without classifier, or with one of other classes
         found = find_weights(pretrained, name)
@@ -102,6 +109,22 @@ def _build_resnet(
         ends=["maxpool", "layer1", "layer2", "layer3", "layer4"],
         norms_at_rest=norm == "eval",
     )
+
+
+def _build_layout(name: str, norm: NormKind, dilation: bool, levels: Sequence[int], pretrained: bool | str) -> Backbone:
+    """A ResNet of the sizes that its name says; arguments as `build_backbone`."""
+    if dilation or pretrained:
+        raise InputError(
+            f"backbone {name!r} has neither a dilated form nor pretrained weights; resnet18 to resnet101 have both"
+        )
+    layout = read_layout(name)
+    body = Stages(layout_parts(layout, _norm_layer(norm)), [f"layer{level}" for level in levels])
+    strides, widths = [2 ** (level + 1) for level in levels], [layout.widths[level - 1] for level in levels]
+    return Backbone(body, strides, widths, norms_at_rest=norm == "eval")
+
+
+def _norm_layer(norm: NormKind) -> Callable[[int], nn.Module]:
+    return FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
 
 
 def _fetch_weights(name: str) -> Mapping[str, Tensor]:

@@ -200,7 +200,7 @@ class Backbone(nn.Module):
 
 def resize_padding_mask(padding_mask: Tensor, size: Sequence[int]) -> Tensor:
     """Padding mask of a feature map: (B, H, W) to (B, h, w), each cell as its top-left source pixel."""
-    return F.interpolate(padding_mask[None].float(), size=tuple(size))[0].bool()
+    return F.interpolate(padding_mask[:, None].float(), size=tuple(size))[:, 0].bool()
 
 
 class SmallBackbone(Backbone):

@@ -111,11 +111,7 @@ def _pad_to_multiple(x: Tensor, sizes: tuple[int, int]) -> Tensor:
 
 
 class ConvolutionalBody(nn.Module):
-    """Feature maps of one of timm's convolutional networks.
-
-    Args:
-        net: built with `features_only=True`.
-    """
+    """Feature maps of one of timm's convolutional networks, built with `features_only=True`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -134,6 +130,7 @@ def build_timm_backbone(
     norm: NormKind = "frozen",
     drop_path: float | None = None,
     trained_stages: int | None = None,
+    dilation: bool = False,
 ) -> Backbone:
     """Build a backbone from timm: Swin, or a convolutional network with levels at strides 4 to 32; see `build_backbone`.
 
@@ -141,18 +138,22 @@ def build_timm_backbone(
     called as a ResNet's (layer1 to layer4; ResNeXt, Res2Net) both also freeze the stem and the first stage. All others train
     from the first layer on, unless `trained_stages` says how many of the last stages do. By `drop_path` the last block of Swin
     is left out so often in training, the others in proportion to their depth; it is 0.2 by default, as for H-DETR's Swin-T.
+    `dilation` is for networks that timm has at `output_stride=16`.
 
     Raises:
-        InputError: an unknown name, a `drop_path` outside of [0, 1), a norm without frozen form, or timm is not installed.
+        InputError: an unknown name, a `drop_path` outside of [0, 1), a norm or network without the wanted form, or timm is not
+            installed.
         WeightsUnavailableError: `pretrained`, but the weights are neither in the cache nor to be had from the network.
     """
     timm = _import_timm(name)
     strides = [2 ** (level + 1) for level in levels]
+    if name in SWIN and dilation:
+        raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
     if name in SWIN:
         rate = DROP_PATH if drop_path is None else drop_path
         check_shares(drop_path=rate)
-        options = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
-        net, found = _create(timm, SWIN[name], pretrained, options)
+        swin = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
+        net, found = _create(timm, SWIN[name], pretrained, swin)
         if found is not None:
             found.check_statistics(name, IMAGENET_MEAN, IMAGENET_STD)
         widths = [net.embed_dim * 2 ** (level - 1) for level in levels]
@@ -165,7 +166,9 @@ def build_timm_backbone(
     if not set(strides) <= set(reductions):
         raise InputError(f"backbone {name!r} has levels at strides {reductions}, but {strides} are needed")
     indices = [reductions.index(stride) for stride in strides]
-    net, found = _create(timm, name, pretrained, {"features_only": True, "out_indices": indices})
+    options = {"features_only": True, "out_indices": indices} | ({"output_stride": 16} if dilation else {})
+    net, found = _create_dilated(timm, name, pretrained, options) if dilation else _create(timm, name, pretrained, options)
+    strides = [min(stride, 16) for stride in strides] if dilation else strides
     if norm == "frozen":
         freeze_norms(net, name)
     stage_ends = _stage_ends(net, dict(zip(reductions, info.module_name(), strict=True)))
@@ -215,6 +218,15 @@ def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[s
             "here (HF_HOME names another folder)"
         )
         raise missing_weights(name, error, remedy) from None
+
+
+def _create_dilated(
+    timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]
+) -> tuple[Any, FoundWeights | None]:
+    try:
+        return _create(timm, name, pretrained, options)
+    except (TypeError, NotImplementedError, AssertionError):  # what timm's networks say to an output_stride that they lack
+        raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101") from None
 
 
 def freeze_stages(net: nn.Module, ends: Mapping[int, str], trained_stages: int | None) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.models.layers import FeedForward
+from panoptic_detr.models.tracing import is_traced
 
 
 class FusedConv(nn.Module):
@@ -92,7 +93,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _applies(x: Tensor) -> bool:
     """Whether the fused calls may be used on an input here and now."""
     ordinary = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return ordinary and not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() and available()
+    free = not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() and not is_traced()
+    return ordinary and free and available()
 
 
 @cache

@@ -13,4 +13,5 @@ __all__ = [
     "sample_with_grid",
     "sample_with_table",
     "sample_with_triton",
+    "triton",
 ]

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.deformable.levels import level_sizes
 from panoptic_detr.models.deformable.table import sample_with_table
 from panoptic_detr.models.settings import check_heads
+from panoptic_detr.models.tracing import is_traced
 
 Shapes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
@@ -53,6 +55,8 @@ def choose_sampler(value: Tensor) -> str:
     Raises:
         InputError: the environment variable names no way.
     """
+    if is_traced():
+        return "grid"  # every exporter and compiler knows it
     forced = os.environ.get(SWITCH, "auto")
     if forced in SAMPLERS:
         return forced
@@ -81,17 +85,18 @@ def sample_with_triton(value: Tensor, shapes: Shapes, locations: Tensor, weights
 
 def sample_with_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """`sample_levels` by one `grid_sample` per level."""
-    batch, _, heads, width = value.shape
+    heads, width = value.shape[2:]
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, P, 2)
-    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)  # (B * M, d, h * w) each
-    samples = [
-        F.grid_sample(level.unflatten(-1, shape), grids[:, :, index], padding_mode="zeros", align_corners=False)
-        for index, (level, shape) in enumerate(zip(levels, shapes, strict=True))
-    ]  # (B * M, d, Q, P) each
-    flat_weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)  # (B * M, 1, Q, L * P)
+    tokens = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, d, N)
+    samples, start = [], 0
+    for index, (rows, columns) in enumerate(shapes):
+        level = tokens[..., start : start + rows * columns].reshape(-1, width, rows, columns)
+        samples.append(F.grid_sample(level, grids[:, :, index], padding_mode="zeros", align_corners=False))  # (B * M, d, Q, P)
+        start += rows * columns
+    flat_weights = weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]  # (B * M, 1, Q, L * P)
     sums = (torch.cat(samples, dim=-1) * flat_weights).sum(-1)  # (B * M, d, Q)
-    return sums.view(batch, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
+    return sums.view(-1, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
 
 
 SAMPLERS: dict[str, Sampler] = {"grid": sample_with_grid, "table": sample_with_table, "triton": sample_with_triton}
@@ -169,6 +174,6 @@ class DeformableAttention(nn.Module):
         weights = logits.softmax(-1).unflatten(-1, layout[1:])  # (B, Q, M, L, P)
         references = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if references.shape[-1] == 2:
-            cells = torch.tensor(shapes, dtype=references.dtype, device=references.device).flip(-1)[:, None]  # (L, 1, 2)
+            cells = level_sizes(shapes, references)[:, None]  # (L, 1, 2)
             return references + offsets / cells, weights
         return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.num_points)), weights

@@ -5,7 +5,9 @@ more queries, which see each other but not the others. At inference they are not
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import gcd
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,8 @@ from panoptic_detr.models.deformable.transformer import (
     flatten_levels,
 )
 from panoptic_detr.models.layers import reset_matrices
-from panoptic_detr.models.position_encoding import SinePositionEncoding
-from panoptic_detr.models.settings import check_anchors, check_counts, check_memory, check_memory_level
+from panoptic_detr.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from panoptic_detr.models.settings import check_anchors, check_counts, check_groups, check_memory, check_memory_level
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 
@@ -39,11 +41,12 @@ class InputProjections(nn.Module):
         num_channels: of the backbone levels that are used.
         hidden_dim: width D.
         num_extra: coarser levels to add.
+        groups: of the GroupNorm; None for 32, or as many as the width allows.
     """
 
-    def __init__(self, num_channels: Sequence[int], hidden_dim: int, num_extra: int) -> None:
+    def __init__(self, num_channels: Sequence[int], hidden_dim: int, num_extra: int, groups: int | None = None) -> None:
         super().__init__()
-        groups = gcd(32, hidden_dim, hidden_dim // 4)  # 32, but never a group of one channel
+        groups = groups or gcd(32, hidden_dim, hidden_dim // 4)  # 32, but never a group of one channel
         convolutions = [nn.Conv2d(channels, hidden_dim, 1) for channels in num_channels]
         for index in range(num_extra):
             convolutions.append(nn.Conv2d(hidden_dim if index else num_channels[-1], hidden_dim, 3, stride=2, padding=1))
@@ -115,11 +118,12 @@ class DeformableDETR(nn.Module):
         num_one_to_many: int = 0,
         memory_level: int = -1,
         dense_heads: DenseHeads | None = None,
+        position_encoding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.input_proj = input_proj
-        self.position_encoding = SinePositionEncoding(hidden_dim // 2, offset=-0.5)
+        self.position_encoding = position_encoding or SinePositionEncoding(hidden_dim // 2, offset=-0.5)
         self.level_embed = nn.Parameter(torch.randn(len(input_proj.levels), hidden_dim))
         self.encoder = encoder
         self.decoder = decoder
@@ -150,7 +154,7 @@ class DeformableDETR(nn.Module):
             proposals = self.queries.propose(memory, tokens, self.heads, head=len(self.decoder.layers))
             queries = self.queries(proposals, tokens, groups)
         else:
-            proposals, queries = None, self.queries(len(images), groups)
+            proposals, queries = None, self.queries(images.shape[0], groups)
         decoded = self.decoder(queries, memory, tokens, self.heads)
         first = queries.groups[0]
         at = self.memory_level
@@ -169,7 +173,7 @@ class DeformableDETR(nn.Module):
 
 
 def _second_group(decoded: Decoded, first: int) -> Predictions | None:
-    if decoded.logits.shape[2] == first:
+    if decoded.logits.shape[2] <= first:
         return None
     return Predictions(decoded.logits[:, :, first:], decoded.boxes[:, :, first:])
 
@@ -198,11 +202,17 @@ def build_deformable_detr(
     hidden_dim: int = 256,
     num_heads: int = 8,
     num_points: int = 4,
+    decoder_heads: int | None = None,
+    decoder_points: int | None = None,
     encoder: EncoderKind = "deformable",
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     ffn_dim: int = 1024,
+    decoder_ffn_dim: int | None = None,
     dropout: float = 0.1,
+    position_encoding: Literal["sine", "learned"] = "sine",
+    position_table_size: int = 50,
+    norm_groups: int | None = None,
     box_refine: bool = False,
     two_stage: bool = False,
     mixed_selection: bool = False,
@@ -228,11 +238,17 @@ def build_deformable_detr(
         hidden_dim: width D.
         num_heads: heads M.
         num_points: sampling points P per level and head.
+        decoder_heads: heads of the decoder, where they differ from the encoder's.
+        decoder_points: the same for its sampling points.
         encoder: "deformable", or "dense" self-attention over all tokens (small images).
         encoder_layers: may be 0.
         decoder_layers: at least 1.
         ffn_dim: inner width of the feed-forward blocks, at least 1.
+        decoder_ffn_dim: the same for the decoder's, where it differs.
         dropout: in training.
+        position_encoding: "sine", or "learned" rows and columns.
+        position_table_size: with learned ones: rows and columns of the largest level.
+        norm_groups: groups of the projections' GroupNorm; by default 32, or as many as leave no group a single channel.
         box_refine: iterative bounding box refinement, with heads of its own for each layer.
         two_stage: queries proposed by the encoder's tokens.
         mixed_selection: with `two_stage`: learned content, proposed position.
@@ -250,6 +266,14 @@ def build_deformable_detr(
     check_counts(0, num_one_to_many=num_one_to_many, encoder_layers=encoder_layers)
     _check_switches(encoder, box_refine, two_stage, mixed_selection, look_forward_twice)
     sizes = LayerSizes(hidden_dim, num_levels, num_heads, num_points, ffn_dim, dropout)
+    decoder_sizes = replace(
+        sizes,
+        num_heads=num_heads if decoder_heads is None else decoder_heads,
+        num_points=num_points if decoder_points is None else decoder_points,
+        ffn_dim=ffn_dim if decoder_ffn_dim is None else decoder_ffn_dim,
+    )
+    check_counts(1, position_table_size=position_table_size)
+    check_groups(hidden_dim, norm_groups)
     check_anchors(anchor_size, num_levels)
     total, layers = num_queries + num_one_to_many, encoder_layers + decoder_layers
     heads = decoder_layers + two_stage if box_refine else 1
@@ -266,13 +290,15 @@ def build_deformable_detr(
     check_memory_level(memory_level, used)
     transformer = (
         build_deformable_encoder(sizes, kind=encoder, num_layers=encoder_layers),
-        build_deformable_decoder(sizes, num_layers=decoder_layers, refine=box_refine, look_forward_twice=look_forward_twice),
+        build_deformable_decoder(
+            decoder_sizes, num_layers=decoder_layers, refine=box_refine, look_forward_twice=look_forward_twice
+        ),
     )
     for part in transformer:
         reset_transformer(part)
     return DeformableDETR(
         body,
-        InputProjections(body.num_channels[-used:], hidden_dim, num_levels - used),
+        InputProjections(body.num_channels[-used:], hidden_dim, num_levels - used, norm_groups),
         *transformer,
         Proposals(hidden_dim, anchor_size, total if mixed_selection else 0) if two_stage else LearnedQueries(hidden_dim, total),
         PredictionHeads(hidden_dim, num_labels, heads, from_points=not two_stage),
@@ -283,6 +309,9 @@ def build_deformable_detr(
         num_one_to_many=num_one_to_many,
         memory_level=memory_level,
         dense_heads=DenseHeads(hidden_dim, num_labels) if dense_aux else None,
+        position_encoding=LearnedPositionEncoding(hidden_dim // 2, position_table_size)
+        if position_encoding == "learned"
+        else None,
     )
 
 

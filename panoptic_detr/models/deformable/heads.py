@@ -32,9 +32,7 @@ class ClassHead(nn.Module):
 class BoxHead(nn.Module):
     """Perceptron whose outputs are logit-space offsets to a reference.
 
-    Args:
-        hidden_dim: width D.
-        initial_size: logit of the initial width and height where the reference is a point; 0 where it is a box.
+    `initial_size` is the logit of the initial width and height where the reference is a point; 0 where it is a box.
     """
 
     def __init__(self, hidden_dim: int, initial_size: float = 0.0) -> None:

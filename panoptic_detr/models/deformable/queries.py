@@ -7,10 +7,12 @@ asked for in training only.
 import torch
 from torch import Tensor, nn
 
+from panoptic_detr.boxes import whole_image_box
 from panoptic_detr.models.deformable.heads import PredictionHeads, shift_boxes
 from panoptic_detr.models.deformable.transformer import Queries, TokenPyramid
 from panoptic_detr.models.layers import exact_linear
 from panoptic_detr.models.position_encoding import sine_of_boxes
+from panoptic_detr.models.tracing import at_most
 from panoptic_detr.structures import Predictions
 
 
@@ -74,7 +76,7 @@ class Proposals(nn.Module):
             torch.full((h * w, 2), self.anchor_size * 2**index, device=tokens.centres.device)
             for index, (h, w) in enumerate(tokens.shapes)
         ]
-        sizes = torch.cat(levels).expand(len(tokens.centres), -1, -1)  # (B, N, 2)
+        sizes = torch.cat(levels).expand(tokens.centres.shape[0], -1, -1)  # (B, N, 2)
         anchors = torch.cat([tokens.centres, sizes.to(tokens.centres)], dim=-1)
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding_mask
         return anchors.clamp(0.01, 0.99), valid
@@ -92,12 +94,11 @@ class Proposals(nn.Module):
         """
         _, valid = self.anchors(tokens)
         ranks = proposals.logits[0, :, :, 0].detach().masked_fill(~valid, -torch.inf)  # (B, N)
-        chosen = ranks.topk(min(sum(groups), ranks.shape[1]), dim=1).indices  # (B, Q)
+        chosen = ranks.topk(at_most(sum(groups), ranks.shape[1]), dim=1).indices  # (B, Q)
         boxes = proposals.boxes[0].detach().gather(1, chosen[..., None].expand(-1, -1, 4))  # (B, Q, 4)
-        whole = boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
-        references = torch.where(valid.gather(1, chosen)[..., None], boxes, whole)
+        references = torch.where(valid.gather(1, chosen)[..., None], boxes, whole_image_box(boxes))
         positions, content = self._embed(references)
-        return Queries(content, positions, references, shrink_groups(groups, chosen.shape[1]))
+        return Queries(content, positions, references, groups if len(groups) == 1 else shrink_groups(groups, chosen.shape[1]))
 
     def _embed(self, references: Tensor) -> tuple[Tensor, Tensor]:
         """Position term and content of references (B, Q, 4): (B, Q, D) each."""
@@ -105,7 +106,7 @@ class Proposals(nn.Module):
         positions, content = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
         if self.query_embed is None:
             return positions, content
-        return positions, self.query_embed.weight[: references.shape[1]].expand(len(references), -1, -1)
+        return positions, self.query_embed.weight[: references.shape[1]].expand(references.shape[0], -1, -1)
 
 
 def shrink_groups(groups: list[int], available: int) -> list[int]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.deformable.attention import DeformableAttention
 from panoptic_detr.models.deformable.heads import PredictionHeads, shift_boxes
+from panoptic_detr.models.deformable.levels import level_sizes
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
-from panoptic_detr.models.position_encoding import cell_centres, unpadded_extent
+from panoptic_detr.models.position_encoding import cell_centres
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.models.transformer import EncoderLayer as DenseLayer
 from panoptic_detr.models.transformer import feed_forward
+from panoptic_detr.query_masks import unpadded_extent
 from panoptic_detr.structures import FeatureLevel
 
 EncoderKind = Literal["deformable", "dense"]
@@ -44,7 +46,8 @@ class TokenPyramid:
         """Cut the tokens (B, N, D) of one level out and fold them into a map, (B, D, h, w)."""
         height, width = self.shapes[index]
         start = sum(h * w for h, w in self.shapes[:index])
-        return features[:, start : start + height * width].transpose(1, 2).unflatten(2, (height, width))
+        cells = features[:, start : start + height * width].transpose(1, 2)  # (B, D, h * w)
+        return cells.reshape(cells.shape[0], cells.shape[1], height, width)
 
 
 def flatten_levels(levels: Sequence[FeatureLevel], position_encoding: nn.Module, level_embed: Tensor) -> TokenPyramid:
@@ -61,13 +64,13 @@ def flatten_levels(levels: Sequence[FeatureLevel], position_encoding: nn.Module,
         for level, embed in zip(levels, level_embed, strict=True)
     ]  # (B, h * w, D) each
     extents = torch.stack([unpadded_extent(level.padding_mask) for level in levels], dim=1)  # (B, L, 2) as (w, h)
-    sizes = extents.new_tensor([level.features.shape[:1:-1] for level in levels])  # (L, 2) as (w, h)
+    shapes = [(level.features.shape[2], level.features.shape[3]) for level in levels]
     return TokenPyramid(
         features=torch.cat([level.features.flatten(2).transpose(1, 2) for level in levels], dim=1),
         positions=torch.cat(positions, dim=1),
         padding_mask=torch.cat([level.padding_mask.flatten(1) for level in levels], dim=1),
-        shapes=[(level.features.shape[2], level.features.shape[3]) for level in levels],
-        valid_ratios=extents / sizes,
+        shapes=shapes,
+        valid_ratios=extents / level_sizes(shapes, extents),
         centres=torch.cat([cell_centres(level.padding_mask) for level in levels], dim=1),
     )
 
@@ -149,6 +152,8 @@ class DeformableDecoderLayer(nn.Module):
         # Queries see only their own group (H-DETR, Fig. 2). The blocks of the block mask are attended one by one, so the
         # masked ones, which are most of the matrix, are neither computed nor stored.
         keys = x + positions
+        if len(groups) == 1:
+            return self.self_attn(keys, keys, x)
         pairs = zip(keys.split(list(groups), dim=1), x.split(list(groups), dim=1), strict=True)
         return torch.cat([self.self_attn(key, key, value) for key, value in pairs], dim=1)  # (B, Q, D)
 

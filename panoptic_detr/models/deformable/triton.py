@@ -4,6 +4,8 @@ One program handles a block of queries for one image and head. It walks over lev
 each point and accumulates in float32; no sample is ever stored. Backward walks the same way and adds to the tokens' gradient
 atomically, in no fixed order: where `torch.use_deterministic_algorithms` is on, it refuses or warns. With TRITON_INTERPRET=1
 set before the import the same code runs on a CPU, which is how it is tested.
+
+For PyTorch the kernels are two operators of its own kind, so that `torch.compile` and CUDA graphs take them as they are.
 """
 
 import warnings
@@ -15,12 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from panoptic_detr.models.deformable.levels import level_table
+
 BLOCK_QUERIES = 16
 
 
 def sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples; see `attention.sample_levels`. Computes in float32."""
-    return Sampling.apply(value, locations.float(), weights.float(), tuple(shapes)).to(locations.dtype)
+    geometry = level_table(shapes, value.device)
+    return sample_tokens(value, geometry, locations.float(), weights.float()).to(locations.dtype)
 
 
 @triton.jit
@@ -136,39 +141,77 @@ def _backward(
                 by_weight += share_x * share_y * product
                 by_x += (2 * right - 1) * share_y * product
                 by_y += (2 * below - 1) * share_x * product
-                tl.atomic_add(to_value + cell, (share_x * share_y * weight)[:, None] * given, mask=inside)
+                part = (share_x * share_y * weight)[:, None] * given
+                tl.atomic_add(to_value + cell, part, mask=inside, sem="relaxed")  # a sum needs no order of memory
             tl.store(to_weights + offset, by_weight, mask=live)
             tl.store(to_locations + 2 * offset, by_x * weight * width, mask=live)
             tl.store(to_locations + 2 * offset + 1, by_y * weight * height, mask=live)
 
 
-class Sampling(torch.autograd.Function):
-    """The kernels as one differentiable operation."""
+@torch.library.custom_op("panoptic_detr::sample_tokens", mutates_args=())
+def sample_tokens(value: Tensor, geometry: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample tokens.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
-        """Sample (B, N, M, d) tokens at (B, Q, M, L, P, 2) locations: (B, Q, M * d) float32."""
-        value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-        geometry = _geometry(shapes, value.device)
-        ctx.save_for_backward(value, geometry, locations, weights)
-        batch, queries, heads = locations.shape[:3]
-        out = torch.empty((batch, queries, heads * value.shape[3]), dtype=torch.float32, device=value.device)
-        grid, sizes = _launch(value, locations)
+    Args:
+        value: (B, N, M, d).
+        geometry: (L, 3) of `level_table`.
+        locations: (B, Q, M, L, P, 2).
+        weights: (B, Q, M, L, P).
+
+    Returns:
+        (B, Q, M * d) float32.
+    """
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    out = _sampled(value, geometry, locations, weights)
+    grid, sizes = _launch(value, locations)
+    with torch.cuda.device_of(value):  # Triton starts kernels on the current device, which need not be the tensors'
         _forward[grid](value, geometry, locations, weights, out, *sizes)
-        return out
+    return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients of tokens, locations and weights."""
-        refuse_where_deterministic()
-        value, geometry, locations, weights = ctx.saved_tensors
-        to_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-        to_locations, to_weights = torch.empty_like(locations), torch.empty_like(weights)
-        grid, sizes = _launch(value, locations)
-        inputs = (gradient.contiguous(), value, geometry, locations, weights)
+
+@torch.library.custom_op("panoptic_detr::sample_tokens_backward", mutates_args=())
+def sample_tokens_backward(
+    gradient: Tensor, value: Tensor, geometry: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of tokens, locations and weights, float32, from that of the samples (B, Q, M * d)."""
+    refuse_where_deterministic()
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    to_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    to_locations, to_weights = torch.empty_like(locations), torch.empty_like(weights)
+    grid, sizes = _launch(value, locations)
+    inputs = (gradient.contiguous(), value, geometry, locations, weights)
+    with torch.cuda.device_of(value):
         _backward[grid](*inputs, to_value, to_locations, to_weights, *sizes)
-        return to_value.to(value.dtype), to_locations, to_weights, None
+    return to_value, to_locations, to_weights
+
+
+@sample_tokens.register_fake
+def _sampled(value: Tensor, geometry: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """A tensor of the result's kind, not yet filled."""
+    batch, queries, heads = locations.shape[:3]
+    return torch.empty((batch, queries, heads * value.shape[3]), dtype=torch.float32, device=value.device)
+
+
+@sample_tokens_backward.register_fake
+def _gradients(
+    gradient: Tensor, value: Tensor, geometry: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the gradients' kinds."""
+    wide = torch.empty(value.shape, dtype=torch.float32, device=value.device)
+    return wide, torch.empty_like(locations.contiguous()), torch.empty_like(weights.contiguous())
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, geometry, locations, weights = ctx.saved_tensors
+    to_value, to_locations, to_weights = sample_tokens_backward(gradient, value, geometry, locations, weights)
+    return to_value.to(value.dtype), None, to_locations, to_weights
+
+
+sample_tokens.register_autograd(_differentiate, setup_context=_keep)
 
 
 def refuse_where_deterministic() -> None:
@@ -186,13 +229,6 @@ def refuse_where_deterministic() -> None:
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, stacklevel=2)
-
-
-def _geometry(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Height, width and first token of each level: (L, 3) int32."""
-    starts = [sum(h * w for h, w in shapes[:index]) for index in range(len(shapes))]
-    rows = [(h, w, start) for (h, w), start in zip(shapes, starts, strict=True)]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:

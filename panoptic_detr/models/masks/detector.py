@@ -11,23 +11,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from panoptic_detr.boxes import whole_image_box
 from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import Backbone, NormKind, build_backbone
 from panoptic_detr.models.layers import MLP, exact_linear, reset_matrices
-from panoptic_detr.models.masks.pixels import ConvNorm, PixelDecoder, top_values
-from panoptic_detr.models.position_encoding import cell_centres, sine_of_boxes, unpadded_extent
+from panoptic_detr.models.masks.pixels import ConvNorm, PixelDecoder, pool, top_values
+from panoptic_detr.models.position_encoding import cell_centres, has_padding, sine_of_boxes
 from panoptic_detr.models.settings import check_counts, check_heads, check_shares, check_width
 from panoptic_detr.models.transformer import DecoderLayer, build_encoder
-from panoptic_detr.query_masks import QueryMasks
+from panoptic_detr.query_masks import QueryMasks, unpadded_extent
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions
 
 ABSENT = -12.0  # logit of a class that a query cannot have
 PRIOR = -4.6  # logit of the probability 0.01
 QUERY_STRIDE = 8  # of the cells that queries start from and look at
 LONGEST_SIDE = 128  # cells: the longest wave of the position encoding
-WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 class Peaks(nn.Module):
@@ -116,8 +115,9 @@ class MaskDETR(nn.Module):
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetectorOutput:
         """Detect, as `DETR.forward` does, before the first decoder layer too; the queries of stuff classes come last."""
+        padded = has_padding(padding_mask)
         features = self.backbone(images, padding_mask)
-        pyramid = self.pixel_decoder(features)
+        pyramid = self.pixel_decoder(features, padded)
         finest, coarsest = pyramid[0], pyramid[-1]
         fine = next(level for level in pyramid if level.stride == QUERY_STRIDE)
         pixels = self.pixel_embed(finest.features)  # (B, E, h, w)
@@ -126,7 +126,7 @@ class MaskDETR(nn.Module):
         memory = fine.features.flatten(2).transpose(1, 2)  # (B, N, D)
         centres = cell_centres(fine.padding_mask)  # (B, N, 2)
         keys = memory + self._sines(centres, fine.padding_mask).to(memory.dtype)
-        small = F.adaptive_avg_pool2d(pixels, fine.features.shape[-2:]).flatten(2)  # (B, E, N)
+        small = pool(pixels, fine.features.shape[-2:]).flatten(2)  # (B, E, N)
         found = [self._predict(states, boxes, chosen)]
         for layer in self.layers:
             boxes = found[-1][1].detach()
@@ -153,18 +153,18 @@ class MaskDETR(nn.Module):
 
     def _queries(self, proposals: Predictions, cells: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, Q, D), boxes (B, Q, 4) and class logits of the proposals (B, Q, C) of all queries."""
-        logits = proposals.logits[0].detach().clone()  # (B, N, C)
-        logits[..., list(self.stuff_labels)] = ABSENT
+        own = torch.full((len(self.stuff_labels), self.num_labels), ABSENT, device=cells.device)  # (S, C)
+        for slot, label in enumerate(self.stuff_labels):
+            own[slot, label] = 0.0  # filled one by one: an index list would be copied to the GPU, which waits for its queue
+        logits = proposals.logits[0].detach().masked_fill((own == 0).any(0), ABSENT)  # (B, N, C)
         scores = logits.sigmoid().max(-1).values.masked_fill(padding_mask.flatten(1), 0).view(padding_mask.shape)
         best = top_values(scores, self.num_queries)[..., None]  # (B, K, 1)
         things = self.seed(cells.gather(1, best.expand(-1, -1, cells.shape[-1])))  # (B, K, D)
-        batch = len(cells)
+        batch = cells.shape[0]
         stuff = self.stuff_embed.weight.to(things.dtype).expand(batch, -1, -1)  # (B, S, D)
         boxes = proposals.boxes[0].detach().gather(1, best.expand(-1, -1, 4))  # (B, K, 4)
-        whole = boxes.new_tensor(WHOLE_IMAGE).expand(batch, stuff.shape[1], -1)
+        whole = whole_image_box(boxes).expand(batch, stuff.shape[1], -1)
         given = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))  # (B, K, C)
-        own = torch.full((stuff.shape[1], logits.shape[-1]), ABSENT, device=logits.device)  # (S, C)
-        own[torch.arange(len(own)), list(self.stuff_labels)] = 0.0
         return (
             torch.cat([things, stuff], dim=1),
             torch.cat([boxes, whole], dim=1),
@@ -191,14 +191,12 @@ class MaskDETR(nn.Module):
         masks = masks - self._steepness(logits[None])[:, None] * outside
         inside = ~padding_mask.flatten(1)[:, None]  # (B, 1, N)
         own = (masks > 0) & inside
-        return torch.where(own.any(-1, keepdim=True), own, inside)[:, None]
+        return (own | (inside & ~own.any(-1, keepdim=True)))[:, None]
 
     def _steepness(self, logits: Tensor) -> Tensor:
         """(Q,): things are bound to their boxes, stuff is not."""
-        queries = logits.shape[2]
-        steepness = logits.new_full((queries,), self.box_steepness, dtype=torch.float32)
-        steepness[queries - len(self.stuff_labels) :] = 0
-        return steepness
+        things = logits.new_full((logits.shape[2] - len(self.stuff_labels),), self.box_steepness, dtype=torch.float32)
+        return torch.cat([things, things.new_zeros(len(self.stuff_labels))])
 
     def _sines(self, places: Tensor, padding_mask: Tensor) -> Tensor:
         """Position encoding of boxes (B, N, 4) or points (B, N, 2), in cells, so that crops teach what holds for whole images.
@@ -223,7 +221,7 @@ class ProductMasks(nn.Module):
 
 def _as_map(logits: Tensor, level: FeatureLevel) -> Tensor:
     """(B, N, C) as (B, C, h, w) of the level."""
-    return logits.transpose(1, 2).unflatten(2, level.features.shape[-2:])
+    return logits.transpose(1, 2).reshape(logits.shape[0], logits.shape[2], *level.features.shape[-2:])
 
 
 def build_mask_detr(

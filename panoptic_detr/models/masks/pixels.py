@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.models.position_encoding import SinePositionEncoding
+from panoptic_detr.models.position_encoding import SinePositionEncoding, attention_mask
+from panoptic_detr.models.tracing import at_most, is_traced
 from panoptic_detr.models.transformer import Encoder
 from panoptic_detr.structures import FeatureLevel
 
@@ -56,41 +57,58 @@ class PixelDecoder(nn.Module):
             widths[-1] // 2, normalize=False
         )  # in cells: crops teach what holds for whole images
 
-    def forward(self, features: Sequence[FeatureLevel]) -> list[FeatureLevel]:
-        """Levels of the same sizes, fine to coarse."""
+    def forward(self, features: Sequence[FeatureLevel], padded: bool = True) -> list[FeatureLevel]:
+        """Levels of the same sizes, fine to coarse; without padding (`padded` false) it is faster."""
         projected = [
             norm(projection(level.features))
             for norm, projection, level in zip(self.norms, self.projections, features, strict=True)
         ]
-        x = self._encode(projected[-1], features[-1].padding_mask)
+        x = self._encode(projected[-1], features[-1].padding_mask, padded)
         maps = [x]
         for index in reversed(range(len(projected) - 1)):
             coarse, size = self.descents[index](x), projected[index].shape[-2:]
-            down = upsample(coarse, features[index + 1].padding_mask, size)
-            x = self.convs[index](blank(projected[index] + down, features[index].padding_mask))
+            down = upsample(coarse, features[index + 1].padding_mask if padded else None, size)
+            total = projected[index] + down
+            x = self.convs[index](blank(total, features[index].padding_mask) if padded else total)
             maps.insert(0, x)
         return [FeatureLevel(x, level.padding_mask, level.stride) for x, level in zip(maps, features, strict=True)]
 
-    def _encode(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, padding_mask: Tensor, padded: bool) -> Tensor:
         """Self-attention over the cells of (B, D, h, w)."""
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, D)
         position = self.position_encoding(padding_mask).flatten(2).transpose(1, 2).to(tokens.dtype)  # (B, N, D)
-        mask = ~padding_mask.flatten(1)[:, None, None] if bool(padding_mask.any()) else None
-        return self.encoder(tokens, position, mask).transpose(1, 2).unflatten(2, x.shape[-2:])
+        mask = attention_mask(padding_mask) if padded else None
+        return self.encoder(tokens, position, mask).transpose(1, 2).reshape(x.shape)
 
 
 def blank(x: Tensor, padding_mask: Tensor) -> Tensor:
     """(B, C, h, w) with zeros on padding, as beyond the border of an image."""
-    return x.masked_fill(padding_mask[:, None], 0) if bool(padding_mask.any()) else x
+    return x.masked_fill(padding_mask[:, None], 0)
 
 
-def upsample(x: Tensor, padding_mask: Tensor, size: Sequence[int]) -> Tensor:
+def upsample(x: Tensor, padding_mask: Tensor | None, size: Sequence[int]) -> Tensor:
     """Bilinear (B, C, h, w) to (B, C, *size); where padding begins as at the border of a map, whatever lies beyond."""
-    if not bool(padding_mask.any()):
+    if padding_mask is None:
         return F.interpolate(x, size=tuple(size), mode="bilinear")
     inside = (~padding_mask[:, None]).to(x.dtype)  # (B, 1, h, w)
     values, weights = (F.interpolate(part, size=tuple(size), mode="bilinear") for part in (x * inside, inside))
     return values / weights.clamp(min=1e-6)
+
+
+def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`adaptive_avg_pool2d` of (B, C, h, w) to (B, C, *size); as two products where the sizes are symbols."""
+    if not is_traced():
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+    rows, columns = (_shares(x.shape[axis], size[axis], x) for axis in (-2, -1))
+    return rows @ x @ columns.T
+
+
+def _shares(cells: int, pooled: int, like: Tensor) -> Tensor:
+    """(pooled, cells): the share that each cell of an axis has in each pooled one."""
+    cell, place = torch.arange(cells, device=like.device), torch.arange(pooled, device=like.device)[:, None]
+    first = torch.div(place * cells, pooled, rounding_mode="floor")
+    last = torch.div((place + 1) * cells + pooled - 1, pooled, rounding_mode="floor")
+    return ((cell >= first) & (cell < last)).to(like.dtype) / (last - first).to(like.dtype)
 
 
 def top_values(scores: Tensor, count: int) -> Tensor:
@@ -102,4 +120,4 @@ def top_values(scores: Tensor, count: int) -> Tensor:
     """
     peaks = scores == F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
     ranked = torch.where(peaks, scores + 1, scores).flatten(1)  # others only where there are too few peaks
-    return ranked.topk(min(count, ranked.shape[1]), dim=1).indices
+    return ranked.topk(at_most(count, ranked.shape[1]), dim=1).indices

@@ -113,5 +113,6 @@ def mask_criterion(loss: LossConfig, num_labels: int, stuff_labels: Sequence[int
 def _refuse_others(loss: LossConfig, names: Collection[str], whose: str) -> None:
     """Refuse settings of another criterion, which would change nothing."""
     for field in fields(loss):
-        if field.name in names and getattr(loss, field.name) != field.default:
+        asks_nothing = (field.default, *(("none",) if field.name == "hybrid" else ()))
+        if field.name in names and getattr(loss, field.name) not in asks_nothing:
             raise ConfigError(f"setting 'loss.{field.name}' is for {whose}; leave it out")

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from panoptic_detr.boxes import cxcywh_to_xyxy, generalized_iou
 from panoptic_detr.errors import InputError
-from panoptic_detr.models import unpadded_extent
-from panoptic_detr.query_masks import QueryMasks
+from panoptic_detr.query_masks import QueryMasks, unpadded_extent
 from panoptic_detr.structures import DetectorOutput, Target
 from panoptic_detr.training.losses.criterion import GlobalCounts, Losses, term_of
 from panoptic_detr.training.losses.matcher import HybridMatching, cheapest, focal_cost
@@ -292,13 +291,10 @@ def rarity(winners: Tensor, count: int, exponent: float) -> Tensor:
 
 
 def peaks(shape: Sequence[int], cells: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-    """Bumps of height 1 (Zhou et al., 2019, section 3): (C, h, w).
+    """Bumps of height 1 on maps (C, h, w) (Zhou et al., 2019, section 3).
 
-    Args:
-        shape: (C, h, w).
-        cells: (n, 2) column and row of each.
-        sigma: (n, 2) width and height in cells.
-        labels: (n,) the map of each.
+    Each of n has a place, `cells` (n, 2), column and row; a width and height in cells, `sigma` (n, 2); and a map, `labels`
+    (n,).
     """
     x, y = (torch.arange(size, device=cells.device) for size in (shape[2], shape[1]))
     near_x = torch.exp(-0.5 * ((x - cells[:, :1]) / sigma[:, :1]) ** 2)  # (n, w)

@@ -57,12 +57,7 @@ class HybridMatching:
     one_to_many_layers: int = 3
 
     def main_repeats(self, num_layers: int, progress: float) -> list[int]:
-        """How often each object is matched in each decoder layer of the main queries.
-
-        Args:
-            num_layers: L.
-            progress: share of the training that is done, 0..1.
-        """
+        """How often each object is matched in each layer of the main queries, after a share `progress` of the training."""
         if self.scheme == "epoch" and progress < self.epoch_share:
             return [self.repeats] * num_layers
         if self.scheme == "layer":

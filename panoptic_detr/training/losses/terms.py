@@ -44,29 +44,16 @@ def sigmoid_focal_loss(logits: Tensor, wanted: Tensor, alpha: float = 0.25, gamm
 
 
 def box_losses(boxes_cxcywh: Tensor, wanted_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and generalized-IoU losses of matched boxes (DETR paper, section 3.1).
-
-    Args:
-        boxes_cxcywh: (P, 4) predicted.
-        wanted_cxcywh: (P, 4) matched objects.
-
-    Returns:
-        (P,) L1 distances and (P,) values of 1 - GIoU.
-    """
+    """L1 distances and 1 - GIoU, (P,) each, of boxes (P, 4) and the objects matched to them (DETR paper, section 3.1)."""
     l1 = (boxes_cxcywh - wanted_cxcywh).abs().sum(-1)
     giou = generalized_iou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(wanted_cxcywh))
     return l1, 1 - giou
 
 
 def mask_losses(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and DICE losses of masks (DETR paper, appendix A.2, eq. 13).
+    """Focal and DICE losses, (K,) each, of mask logits (K, N) and 0/1 values at N places (DETR paper, appendix A.2, eq. 13).
 
-    Args:
-        logits: (K, N) mask logits at N places.
-        wanted: (K, N) 0/1 values there.
-
-    Returns:
-        (K,) focal losses, each a mean over places, and (K,) DICE losses with +1 smoothing.
+    The focal loss is a mean over places; DICE has +1 smoothing.
     """
     focal = sigmoid_focal_loss(logits, wanted).mean(1)
     p = logits.sigmoid()

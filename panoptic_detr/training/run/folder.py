@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.reading import save_config
@@ -160,14 +159,14 @@ def _unwritable(folder: Path, why: str) -> TrainingError:
     return TrainingError(f"the run's folder {str(folder)!r} cannot be written: {why}; name another (--train.output)")
 
 
-def _earlier_parts(folder: Path) -> list[Any]:
+def _earlier_parts(folder: Path) -> list[object]:
     try:
         return list(json.loads((folder / "run.json").read_text(encoding="utf-8"))["parts"])
     except (OSError, ValueError, KeyError):
         return []
 
 
-def _record() -> dict[str, Any]:
+def _record() -> dict[str, object]:
     return {
         "command": shlex.join(sys.argv),
         "python": platform.python_version(),

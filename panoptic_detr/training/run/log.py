@@ -150,8 +150,8 @@ def draw_curves(folder: Path) -> Path | None:
     axes[1].set(title="learning rate", xlabel="step")
     for name in scores:
         if name not in ("step", VAL_LOSS):
-            axes[2].plot(scores["step"], scores[name], marker="o", label=name)
-    axes[2].set(title="scores on the validation set", xlabel="step")
+            axes[2].plot(scores["step"], 100 * scores[name], marker="o", label=name)
+    axes[2].set(title="scores on the validation set (%)", xlabel="step")
     kind, _ = learning_verdict(loss_curve(folder))
     if kind in TITLES:
         axes[0].set(title=f"losses: {TITLES[kind]}")

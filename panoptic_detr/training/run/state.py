@@ -141,7 +141,8 @@ def restore_snapshot(
     optimizer.load_state_dict(_spread_optimizer(part.optimizer, optimizer))
     for group, (base_lr, weight_decay) in zip(optimizer.param_groups, rates, strict=True):
         group["base_lr"], group["weight_decay"] = base_lr, weight_decay  # today's settings win over the saved ones
-    fabric.strategy.precision.load_state_dict(part.scaler)
+    if part.scaler:  # a run in another precision had no loss scale; an empty one is refused
+        fabric.strategy.precision.load_state_dict(part.scaler)
     if ema is not None and part.ema is not None:
         ema.load_state_dict(part.ema)
     elif ema is not None:

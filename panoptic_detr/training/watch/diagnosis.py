@@ -43,6 +43,13 @@ ADVICE = {
 
 
 @torch.no_grad()
+def shown_score(name: str, value: float) -> str:
+    """A score of an evaluation as people read it: in per cent; losses as they are."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name.endswith("loss") else f"{100 * value:.1f}"
+
+
 def vital_signs(output: DetectorOutput) -> dict[str, Tensor]:
     """What tells a healthy detector from a failing one, as scalars.
 
@@ -132,8 +139,8 @@ def overfit_verdict(scores: Mapping[str, float]) -> str:
         return f"overfit: no verdict, because {name} is undefined on these images: they have nothing that it counts"
     subject = "masks, boxes and classes" if name.startswith("PQ") else "boxes and classes"
     if value >= 0.6:
-        return f"overfit: {subject} can be learned ({name} {value:.2f} on the training images)"
+        return f"overfit: {subject} can be learned ({name} {100 * value:.1f} on the training images)"
     return (
-        f"overfit: {subject} were not learned ({name} {value:.2f} on the training images); train longer, then suspect the "
-        "annotations (samples.png), the learning rate and the number of queries, in this order"
+        f"overfit: {subject} were not learned ({name} {100 * value:.1f} on the training images); train longer, then suspect "
+        "the annotations (samples.png), the learning rate and the number of queries, in this order"
     )

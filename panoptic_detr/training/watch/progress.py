@@ -18,7 +18,7 @@ from rich.text import Text
 from panoptic_detr.config.stages import TrainConfig
 from panoptic_detr.training.run.log import Averages, Board, CsvLog, open_board, write_board, write_pictures
 from panoptic_detr.training.run.state import RunState
-from panoptic_detr.training.watch.diagnosis import Diagnosis
+from panoptic_detr.training.watch.diagnosis import Diagnosis, shown_score
 
 try:
     import resource
@@ -251,9 +251,9 @@ class Reporter:
             self._write_row(self._log, "train", row)
 
     def scores(self, state: RunState, scores: Mapping[str, float], improved: bool) -> None:
-        """Show and log what an evaluation has found."""
+        """Show what an evaluation has found, in per cent, and log it, as fractions."""
         first = next(iter(scores))
-        shown = "  ".join(f"{name} {'-' if math.isnan(value) else f'{value:.4f}'}" for name, value in scores.items())
+        shown = "  ".join(f"{name} {shown_score(name, value)}" for name, value in scores.items())
         self.say(f"step {state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
         self._write_row(self._scores, "scores", {"step": state.step, **scores})
 

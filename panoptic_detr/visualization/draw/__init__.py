@@ -5,7 +5,7 @@ from panoptic_detr.visualization.draw.layout import Curve, chart, legend_strip, 
 from panoptic_detr.visualization.draw.overlay import class_name, enlarged, enlargement, index_of, label_text, overlay
 from panoptic_detr.visualization.draw.palette import Palette, category_colors, segment_colors
 from panoptic_detr.visualization.draw.segments import mask_strip, svg_overlay, zoom
-from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width
+from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, first_font, line_width
 
 __all__ = [
     "Curve",
@@ -18,6 +18,7 @@ __all__ = [
     "draw_plate",
     "enlarged",
     "enlargement",
+    "first_font",
     "index_of",
     "label_text",
     "legend_strip",

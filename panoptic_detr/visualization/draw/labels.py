@@ -216,12 +216,7 @@ def _draw_outline(picture: np.ndarray, corners: Sequence[int], color: Color, das
 def _free_row(top: int, left: int, size: tuple[int, int], taken: list[tuple[int, int, int, int]], bottom: int) -> int | None:
     """The first row from `top` down at which a plate of (height, width) meets no other; it is then added to `taken`.
 
-    Args:
-        top: wished row.
-        left: column.
-        size: (height, width) of the plate.
-        taken: (top, left, bottom, right) of the plates so far.
-        bottom: rows of the picture.
+    Those are the (top, left, bottom, right) of the plates so far; `bottom` is the number of rows of the picture.
     """
     height, width = size
     for row in range(top, bottom - height + 1):

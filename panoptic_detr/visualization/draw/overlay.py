@@ -1,6 +1,7 @@
 """The panoptic picture: fill, contour and label of every segment, void hatched."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw.labels import Place, Wish, outlines, place_labels
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
-from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, line_width, plate_size, printable
+from panoptic_detr.visualization.draw.text import default_font_size, draw_plate, first_font, line_width, plate_size, printable
 
 _STRIP_PIXELS = 1 << 18  # worked on at a time: stays in the cache, and bounds the memory for large pictures
 
@@ -29,6 +30,8 @@ def overlay(
     palette: Palette = "distinct",
     font_size: int | None = None,
     scale: int = 1,
+    font_path: str | Path | None = None,
+    shade_by_id: bool = False,
 ) -> np.ndarray:
     """Draw a panoptic segmentation over its image.
 
@@ -46,15 +49,17 @@ def overlay(
         palette: "distinct" (told apart by colour-blind readers too) or "coco" (the category table's own colours).
         font_size: in pixels; by default it follows from the picture's size.
         scale: enlarge the image this many times before drawing, so that labels fit small images.
+        font_path: file of a font for names, as far as it has their glyphs; others come from DejaVu Sans and installed fonts.
+        shade_by_id: of the shades of a class, an id decides which a thing has, so that it keeps it over the frames of a film.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB; the inputs are not changed.
 
     Raises:
-        PictureError: image and segment map differ in size, or alpha or scale is out of range.
+        PictureError: image and segment map differ in size, alpha or scale is out of range, or the font cannot be read.
     """
     picture, index_map = _prepare(as_rgb(image), segmentation, alpha, scale)
-    colors = segment_colors(segmentation, palette)
+    colors = segment_colors(segmentation, palette, shade_by_id=shade_by_id)
     table = _blend_table(segmentation.segments, colors, alpha)
     striped = np.array([True, *(segment.iscrowd for segment in segmentation.segments)])
     drawn = np.empty_like(picture)
@@ -66,7 +71,8 @@ def overlay(
         _draw_contours(drawn, index_map, colors)
     if labels:
         size = default_font_size(drawn.shape) if font_size is None else font_size
-        _draw_labels(drawn, index_map, segmentation, colors, size, show_scores)
+        with first_font(font_path):
+            _draw_labels(drawn, index_map, segmentation, colors, size, show_scores)
     return drawn
 
 

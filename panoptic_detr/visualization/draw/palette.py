@@ -62,8 +62,15 @@ def category_colors(categories: CategoryTable, palette: Palette = "distinct") ->
     return {category.id: color for category, color in zip(categories.categories, colors, strict=True)}
 
 
-def segment_colors(segmentation: PanopticSegmentation, palette: Palette = "distinct") -> np.ndarray:
+def segment_colors(
+    segmentation: PanopticSegmentation, palette: Palette = "distinct", *, shade_by_id: bool = False
+) -> np.ndarray:
     """One colour per segment: its category's, in lighter and darker shades for further things of the same class.
+
+    Args:
+        segmentation: of which picture.
+        palette: see `category_colors`.
+        shade_by_id: an id decides about the shade, so that a thing that keeps its id over a film keeps its colour.
 
     Returns:
         (S, 3) uint8 RGB in the order of `segmentation.segments`; a category that the table does not know is drawn as void.
@@ -74,6 +81,7 @@ def segment_colors(segmentation: PanopticSegmentation, palette: Palette = "disti
     for index, segment in enumerate(segmentation.segments):
         turn = seen.get(segment.category_id, 0)
         seen[segment.category_id] = turn + 1
+        turn = segment.id if shade_by_id else turn
         colors[index] = shade(base.get(segment.category_id, VOID_COLOR), turn if segment.isthing else 0)
     return colors
 

@@ -1,22 +1,46 @@
 """Text for pictures: lines, plates, and fonts that have the glyphs of any script.
 
 DejaVu Sans comes with matplotlib and covers Latin, Greek, Cyrillic, Arabic, Hebrew and more. Other scripts are looked up among
-the installed fonts; where none has a glyph, `printable` returns something that can be read instead of empty boxes.
+the installed fonts, after the font file that `first_font` names; where none has a glyph, `printable` returns something that can
+be read instead of empty boxes.
 """
 
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from panoptic_detr.errors import PictureError
+
 DARK = (18, 18, 22)
 LIGHT = (255, 255, 255)
 _PLATE_OPACITY = 0.78
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # spaces, controls, joiners: no font needs a glyph for them
+
+
+_first = ""  # the font file that is asked first; every cache below has it in its key
+
+
+@contextmanager
+def first_font(path: str | Path | None) -> Iterator[None]:
+    """Inside this context text is drawn with this font file, as far as it has the glyphs; None changes nothing.
+
+    Raises:
+        PictureError: no font that can be read.
+    """
+    global _first
+    if path is not None and not _glyphs(str(path)):
+        raise PictureError(f"{path}: no font that can be read; give a file of TrueType or OpenType (.ttf, .otf, .ttc)")
+    before, _first = _first, _first if path is None else str(path)
+    try:
+        yield
+    finally:
+        _first = before
 
 
 def default_font_size(shape: Sequence[int]) -> int:
@@ -29,39 +53,37 @@ def line_width(shape: Sequence[int]) -> int:
     return max(1, round((shape[0] * shape[1]) ** 0.5 / 400))
 
 
-@lru_cache(maxsize=1024)
 def printable(name: str, fallback: str) -> str:
-    """`name`, or `fallback` with a warning where no installed font has all of its glyphs.
+    """`name`, or `fallback` (plain ASCII: "class 17", say) with a warning where no installed font has all of its glyphs."""
+    return _printable(name, fallback, _first)
 
-    Args:
-        name: any text.
-        fallback: plain ASCII to show instead, for example "class 17".
-    """
-    if _font_path(name) is not None:
+
+@lru_cache(maxsize=1024)
+def _printable(name: str, fallback: str, first: str) -> str:
+    if _font_path(name, first) is not None:
         return name
     missing = "".join(sorted(set(name) - _glyphs(_default_font())))
     warnings.warn(
         f"no installed font has the glyphs {missing!r} of class name {name!r}; pictures show {fallback!r} instead. "
         "Install a font for that script (for example Noto Sans CJK: `apt-get install fonts-noto-cjk`) "
-        "and delete matplotlib's font cache",
+        "and delete matplotlib's font cache, or name a font file (font_path, --font-path)",
         UserWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return fallback
 
 
-@lru_cache(maxsize=4096)
 def text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage of a line of text.
+    """Coverage of a line of text: (h, w) uint8, 255 inside glyphs; every text of one size in pixels has the same height.
 
-    Args:
-        text: one line.
-        size: font size in pixels.
-
-    Returns:
-        (h, w) uint8, 255 inside glyphs; every text of one size has the same height. Read-only: it is cached.
+    Read-only: it is cached.
     """
-    font = ImageFont.truetype(_font_path(text) or _default_font(), size)
+    return _text_mask(text, size, _first)
+
+
+@lru_cache(maxsize=4096)
+def _text_mask(text: str, size: int, first: str) -> np.ndarray:
+    font = ImageFont.truetype(_font_path(text, first) or _default_font(), size)
     ascent, descent = font.getmetrics()
     picture = Image.new("L", (max(1, round(font.getlength(text))), ascent + descent), 0)
     ImageDraw.Draw(picture).text((0, 0), text, fill=255, font=font)
@@ -95,7 +117,7 @@ def draw_plate(picture: np.ndarray, top_left: tuple[int, int], text: str, size: 
         size: font size in pixels.
         color: RGB of the stripe.
     """
-    _blend(picture, top_left, *_plate(text, size, color))
+    _blend(picture, top_left, *_plate(text, size, color, _first))
 
 
 def draw_text(
@@ -120,7 +142,7 @@ def _margins(size: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _plate(text: str, size: int, color: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _plate(text: str, size: int, color: tuple[int, int, int], first: str) -> tuple[np.ndarray, np.ndarray]:
     """Colours (h, w, 3) and opacity (h, w, 1) of a plate, float32: see-through but for its text and stripe, round corners."""
     (height, width), (stripe, pad) = plate_size(text, size), _margins(size)
     mask = text_mask(text, size)
@@ -150,9 +172,11 @@ def _default_font() -> str:
 
 
 @lru_cache(maxsize=1024)
-def _font_path(text: str) -> str | None:
-    """The first font that has every glyph of a text: DejaVu Sans, then installed sans-serif fonts, then any other."""
+def _font_path(text: str, first: str) -> str | None:
+    """The first font that has every glyph of a text: that named, DejaVu Sans, installed sans-serif fonts, then any other."""
     needed = frozenset(character for character in text if unicodedata.category(character) not in _INVISIBLE)
+    if first and needed <= _glyphs(first):
+        return first
     if needed <= _glyphs(_default_font()):
         return _default_font()
     return next((path for path in _installed_fonts() if needed <= _glyphs(path)), None)

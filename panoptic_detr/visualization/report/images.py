@@ -89,6 +89,7 @@ def image_data(entry: Entry, index: int, *, budget: int, palette: Palette, confu
         "id": index,
         "name": entry.name,
         "pq": comparison.matching.quality,
+        "lost": comparison.lost,
         "width": width,
         "height": height,
         "jpeg": base64.b64encode(jpeg).decode(),

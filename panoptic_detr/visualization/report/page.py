@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.files import write_whole
+from panoptic_detr.quality import CAUSES, MEANING
 from panoptic_detr.visualization.draw import Palette, category_colors
 from panoptic_detr.visualization.errors import ERROR_COLORS, ERROR_NAMES, Entry, ErrorKind
 from panoptic_detr.visualization.report.images import Confusion, Values, image_data
@@ -22,6 +23,7 @@ Scores = Mapping[str, Any]
 _PICTURE_BYTES = 8_800_000  # of all pictures together, so that the file stays below 10 MB
 _PLOT = (260, 120)  # width and height of a curve in its own units
 _MOST_POINTS = 300
+_WORST_OF_A_CAUSE = 4
 # The curves that people look for, in this order; the others stand folded below them.
 _KNOWN_TERMS = ("loss", "class", "box_l1", "box_giou", "mask_focal", "mask_dice")
 _KNOWN_SCORES = ("PQ", "PQ things", "PQ stuff", "box AP", "mask AP", "SQ", "RQ")
@@ -45,8 +47,8 @@ def write_report(
         path: of the HTML file.
         entries: images with truth and prediction, used one at a time; a few hundred at most.
         scores: "All", "Things" and "Stuff" with pq, sq, rq (fractions) and n; "per_class" by category id with pq, sq, rq and,
-            if known, tp, fp, fn (`PanopticQualityResult.as_dict()`, or the same with its `per_class`). A function is called
-            after the last entry, for scores that are counted on the way.
+            if known, tp, fp, fn (`PanopticQualityResult.as_dict()`, or the same with its `per_class`); "points_lost" by
+            group and cause, if known. A function is called after the last entry, for scores that are counted on the way.
         categories: the table that the ids of `scores` refer to.
         curves: name to (step, value) points, for example from `read_curves`.
         title: heading.
@@ -71,6 +73,7 @@ def write_report(
         facts=dict(facts or {}),
         **_plots(curves or {}),
         groups=[(name, _values(final[name])) for name in ("All", "Things", "Stuff") if name in final],
+        points=point_rows(final.get("points_lost", {}), images),
         classes=class_rows(final.get("per_class", {}), categories, palette),
         **_image_values(images, confusion),
     )
@@ -134,6 +137,23 @@ def class_rows(per_class: Mapping[int | str, Any], categories: CategoryTable, pa
     return sorted(rows, key=lambda row: (-row["pq"], row["name"]))
 
 
+def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Values]) -> list[Values]:
+    """What PQ was lost to: a row per cause, with the images in which it cost most.
+
+    Args:
+        points: by group, what each cause cost, as fractions of PQ.
+        images: from `image_data`.
+    """
+    rows = []
+    for cause in CAUSES:
+        values = {group: by_cause[cause] for group, by_cause in points.items()}
+        worst = sorted(images, key=lambda image: (-image["lost"][cause], image["id"]))[:_WORST_OF_A_CAUSE]
+        shown = [image for image in worst if image["lost"][cause] > 0]
+        if any(values.values()):
+            rows.append({"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown})
+    return rows
+
+
 def plot(name: str, points: Curve) -> Values:
     """A curve as SVG points, thinned to a few hundred, with its ends and extremes."""
     data = np.asarray(points, dtype=np.float64)
@@ -148,10 +168,7 @@ def plot(name: str, points: Curve) -> Values:
 
 
 def read_curves(*paths: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the curves of a run from its CSV logs: every column of numbers, by step.
-
-    Args:
-        paths: CSV files with a "step" column; missing files are skipped.
+    """Read the curves of a run from its CSV logs, where they are: every column of numbers, by the "step" column.
 
     Raises:
         PictureError: a file without a "step" column.

@@ -26,11 +26,11 @@ MASK_HEAD: Pairs = (
     ("bbox_attention.", "mask_head.attention."),
     ("detr.", "detector."),
 )
+POSITIONS: Pairs = tuple((f"backbone.1.{axis}_embed.", f"position_encoding.{axis}_embed.") for axis in ("row", "col"))
 DETR: Pairs = (
     *MASK_HEAD,
     ("backbone.0.body.", "backbone.body."),
-    ("backbone.1.row_embed.", "position_encoding.row_embed."),
-    ("backbone.1.col_embed.", "position_encoding.col_embed."),
+    *POSITIONS,
     ("transformer.encoder.", "encoder."),
     ("transformer.decoder.", "decoder."),
     ("multihead_attn.", "cross_attn."),
@@ -43,6 +43,7 @@ DEFORMABLE: Pairs = (
     *((f"backbone.0.body.layers.{i}.downsample.", f"backbone.0.body.layers.{i + 1}.downsample.") for i in (2, 1, 0)),
     ("backbone.0.body.norm#.", "backbone.0.body.norms.#."),
     ("backbone.0.body.", "backbone.body."),
+    *POSITIONS,
     ("transformer.encoder.", "encoder."),
     ("transformer.decoder.", "decoder."),
     ("transformer.level_embed", "level_embed"),
@@ -87,9 +88,8 @@ def official_weights(model: nn.Module, state_dict: Mapping[str, object]) -> dict
             f"expected a state dict (name to tensor), bare or under 'model', but got {_described(published)}{hint}"
         )
     named = translate(published)
-    _check_fit(model.state_dict(), named)
-    if fault := fault_of(named):
-        raise OfficialWeightsError(f"the checkpoint's weights are not usable: {fault}; fetch it again")
+    check_fit(model.state_dict(), named, "the checkpoint does not belong to this model", ("checkpoint", "model"), _whose(named))
+    check_usable(named)
     return named
 
 
@@ -138,13 +138,17 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         OfficialWeightsError: the model has parts that do not exist in the authors' code; they are named.
     """
     weights = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
-    deformable = any(re.search(r"(^|\.)level_embed$", name) for name in weights)
-    back = [(ours, theirs) for theirs, ours in reversed(DEFORMABLE if deformable else DETR)]
-    published = {rename(name, back): value for name, value in weights.items()}
-    if deformable:
-        published |= _shared_heads(published)
+    published = published_names(weights)
     _check_way_back(weights, published)
     return published
+
+
+def published_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `to_official` does, without a look at the values."""
+    deformable = any(re.search(r"(^|\.)level_embed$", name) for name in weights)
+    back = [(ours, theirs) for theirs, ours in reversed(DEFORMABLE if deformable else DETR)]
+    published = {rename(name, back): value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    return published | _shared_heads(published) if deformable else published
 
 
 def _shared_heads(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,29 +195,49 @@ def _described(value: object) -> str:
     return f"a {kind} with {type(value[name]).__name__} under {name!r}"
 
 
-def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def check_fit(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], problem: str, sides: tuple[str, str], hint: str = ""
+) -> None:
+    """Raise `OfficialWeightsError` unless two state dicts have the same names and shapes.
+
+    Args:
+        wanted: of the model.
+        given: of the file.
+        problem: the beginning of the message.
+        sides: what to call `given` and `wanted`.
+        hint: the end of the message.
+    """
     wanted = {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}
     problems = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unexpected": sorted(given.keys() - wanted.keys()),
         "of another shape": [
-            f"{name}: {tuple(given[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model"
+            f"{name}: {tuple(given[name].shape)} in the {sides[0]}, {tuple(wanted[name].shape)} in the {sides[1]}"
             for name in sorted(wanted.keys() & given.keys())
             if given[name].shape != wanted[name].shape
         ],
     }
     if any(problems.values()):
         listed = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names)
-        raise OfficialWeightsError(f"the checkpoint does not belong to this model: {listed}{_recognised(given)}")
+        raise OfficialWeightsError(f"{problem}: {listed}{hint}")
+
+
+def check_usable(weights: Mapping[str, Tensor]) -> None:
+    """Raise `OfficialWeightsError` if some tensor cannot be a weight."""
+    if fault := fault_of(weights):
+        raise OfficialWeightsError(f"the checkpoint's weights are not usable: {fault}; fetch it again")
 
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (" and so on" if len(names) > SHOWN else "")
 
 
-def _recognised(names: Iterable[str]) -> str:
+def _whose(names: Iterable[str]) -> str:
     """Whose names these are, where they are not the authors'."""
     transformers = re.compile(r"(^|\.)(conv_encoder\.model|class_labels_classifier|bbox_predictor|encoder_attn)\.")
     if any(transformers.search(name) for name in names):
-        return ". These are the names of the transformers library, not those of the authors' files"
+        return (
+            ". These are the names of the transformers library, not those of the authors' files: name the folder of the file, "
+            "with its config.json, to load_model or load_pretrained"
+        )
     return ""

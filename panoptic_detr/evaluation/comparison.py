@@ -1,0 +1,132 @@
+"""Two sets of predictions of the same images: is one better, where, and what does it look like?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, folder_of, read_annotations
+from panoptic_detr.evaluation.same_images import as_images_of
+from panoptic_detr.files import make_folder
+from panoptic_detr.images import save_picture
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality
+from panoptic_detr.visualization.draw import overlay, side_by_side
+from panoptic_detr.visualization.errors import error_view
+
+GROUPS = ("All PQ", "All SQ", "All RQ", "Things PQ", "Stuff PQ")
+PICTURES = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of two sets of predictions, and what lies between them.
+
+    Attributes:
+        results: of the first and the second.
+        differences: second minus first, with intervals, by name as in `intervals`.
+        changes: (image id, PQ of the first, PQ of the second), all classes of the image together, the largest change first.
+    """
+
+    results: tuple[PanopticQualityResult, PanopticQualityResult]
+    differences: dict[str, Interval]
+    changes: list[tuple[str, float, float]]
+
+    def summary(self) -> str:
+        """Wins and losses by image, in a sentence."""
+        steps = [np.sign(after - before) for _, before, after in self.changes]
+        counts = [sum(step == sign for step in steps) for sign in (1, -1, 0)]
+        return "of {} images the second is better on {}, worse on {}, equal on {}".format(len(steps), *counts)
+
+
+def compare_predictions(
+    gt_json: str | Path, gt_folder: str | Path, first: Path, second: Path, *, workers: int | None = None
+) -> Comparison:
+    """Score two results JSONs, whose PNGs lie beside them (`folder_of`), on one ground truth.
+
+    Raises:
+        EvaluationError: as `evaluate_panoptic`.
+    """
+    one, two = (
+        evaluate_panoptic(gt_json, gt_folder, path, folder_of(path), workers=workers, per_image=True)
+        for path in (first, second)
+    )
+    pairs = zip(one.by_image, two.by_image, strict=True)
+    changes = [(name, image_quality(before), image_quality(after)) for (name, before), (_, after) in pairs]
+    changes.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
+    return Comparison((one, two), difference_intervals(one, two), changes)
+
+
+def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Table:
+    """Both scores, their difference and its interval in points: groups, and the classes whose difference is real, or all."""
+    first, second = comparison.results
+    table = Table(title="The second against the first", title_justify="left")
+    for column in ("", "first", "second", "difference", "95 % interval", "real"):
+        table.add_column(column, justify="left" if column in ("", "real") else "right")
+    scores = {"All": (first.all, second.all), "Things": (first.things, second.things), "Stuff": (first.stuff, second.stuff)}
+    both = {name: tuple(getattr(side, name.split()[1].lower()) for side in scores[name.split()[0]]) for name in GROUPS}
+    for category in first.categories.categories:
+        before, after = (result.per_class[category.id] for result in comparison.results)
+        if any(before[3:]) or any(after[3:]):
+            both[category.name] = (before.pq, after.pq)
+    for name, pair in both.items():
+        row = comparison.differences[name]
+        if name in GROUPS or per_class or row.is_real:
+            interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+            values = (f"{100 * value:.1f}" for value in pair)
+            table.add_row(Text(name), *values, f"{100 * row.value:+.1f}", interval, "yes" if row.is_real else "no")
+    return table
+
+
+def draw_changes(
+    comparison: Comparison,
+    gt_json: Path,
+    gt_folder: Path,
+    predictions: Sequence[Path],
+    output: Path,
+    images: Path | None = None,
+) -> int:
+    """Draw the truth and the errors of both sides for the images that changed most, at most ten; returns how many.
+
+    Args:
+        comparison: what to draw.
+        gt_json: the ground truth.
+        gt_folder: its PNGs.
+        predictions: the two results JSONs.
+        output: the folder for the pictures.
+        images: folder of the images; on grey without it.
+    """
+    truth = read_annotations(gt_json, gt_folder)
+    categories = truth.categories()
+    sides = [as_images_of(read_annotations(path, folder_of(path)), truth)[0] for path in predictions]
+    ids = {str(image_id): image_id for image_id in truth.entries}
+    changed = [row for row in comparison.changes[:PICTURES] if row[1] != row[2]]
+    make_folder(output)
+    for place, (name, before, after) in enumerate(changed, start=1):
+        expected = truth.segmentation(ids[name], categories)
+        picture = _picture(images, truth.image_names.get(ids[name]), expected)
+        drawn = [overlay(picture, expected)]
+        drawn += [error_view(picture, _side(side, ids[name], expected, categories), expected, legend=False) for side in sides]
+        titles = ["truth", f"first: PQ {100 * before:.1f}", f"second: PQ {100 * after:.1f}"]
+        save_picture(output / f"change_{place:02d}_{100 * (after - before):+.0f}.png", side_by_side(drawn, titles))
+    return len(changed)
+
+
+def _side(side: AnnotationSet, image_id: ImageId, truth: PanopticSegmentation, table: CategoryTable) -> PanopticSegmentation:
+    """A prediction; an empty one where there is none."""
+    if image_id in side.entries:
+        return side.segmentation(image_id, table)
+    return PanopticSegmentation(np.zeros_like(truth.segment_map), [], table, image_id=image_id)
+
+
+def _picture(images: Path | None, name: str | None, truth: PanopticSegmentation) -> np.ndarray:
+    """The image (H, W, 3), or grey where it is not at hand."""
+    found = cv2.imread(str(images / name), cv2.IMREAD_COLOR_RGB) if images is not None and name is not None else None
+    size = truth.segment_map.shape
+    return found if found is not None and found.shape[:2] == size else np.full((*size, 3), 160, np.uint8)

@@ -1,0 +1,43 @@
+"""The one way to a predictor: an exported file is run as it is, everything else is a model of PyTorch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panoptic_detr.exported.runtime import ExportedPredictor
+
+if TYPE_CHECKING:
+    import torch
+
+    from panoptic_detr.inference import Precision, Predictor
+
+ENDINGS = (".onnx",)
+
+
+def is_exported(source: str | Path) -> bool:
+    """Whether a source is named like an exported file."""
+    return Path(source).suffix.lower() in ENDINGS
+
+
+def load_model(
+    name_or_path: "str | Path", *, device: "str | torch.device" = "auto", precision: "Precision" = "fp32"
+) -> "Predictor | ExportedPredictor":
+    """Load a model for prediction.
+
+    Args:
+        name_or_path: an exported file (`.onnx`); a checkpoint of this project; a model name whose authors publish weights
+            (`weights.PUBLISHED`); a folder in the hub's form (`config.json`, `model.safetensors`); a repository of the hub,
+            `name/of` or `name/of@revision`.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one there is.
+        precision: "fp32", or "bf16" for bfloat16 autocast; an exported file keeps the one that it was written with.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, is damaged, or does not say what its classes mean.
+        InputError: an exported file that is damaged or comes from elsewhere; neither a file nor a model name; a model without
+            published weights or mask head.
+        WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
+    """
+    if is_exported(name_or_path):
+        return ExportedPredictor(name_or_path, device=str(device))
+    from panoptic_detr import inference  # only here: it needs PyTorch
+
+    return inference.load_model(name_or_path, device=device, precision=precision)

@@ -1,0 +1,120 @@
+"""A file and its model side by side, on pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_tensor, normalize, resize, target_size
+from panoptic_detr.exported.runtime import ExportedPredictor, open_session, read_notes
+from panoptic_detr.images import Picture, upright_rgb
+from panoptic_detr.inference import Predictor
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.structures import DetectorOutput
+from panoptic_detr.weights import OpenedModel
+
+RAW = ("logits", "query_boxes", "mask_logits", "mask_places")
+SIZES = ((96, 96), (240, 320), (333, 250))  # of the drawn pictures
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One picture.
+
+    Attributes:
+        name: of the picture.
+        logits: largest difference of class logits.
+        boxes: the same of boxes, as fractions of the image.
+        masks: the same of mask logits, of the queries that the file kept; 0 where there is none.
+        equal_pixels: share of pixels with the same segment id.
+        same_segments: ids, categories, areas and boxes agree.
+        segments: how many the model found.
+    """
+
+    name: str
+    logits: float
+    boxes: float
+    masks: float
+    equal_pixels: float
+    same_segments: bool
+    segments: int
+
+
+def default_pictures() -> list[np.ndarray]:
+    """Three pictures of coloured ellipses on a gradient, of three sizes; always the same."""
+    draw, pictures = np.random.default_rng(0), []
+    for height, width in SIZES:
+        y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
+        picture = np.stack([255 * x, 255 * y, 255 * (1 - x)], axis=-1)
+        for _ in range(6):
+            centre_x, centre_y, wide, high = draw.uniform(0.1, 0.9, 2).tolist() + draw.uniform(0.05, 0.25, 2).tolist()
+            picture[((x - centre_x) / wide) ** 2 + ((y - centre_y) / high) ** 2 < 1] = draw.uniform(0, 255, 3)
+        pictures.append(picture.astype(np.uint8))
+    return pictures
+
+
+class Pair:
+    """A model and the file that was made of it, ready to be compared.
+
+    Args:
+        opened: the model.
+        path: the file's place, for messages.
+        content: what will be written there.
+        raw: it gives logits, boxes and masks only.
+    """
+
+    def __init__(self, opened: OpenedModel, path: Path, content: bytes, *, raw: bool) -> None:
+        self.opened = opened
+        self.exported = None if raw else ExportedPredictor(path, device="cpu", content=content)
+        self.predictor = None if raw else Predictor(opened.model, opened.categories, settings=opened.settings)
+        self.session = self.exported.session if self.exported else open_session(path, "cpu", content=content)[0]
+        self.size: tuple[int, int] | None = read_notes(path, self.session)["size"]
+
+    def compare(self, picture: Picture) -> Comparison:
+        """Run both on a picture that `Predictor` takes; for a file of fixed size it is resized before."""
+        rgb = upright_rgb(picture)
+        name = Path(picture).name if isinstance(picture, str | Path) else f"of {rgb.shape[1]} x {rgb.shape[0]} pixels"
+        if self.size is not None:
+            rgb = np.ascontiguousarray(resize(image_tensor(rgb), self.size).permute(1, 2, 0).numpy())
+        differences = self.largest_differences(rgb)
+        if self.exported is None or self.predictor is None:
+            return Comparison(name, *differences, 1.0, True, 0)
+        theirs, mine = self.predictor_of(rgb)(rgb), self.exported(rgb)
+        equal = float((theirs.segment_map == mine.segment_map).mean())
+        return Comparison(name, *differences, equal, told(theirs) == told(mine), len(theirs.segments))
+
+    def predictor_of(self, rgb: np.ndarray) -> Predictor:
+        """The predictor; for a file of fixed size it takes a picture of this size as it is."""
+        assert self.predictor is not None
+        if self.size is not None:
+            self.predictor.settings = replace(self.opened.settings, short_side=None)
+        return self.predictor
+
+    @torch.no_grad()
+    def largest_differences(self, rgb: np.ndarray) -> tuple[float, float, float]:
+        """Of class logits, boxes, and mask logits."""
+        image, settings = image_tensor(rgb), self.opened.settings
+        if self.size is None and settings.short_side is not None:
+            image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
+        image = normalize(image, settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)[None]  # (1, 3, h, w)
+        output: DetectorOutput = self.opened.model.eval()(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
+        names = [value.name for value in self.session.get_outputs() if value.name in RAW]
+        found = dict(zip(names, self.session.run(names, {"image": rgb[None]}), strict=True))
+        pairs = [(output.logits[-1], found["logits"]), (output.boxes[-1], found["query_boxes"])]
+        if "mask_logits" in found and len(found["mask_places"]):
+            (masks,) = output.segment([torch.from_numpy(found["mask_places"][:, 1])])
+            pairs.append((masks, found["mask_logits"]))
+        largest = [float(np.abs(own.float().numpy() - theirs).max()) for own, theirs in pairs]
+        return largest[0], largest[1], largest[2] if len(largest) > 2 else 0.0
+
+
+def told(segmentation: PanopticSegmentation) -> list[tuple[object, ...]]:
+    """What is compared of the segments."""
+    return [(s.id, s.category_id, s.area, s.box, s.query) for s in segmentation.segments]
+
+
+def least_equal(comparisons: Sequence[Comparison]) -> float:
+    """Share of equal pixels in the worst picture."""
+    return min((one.equal_pixels for one in comparisons), default=1.0)

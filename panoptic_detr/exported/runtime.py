@@ -1,0 +1,217 @@
+"""Predicting with an exported file: the same call and the same result as the predictor's, without PyTorch."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+
+from panoptic_detr.categories import CategoryTable
+from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.errors import InputError
+from panoptic_detr.images import Picture, as_rgb, check_is_picture
+from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, Segment
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+NOTES, FORMAT = "panoptic_detr", 1  # the entry of a file's metadata, and its version
+REASONS: tuple[DropReason | None, ...] = (
+    *(None, "no object", "low score", "no category", "covered", "small", "merged", "suppressed"),
+)
+RESULTS = ("segment_map", "ids", "category_ids", "scores", "areas", "boxes", "reasons", "joined")
+Pictures: TypeAlias = list[Any] | tuple[Any, ...]
+_WINDOW_BATCHES = 4
+
+
+class ExportedPredictor:
+    """Pictures in, panoptic maps out, by a file that `export` wrote.
+
+    Args:
+        path: the file.
+        device: "cpu", "cuda", "cuda:1", or "auto" for the best one there is.
+        threads: of the runtime; by default as many as there are cores.
+        content: of the file, where it is not written yet.
+
+    Attributes:
+        path: the file.
+        categories: the class table.
+        settings: those that the file was written with; others may be set, except for the image size of a file of fixed size.
+        batch_size: pictures of a list that go through the model together, if they are of one size.
+        precision: of the weights in the file.
+        notes: everything that the file says about itself.
+
+    Raises:
+        InputError: no such file, or a file that is damaged, comes from elsewhere, or gives no maps; no such device here.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "auto", threads: int = 0, content: bytes | None = None) -> None:
+        self.path = Path(path)
+        self.session, self.device = open_session(self.path, device, threads, content)
+        self.notes = read_notes(self.path, self.session)
+        if self.notes["raw"]:
+            raise InputError(f"{self.path} gives logits, boxes and masks, no maps: it was exported with --raw; export without")
+        self.categories = CategoryTable.from_dict(self.notes["categories"])
+        self.settings = InferenceSettings.from_dict(self.notes["settings"])
+        self.precision: str = self.notes["precision"]
+        self.batch_size = 1 if self.device == "cpu" else 8
+
+    @overload
+    def __call__(self, images: Picture, threshold: float | None = None) -> PanopticSegmentation: ...
+
+    @overload
+    def __call__(self, images: Pictures, threshold: float | None = None) -> list[PanopticSegmentation]: ...
+
+    def __call__(
+        self, images: Picture | Pictures, threshold: float | None = None
+    ) -> PanopticSegmentation | list[PanopticSegmentation]:
+        """Predict.
+
+        Args:
+            images: a path, an array or a PIL image as `Predictor` takes it, or a list of these.
+            threshold: least probability for this call, for things and stuff alike, instead of the settings'.
+
+        Returns:
+            The map, as large as the picture; a list of maps for a list.
+
+        Raises:
+            PictureError: a missing or unreadable picture; the message names it.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, threshold))
+        return next(self.stream([images], threshold))
+
+    def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
+        """Predict any number of pictures, in order, with a few of them in memory at a time."""
+        given, coming = self._inputs(self.settings.with_thresholds(threshold)), iter(images)
+        window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
+        while pictures := [self._read(image) for image in islice(coming, window)]:
+            yield from self._predict(pictures, given)
+
+    def run(self, pictures: np.ndarray, names: Iterable[str], given: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
+        """Outputs of the file, by their names, for (B, H, W, 3) uint8 pictures."""
+        return self.session.run(list(names), {"image": pictures, **(given or {})})
+
+    def _read(self, picture: Picture) -> np.ndarray:
+        check_is_picture(picture)
+        return as_rgb(picture)
+
+    def _predict(self, pictures: list[np.ndarray], given: dict[str, np.ndarray]) -> list[PanopticSegmentation]:
+        maps: dict[int, PanopticSegmentation] = {}
+        while left := [index for index in range(len(pictures)) if index not in maps]:
+            shape = pictures[left[0]].shape
+            group = [index for index in left if pictures[index].shape == shape][: self.batch_size]
+            found = self.run(np.stack([pictures[index] for index in group]), RESULTS, given)
+            rows = zip(*found, strict=True)
+            maps.update((index, self._segmentation(*row)) for index, row in zip(group, rows, strict=True))
+        return [maps[index] for index in range(len(pictures))]
+
+    def _segmentation(
+        self,
+        segment_map: np.ndarray,
+        ids: np.ndarray,
+        category_ids: np.ndarray,
+        scores: np.ndarray,
+        areas: np.ndarray,
+        boxes: np.ndarray,
+        reasons: np.ndarray,
+        joined: np.ndarray,
+    ) -> PanopticSegmentation:
+        """One image's rows of the outputs as a result."""
+        table, segments, dropped = self.categories.by_id, [], []
+        if np.isnan(scores).any():
+            raise InputError("class logits are not finite numbers; the weights in the file or the images contain NaN")
+        for query, (id, category) in enumerate(zip(ids.tolist(), category_ids.tolist(), strict=True)):
+            score, area = float(scores[query]), int(areas[query])
+            if id:
+                left, top, width, height = boxes[query].tolist()
+                segments.append(Segment(id, category, table[category].isthing, score, area, (left, top, width, height), query))
+            elif (reason := REASONS[int(reasons[query])]) is not None:
+                into = int(joined[query]) or None
+                dropped.append(Dropped(query, reason, score, category if category >= 0 else None, area, into))
+        return PanopticSegmentation(segment_map, segments, self.categories, dropped)
+
+    def _inputs(self, settings: InferenceSettings) -> dict[str, np.ndarray]:
+        """What the settings are as inputs of the file."""
+        fixed = InferenceSettings.from_dict(self.notes["settings"])
+        sides = [(s.short_side, s.long_side) for s in (settings, fixed)]
+        if (settings.image_mean, settings.image_std) != (fixed.image_mean, fixed.image_std):
+            raise InputError(
+                f"{self.path} normalises images as its model was trained; image_mean and image_std cannot be changed"
+            )
+        if self.notes["size"] and sides[0] != sides[1]:
+            height, width = self.notes["size"]
+            raise InputError(f"{self.path} was exported for {width} x {height} pixels, so it has no short_side and long_side")
+        values = setting_values(settings, self.notes["no_object"])
+        kinds: dict[str, type] = dict.fromkeys(("threshold", "stuff_threshold", "min_visible"), np.float32)
+        kinds |= {"min_area": np.int64, "max_segments": np.int64, "keep_first": np.bool_}
+        kinds |= {} if self.notes["size"] else {"short_side": np.int64, "long_side": np.int64}
+        return {name: np.array(values[name], kind) for name, kind in kinds.items()}
+
+
+def setting_values(settings: InferenceSettings, no_object: bool) -> dict[str, float | int | bool]:
+    """Settings as the inputs of a file: plain numbers, 0 for "none"."""
+    things, stuff = settings.thresholds(no_object)
+    return {
+        "threshold": things,
+        "stuff_threshold": stuff,
+        "min_area": settings.min_area,
+        "min_visible": settings.min_visible,
+        "max_segments": settings.max_segments or 0,
+        "keep_first": settings.duplicate_stuff == "keep_first",
+        "short_side": settings.short_side or 0,
+        "long_side": settings.long_side,
+    }
+
+
+def open_session(
+    path: Path, device: str, threads: int = 0, content: bytes | None = None
+) -> "tuple[onnxruntime.InferenceSession, str]":
+    """A file of ONNX, ready to run, and the device that it runs on."""
+    if content is None and not path.is_file():
+        raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(f"{path}: exported files need onnxruntime: pip install 'panoptic-detr[export]'") from None
+    providers, name = providers_of(device, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    try:
+        return onnxruntime.InferenceSession(content or str(path), options, providers=providers), name
+    except Exception as error:  # the library has a dozen kinds, none with a common parent
+        raise InputError(
+            f"{path} cannot be opened as an ONNX file ({str(error).splitlines()[0][:200]}): it is damaged, or none; export "
+            "the model again"
+        ) from None
+
+
+def providers_of(device: str, there: list[str]) -> tuple[list[Any], str]:
+    """Onnxruntime's providers for a device of ours, and the device's name."""
+    wanted = device.strip().lower() or "auto"
+    cuda = "CUDAExecutionProvider" in there
+    if wanted == "cpu" or (wanted == "auto" and not cuda):
+        return ["CPUExecutionProvider"], "cpu"
+    kind, _, index = wanted.replace("gpu", "cuda").partition(":")
+    if kind not in ("cuda", "auto") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device {device!r} for exported files; give auto, cpu, cuda, or cuda:1 and so on")
+    if not cuda:
+        raise InputError(f"device {device!r} is not available to onnxruntime here; pip install onnxruntime-gpu, or use 'cpu'")
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"], f"cuda:{index or 0}"
+
+
+def read_notes(path: Path, session: "onnxruntime.InferenceSession") -> dict[str, Any]:
+    """What the file says about itself.
+
+    Raises:
+        InputError: it was not written by `export`, or by a newer one.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(NOTES)
+    if text is None:
+        raise InputError(f"{path} is an ONNX file, but not one that `panoptic-detr export` wrote; it runs in onnxruntime alone")
+    notes: dict[str, Any] = json.loads(text)
+    if notes["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer panoptic_detr ({notes['versions']['panoptic_detr']}); update this one")
+    return notes

@@ -1,0 +1,182 @@
+"""Exporting: a model of any source becomes one file, is run on pictures beside the model, and is kept only if they agree."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from panoptic_detr.config.inference import LARGEST_SIDE
+from panoptic_detr.errors import InputError
+from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
+from panoptic_detr.exported.runtime import FORMAT, NOTES
+from panoptic_detr.files import make_folder, write_whole
+from panoptic_detr.images import Picture
+from panoptic_detr.inference import Predictor
+from panoptic_detr.models.cpu.optimize import optimize_for_inference
+from panoptic_detr.weights import OpenedModel, open_model
+from panoptic_detr.zoo import spec_of
+
+FilePrecision = Literal["fp32", "fp16", "int8"]
+LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it compares with the model.
+
+    Attributes:
+        path: the file.
+        megabytes: its size.
+        precision: of its weights.
+        comparisons: one for each picture.
+    """
+
+    path: Path
+    megabytes: float
+    precision: FilePrecision
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def equal_pixels(self) -> float:
+        """Share of equal pixels in the worst picture."""
+        return least_equal(self.comparisons)
+
+
+def export(
+    source: "str | Path | Predictor",
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    precision: FilePrecision = "fp32",
+    raw: bool = False,
+    check: Sequence[Picture] = (),
+) -> ExportReport:
+    """Write a model as one ONNX file that does all from uint8 pixels to the panoptic map.
+
+    Args:
+        source: a checkpoint, a model name whose authors publish weights, or a predictor.
+        path: the file; its ending, `.onnx`, names the format.
+        size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
+        precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
+        raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
+        check: pictures that file and model are compared on, besides three drawn ones.
+
+    Returns:
+        What was written, and the comparison.
+
+    Raises:
+        InputError: a source, path, size or precision that does not fit; onnx or onnxruntime are not installed; fewer than 99.9%
+            equal pixels in fp32. Nothing is left behind then.
+    """
+    path = Path(path)
+    check_target(path, size, precision)
+    opened = opened_source(source)
+    if not raw and not opened.panoptic:
+        raise InputError(
+            "the model is a detector without a mask head, which makes no maps; export its boxes with --raw (raw=True)"
+        )
+    data = model_bytes(opened, source, size=size, precision=precision, raw=raw)
+    make_folder(path.parent)
+    pair = Pair(opened, path, data, raw=raw)
+    found = tuple(pair.compare(picture) for picture in [*default_pictures(), *check])
+    worst = min(found, key=lambda one: one.equal_pixels)
+    if precision == "fp32" and worst.equal_pixels < LEAST_EQUAL:
+        raise InputError(
+            f"{path} is not written: on the picture {worst.name} only {100 * worst.equal_pixels:.2f}% of the pixels are those "
+            f"of the model, and {100 * LEAST_EQUAL:g}% are wanted (largest difference of logits {worst.logits:.2g}, masks "
+            f"{worst.masks:.2g})"
+        )
+    write_whole(path, data)
+    return ExportReport(path, len(data) / 2**20, precision, found)
+
+
+def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> None:
+    """Raise `InputError` unless such a file can be written here."""
+    if path.suffix.lower() != ".onnx":
+        raise InputError(f"{path}: exported files end in .onnx, not in {path.suffix or 'nothing'}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file")
+    if precision not in get_args(FilePrecision):
+        raise InputError(f"precision must be one of {', '.join(get_args(FilePrecision))}, but got {precision!r}")
+    if size is not None and not all(32 <= side <= LARGEST_SIDE for side in size):
+        raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {tuple(size)}")
+    for name in ("onnx", "onnxruntime"):
+        try:
+            import_module(name)
+        except ImportError:
+            raise InputError(f"exporting needs {name}: pip install 'panoptic-detr[export]'") from None
+
+
+def opened_source(source: "str | Path | Predictor") -> OpenedModel:
+    """Model, classes and settings of a source."""
+    if isinstance(source, Predictor):
+        return OpenedModel(source.model.to("cpu"), source.categories, source.settings)
+    return open_model(source)
+
+
+def model_bytes(
+    opened: OpenedModel, source: "str | Path | Predictor", *, size: tuple[int, int] | None, precision: FilePrecision, raw: bool
+) -> bytes:
+    """The file's content."""
+    from panoptic_detr.exported.assemble import Networks, assemble
+    from panoptic_detr.exported.parts import trace_parts
+    from panoptic_detr.exported.precision import smaller_weights
+
+    no_object = bool(getattr(detector_of(opened.model), "no_object", False))
+    notes = notes_of(opened, source, no_object=no_object, size=size, precision=precision, raw=raw)
+    networks = Networks(*trace_parts(optimize_for_inference(opened.model, channels_last=False)))
+    model = assemble(
+        networks,
+        opened.categories,
+        opened.settings,
+        no_object=no_object,
+        size=size,
+        raw=raw,
+        metadata={NOTES: json.dumps(notes)},
+    )
+    if precision != "fp32":
+        smaller_weights(model.graph, precision)
+    try:
+        return model.SerializeToString()
+    except ValueError:  # protobuf's limit
+        raise InputError(
+            "the model has more than 2 GB of weights, which one ONNX file cannot hold; use precision fp16 or int8"
+        ) from None
+
+
+def notes_of(
+    opened: OpenedModel,
+    source: "str | Path | Predictor",
+    *,
+    no_object: bool,
+    size: tuple[int, int] | None,
+    precision: str,
+    raw: bool,
+) -> dict[str, Any]:
+    """What the file says about itself."""
+    versions = {name: version(name) for name in ("torch", "onnx")} | {"python": platform.python_version()}
+    return {
+        "format": FORMAT,
+        "categories": opened.categories.to_dict(),
+        "settings": opened.settings.to_dict(),
+        "model": spec_of(opened.model).to_dict(),
+        "no_object": no_object,
+        "size": size,
+        "precision": precision,
+        "raw": raw,
+        "source": "predictor" if isinstance(source, Predictor) else Path(source).name,
+        "versions": versions | {"panoptic_detr": version("panoptic-detr")},
+    }
+
+
+def detector_of(model: nn.Module) -> nn.Module:
+    """The detector within a panoptic model, or the detector itself."""
+    detector = getattr(model, "detector", model)
+    assert isinstance(detector, nn.Module)
+    return detector

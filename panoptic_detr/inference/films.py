@@ -1,0 +1,237 @@
+"""Films: every frame predicted, things followed from frame to frame, an overlay film and COCO files of the frames.
+
+The frames lie in a `PredictionFolder`, one line each, so a film that was stopped goes on where it was; its overlays are drawn
+anew.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from panoptic_detr.errors import DataError
+from panoptic_detr.files import make_folder
+from panoptic_detr.inference.files import PictureFile, find_pictures
+from panoptic_detr.inference.flow import Outcome, PictureModel
+from panoptic_detr.inference.stream import PredictionFolder
+from panoptic_detr.inference.tracking import Tracker
+from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.parallel import map_ahead
+from panoptic_detr.visualization.draw import enlargement, overlay
+
+# By the ending of a film that is written: what its pictures are coded with.
+CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+FILM_ENDINGS = (*CODECS, ".mpg", ".mpeg", ".wmv")
+_AHEAD = 8  # frames decoded before they are needed
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film to predict: a file, or a folder of frames in the order of their names.
+
+    Attributes:
+        path: of the file or folder.
+        frames_per_second: of the film that is written; a file's own.
+        count: frames, as far as the file says.
+    """
+
+    path: Path
+    frames_per_second: float
+    count: int
+
+    @classmethod
+    def open(cls, path: Path, frames_per_second: float | None = None) -> "Film":
+        """Look at a film.
+
+        Args:
+            path: a film, or a folder of frames.
+            frames_per_second: instead of the file's own; of a folder 25 by default.
+
+        Raises:
+            DataError: missing, or not a readable film.
+        """
+        if path.is_dir():
+            return cls(path, frames_per_second or 25.0, len(find_pictures([path])))
+        with _reading(path) as capture:
+            own = capture.get(cv2.CAP_PROP_FPS)
+            return cls(
+                path, frames_per_second or (own if own > 0 else 25.0), max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+            )
+
+    def frames(self) -> Iterator[tuple[PictureFile, np.ndarray]]:
+        """Every frame, numbered from 1, as (H, W, 3) uint8 RGB.
+
+        Raises:
+            PictureError: a frame of a folder cannot be read.
+            DataError: not one frame of the file can.
+        """
+        if self.path.is_dir():
+            yield from ((file, file.read()) for file in find_pictures([self.path]))
+            return
+        number = 0
+        with _reading(self.path) as capture:
+            while True:
+                there, picture = capture.read()
+                if not there:
+                    break
+                number += 1
+                yield self._frame(number), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        if not number:
+            raise DataError(f"{self.path}: no frame of this film can be decoded; convert it to another format first")
+
+    def identity(self) -> list[object]:
+        """What tells this film from others, as plain values."""
+        state = self.path.stat()
+        return [str(self.path), state.st_size, state.st_mtime_ns] if self.path.is_file() else [str(self.path), self.count]
+
+    def _frame(self, number: int) -> PictureFile:
+        name = f"{number:06d}"
+        return PictureFile(self.path / name, number, name, f"{name}.png")
+
+
+def is_film(path: Path) -> bool:
+    """Whether a path has the ending of a film."""
+    return path.suffix.lower() in FILM_ENDINGS
+
+
+def predict_film(
+    model: PictureModel,
+    film: Film,
+    folder: PredictionFolder,
+    output: Path | None,
+    *,
+    tracker: Tracker | None = None,
+    requests: Sequence[int] = (),
+    watch: Callable[[PanopticSegmentation], object] | None = None,
+) -> Outcome:
+    """Predict the frames of a film in order; one thread decodes ahead, another writes what is done.
+
+    Args:
+        model: what predicts.
+        film: the film.
+        folder: where the frames' results go; those that are there are not predicted again.
+        output: the overlay film; None for none. It appears when it is whole.
+        tracker: gives things the ids that they had in the frames before.
+        requests: once something is in it the run ends after the frames at hand, without an overlay film.
+        watch: called with the result of each frame, in order.
+
+    Raises:
+        DataError: the film cannot be read, or the overlay film not be written.
+    """
+    outcome, frames = Outcome(), film.frames()
+    started, window = time.perf_counter(), model.batch_size
+    coming = map_ahead(lambda _: next(frames, None), iter(int, 1), threads=1, ahead=window + _AHEAD)
+    with _film_writer(output, film.frames_per_second, requests) as show, ThreadPoolExecutor(1) as pool, closing(coming):
+        written: list[Future[None]] = []
+        while not requests:
+            before = time.perf_counter()
+            chunk = [frame for frame in islice(coming, window) if frame is not None]
+            outcome.waiting += time.perf_counter() - before
+            for file, picture, result, is_new in _results(model, chunk, folder, tracker):
+                written.append(pool.submit(_write, folder, show, file, picture, result, is_new))
+                outcome.done += is_new
+                if watch is not None:
+                    watch(result)
+            before = time.perf_counter()
+            while len(written) > (window + _AHEAD if chunk else 0):
+                written.pop(0).result()
+            outcome.waiting += time.perf_counter() - before
+            if not chunk:
+                break
+        for future in written:
+            future.result()
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _results(
+    model: PictureModel,
+    chunk: Sequence[tuple[PictureFile, np.ndarray]],
+    folder: PredictionFolder,
+    tracker: Tracker | None,
+) -> Iterator[tuple[PictureFile, np.ndarray, PanopticSegmentation, bool]]:
+    """The results of some frames, and whether each is new."""
+    missing = [picture for file, picture in chunk if file not in folder]
+    new = iter(model(missing) if missing else [])
+    for file, picture in chunk:
+        is_new = file not in folder
+        result = next(new) if is_new else folder.recall(file)
+        if tracker is not None and is_new:
+            result = tracker.update(result)
+        elif tracker is not None:
+            tracker.recall(result)
+        yield file, picture, result, is_new
+
+
+def _write(
+    folder: PredictionFolder,
+    show: Callable[[np.ndarray], None] | None,
+    file: PictureFile,
+    picture: np.ndarray,
+    result: PanopticSegmentation,
+    is_new: bool,
+) -> None:
+    if is_new:
+        folder.add(file, picture, result)
+    if show is not None:
+        show(overlay(picture, result, scale=enlargement(picture.shape), shade_by_id=True))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[cv2.VideoCapture]:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such film; check the folder and the file's ending")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise DataError(f"{path}: not a film that OpenCV can read; convert it to .mp4 first")
+        yield capture
+    finally:
+        capture.release()
+
+
+@contextmanager
+def _film_writer(
+    output: Path | None, frames_per_second: float, requests: Sequence[int]
+) -> Iterator[Callable[[np.ndarray], None] | None]:
+    """What takes the pictures of a film; the film gets its name when the block ends well and no end was asked for.
+
+    Raises:
+        DataError: OpenCV cannot write such a film, or a picture has another size than the first.
+    """
+    if output is None:
+        yield None
+        return
+    make_folder(output.parent)
+    codec = CODECS.get(output.suffix.lower())
+    if codec is None:
+        raise DataError(f"{output}: films are written as {', '.join(CODECS)}; give one of these endings")
+    temporary = output.with_name(f".{output.stem[:40]}.{uuid.uuid4().hex}{output.suffix}")
+    writer = cv2.VideoWriter()
+    first: list[tuple[int, ...]] = []
+
+    def show(picture: np.ndarray) -> None:
+        height, width = (side // 2 * 2 for side in picture.shape[:2])  # codecs want even sides
+        if not first:
+            first.append(picture.shape)
+            if not writer.open(str(temporary), cv2.VideoWriter.fourcc(*codec), frames_per_second, (width, height)):
+                raise DataError(f"{output}: this OpenCV cannot write such a film; give another ending, .avi say")
+        if picture.shape != first[0]:
+            raise DataError(f"{output}: the frames of a film have one size, but got {picture.shape[:2]} after {first[0][:2]}")
+        writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+
+    try:
+        yield show
+        writer.release()
+        if first and not requests:
+            temporary.replace(output)
+    finally:
+        writer.release()
+        temporary.unlink(missing_ok=True)

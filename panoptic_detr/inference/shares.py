@@ -1,0 +1,94 @@
+"""Several processes that share a list of pictures, as torchrun or SLURM starts them: who does what, and who joins it.
+
+Each writes its results by itself; only a few words are exchanged, over gloo, which every machine has.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from torch import distributed
+
+from panoptic_detr.errors import DataError
+
+Item = TypeVar("Item")
+PATIENCE = timedelta(days=30)  # shares may take long, and differ
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process of several.
+
+    Attributes:
+        rank: its number, from 0.
+        processes: how many there are.
+        local_rank: its number on its machine, from 0.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process joins and reports."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> str:
+        """What tells its files from those of the others; nothing for the first."""
+        return "" if self.first else f"{self.rank + 1}-of-{self.processes}"
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Its items of a list that all have: every n-th, so that shares are alike."""
+        return items[self.rank :: self.processes] if self.processes > 1 else items
+
+    def device(self, asked: str) -> str:
+        """The device that was asked for; where that is any GPU, each process of a machine takes another."""
+        if self.processes > 1 and asked in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return asked
+
+    def gather(self, value: Item) -> list[Item]:
+        """The value of every process, in every process; all must ask.
+
+        Raises:
+            DataError: one of the others has ended.
+        """
+        if self.processes == 1:
+            return [value]
+        values: list[Item] = [value] * self.processes
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise DataError(
+                "another of the processes has ended, see what it says; the same command goes on with what is missing"
+            ) from error
+        return values
+
+
+def join_processes() -> Share:
+    """Meet the processes that torchrun or srun has started together with this one; a share of all where it is alone."""
+    environment: ClusterEnvironment
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        environment = SLURMEnvironment()
+    else:
+        return Share()
+    share = Share(environment.global_rank(), environment.world_size(), environment.local_rank())
+    if share.processes > 1 and not distributed.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", environment.main_address)
+        os.environ.setdefault("MASTER_PORT", str(environment.main_port))
+        distributed.init_process_group("gloo", rank=share.rank, world_size=share.processes, timeout=PATIENCE)
+    return share
+
+
+def leave_processes() -> None:
+    """Let the others go; where there are none, nothing."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

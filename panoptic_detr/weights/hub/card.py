@@ -1,0 +1,228 @@
+"""The model card: `README.md` of a repository, written from what is known notes a model and its run."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from panoptic_detr.errors import InputError
+from panoptic_detr.weights.checkpoints import Checkpoint
+from panoptic_detr.zoo import PANOPTIC
+
+PICTURE = "prediction.jpg"
+GROUPS = ("All", "Things", "Stuff")
+SHOWN = 30  # classes that a card lists
+NAMES = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "ap": "box AP"}
+
+
+@dataclass(frozen=True)
+class ModelNotes:
+    """What a card says besides the model.
+
+    Attributes:
+        name: of the model, as people write it; a repository's `organisation/name` where it has one.
+        license: an identifier of the hub, such as "apache-2.0"; None writes "unknown", and the owner fills it in.
+        data: what it was trained on.
+        command: what trained it.
+        settings: of its training, by name.
+        quality: percent by group ("All", "Things", "Stuff") and score ("pq", "sq", "rq").
+        box_ap: percent; None if it was not measured.
+        picture: a JPEG of a prediction; None for none.
+    """
+
+    name: str = ""
+    license: str | None = None
+    data: str = ""
+    command: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    box_ap: float | None = None
+    picture: bytes | None = None
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """Fields of `ModelNotes` that a run's folder tells: data, command, settings, and the scores of its best validation.
+
+    Raises:
+        InputError: it is no run's folder.
+    """
+    folder = Path(folder)
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        parts = json.loads((folder / "run.json").read_text(encoding="utf-8"))["parts"]
+        command = str(parts[-1]["command"])
+        data = settings["data"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{folder} is no folder of a run (config.yaml and run.json): {type(error).__name__}: {error}"
+        ) from None
+    source = data.get("root") or data.get("train_annotations") or ""
+    return {
+        "data": Path(str(source)).name,
+        "command": command,
+        "settings": _flat({key: settings.get(key) for key in ("model", "optimizer", "train", "loss")}),
+        **_best_scores(folder / "scores.csv"),
+    }
+
+
+def read_scores(path: str | Path) -> dict[str, Any]:
+    """Fields of `ModelNotes` that a `scores.json` of `panoptic-detr evaluate --output` tells.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        scores = json.loads(Path(path).read_text(encoding="utf-8"))
+        groups = {
+            name: {key: 100 * float(scores[name][key]) for key in ("pq", "sq", "rq")} for name in GROUPS if name in scores
+        }
+        box_ap = scores.get("box_ap", {}).get("ap")
+        return {"quality": groups, "box_ap": None if box_ap is None else 100 * float(box_ap)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no scores.json of `panoptic-detr evaluate --output`: {error}") from None
+
+
+def write_card(checkpoint: Checkpoint, library: str, notes: ModelNotes) -> str:
+    """The text of `README.md`: metadata as the hub reads it, then sentences for people.
+
+    Args:
+        checkpoint: of the model.
+        library: what opens the folder: "panoptic_detr" or "transformers".
+        notes: everything else that is known.
+    """
+    name = notes.name or checkpoint.model.name
+    head = yaml.safe_dump(_metadata(checkpoint, library, notes, name), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{head}---",
+        f"# {name}",
+        _what(checkpoint),
+        f"![a prediction of this model]({PICTURE})" if notes.picture is not None else "",
+        f"## Use\n\n```python\n{_use(checkpoint, library, name if '/' in name else 'path/of/this/folder')}\n```",
+        _scores(notes),
+        _training(notes),
+        _classes(checkpoint),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str) -> dict[str, Any]:
+    panoptic = checkpoint.model.name.endswith(PANOPTIC)
+    task = "image-segmentation" if panoptic else "object-detection"
+    kind = "deformable-detr" if "deformable" in checkpoint.model.name else "detr"
+    metadata: dict[str, Any] = {
+        "license": notes.license or "unknown",
+        "library_name": "transformers" if library == "transformers" else "panoptic-detr",
+        "pipeline_tag": task,
+        "tags": ["panoptic-segmentation" if panoptic else "object-detection", kind, "panoptic-detr"],
+    }
+    values = dict(notes.quality.get("All", {})) | ({} if notes.box_ap is None else {"ap": notes.box_ap})
+    if values:
+        metadata["metrics"] = list(values)
+        metrics = [{"type": key, "name": NAMES[key], "value": round(value, 2)} for key, value in values.items()]
+        data = notes.data or "validation images"
+        result = {"task": {"type": task}, "dataset": {"type": data, "name": data}, "metrics": metrics}
+        metadata["model-index"] = [{"name": name, "results": [result]}]
+    return metadata
+
+
+def _what(checkpoint: Checkpoint) -> str:
+    spec, size = checkpoint.model, sum(value.numel() for value in checkpoint.state_dict.values()) / 1e6
+    job = (
+        "finds things and stuff and says of every pixel which"
+        if spec.name.endswith(PANOPTIC)
+        else "finds objects and their boxes"
+    )
+    changed = ", ".join(f"`{key}` {value}" for key, value in spec.overrides.items())
+    return (
+        f"A `{spec.name}` of [panoptic-detr](https://pypi.org/project/panoptic-detr/) with {size:.1f} million values; it {job}."
+        + (f" It differs from the paper's in {changed}." if changed else "")
+    )
+
+
+def _use(checkpoint: Checkpoint, library: str, name: str) -> str:
+    panoptic = checkpoint.model.name.endswith(PANOPTIC)
+    if library == "transformers":
+        task = "image-segmentation" if panoptic else "object-detection"
+        return f"from transformers import pipeline\n\nresult = pipeline({task!r}, model={name!r})('photo.jpg')"
+    first = "import panoptic_detr as pd\n\n"
+    if panoptic:
+        return f"{first}result = pd.load_model({name!r})('photo.jpg')\nprint(result)"
+    return f"{first}model = pd.load_pretrained({name!r})  # model(images, padding_mask) -> logits and boxes"
+
+
+def _scores(notes: ModelNotes) -> str:
+    if not notes.quality and notes.box_ap is None:
+        return ""
+    lines = ["## Scores", "", f"Percent, on the validation images{' of ' + notes.data if notes.data else ''}.", ""]
+    if notes.quality:
+        lines += ["| | PQ | SQ | RQ |", "|---|---|---|---|"]
+        for group, scores in notes.quality.items():
+            cells = (f"{scores[key]:.1f}" if key in scores else "-" for key in ("pq", "sq", "rq"))
+            lines.append(f"| {group} | {' | '.join(cells)} |")
+    if notes.box_ap is not None:
+        lines += ["", f"Box AP of the things: {notes.box_ap:.1f}."]
+    return "\n".join(lines)
+
+
+def _training(notes: ModelNotes) -> str:
+    if not notes.command and not notes.settings:
+        return ""
+    lines = ["## Training", ""] + ([f"On {notes.data}:", ""] if notes.data else [])
+    lines += ["```", notes.command, "```"] if notes.command else []
+    if notes.settings:
+        rows = [f"| `{key}` | {value} |" for key, value in notes.settings.items()]
+        lines += [
+            "",
+            "<details><summary>All settings</summary>",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *rows,
+            "",
+            "</details>",
+        ]
+    return "\n".join(lines)
+
+
+def _classes(checkpoint: Checkpoint) -> str:
+    if checkpoint.categories is None:
+        return ""
+    things, stuff = checkpoint.categories.things, checkpoint.categories.stuff
+    lines = ["## Classes", ""]
+    for kind, categories in (("things", things), ("kinds of stuff", stuff)):
+        if categories:
+            names = ", ".join(category.name for category in categories[:SHOWN])
+            lines.append(f"- {len(categories)} {kind}: {names}{' and others' if len(categories) > SHOWN else ''}")
+    return "\n".join(lines)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names; what is not set, and places on somebody's disk, left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", []) and key not in ("output", "root"):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _best_scores(path: Path) -> dict[str, Any]:
+    """Quality and box AP of the best row of a run's `scores.csv`, whose values are fractions; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = [{key: float(value) for key, value in row.items() if value not in ("", "nan")} for row in csv.DictReader(stream)]
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: row.get("PQ", row.get("box AP", 0.0)))
+    found: dict[str, Any] = {"box_ap": 100 * best["box AP"]} if "box AP" in best else {}
+    if "PQ" in best:
+        whole = {key: 100 * best[name] for key, name in (("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")) if name in best}
+        groups = {group: {"pq": 100 * best[f"PQ {group.lower()}"]} for group in GROUPS[1:] if f"PQ {group.lower()}" in best}
+        found["quality"] = {"All": whole, **groups}
+    return found

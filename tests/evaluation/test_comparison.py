@@ -1,0 +1,84 @@
+"""Two sets of predictions held against each other, as the command shows them."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from panoptic_detr.commands import cli
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation import compare_predictions
+from panoptic_detr.segment_maps import write_id_png
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """A truth of 24 images, each with a cat and sky, and two results: `a` misses every third cat, `b` image 7 as a whole."""
+    ids = np.full((40, 60), 2, np.int32)
+    ids[10:30, 10:30] = 1
+    categories = [{"id": 1, "name": "cat [x]", "isthing": 1}, {"id": 5, "name": "sky", "isthing": 0}]
+    rows = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 5}]
+    for side in ("gt", "a", "b"):
+        annotations = []
+        (tmp_path / side).mkdir()
+        for i in range(24):
+            lost = side == "a" and i % 3 == 0
+            if side == "b" and i == 7:
+                continue
+            write_id_png(tmp_path / side / f"{i}.png", np.where(ids == 1, 2, ids) if lost else ids)
+            annotations.append({"image_id": i, "file_name": f"{i}.png", "segments_info": rows[lost:]})
+        content = {"annotations": annotations, "categories": categories}
+        (tmp_path / f"{side}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_differences_and_changes(sides):
+    found = compare_predictions(sides / "gt.json", sides / "gt", sides / "a.json", sides / "b.json")
+    first, second = found.results
+    # a: 16 cats of 24, sky 2000 / 2400 in 8 images. b: 23 of both.
+    assert first.per_class[1].pq == 16 / (16 + 8 / 2)
+    assert second.per_class[1].pq == second.per_class[5].pq == 23 / (23 + 1 / 2)
+    assert found.differences["cat [x]"].value == pytest.approx(23 / 23.5 - 16 / 20)
+    assert found.differences["cat [x]"].is_real
+    assert not found.differences["sky"].is_real
+    assert found.changes[0] == ("7", 1.0, 0.0)
+    assert found.summary() == "of 24 images the second is better on 8, worse on 1, equal on 15"
+
+
+def test_the_command_says_and_draws_them(sides, capsys):
+    truth = ["--gt-json", str(sides / "gt.json"), "--gt-folder", str(sides / "gt")]
+    both = ["--compare", str(sides / "a.json"), str(sides / "b.json")]
+    assert cli.main(["evaluate", *truth, *both, "--output", str(sides / "out")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"│ cat \[x\] +│ +80\.0 │ +97\.9 │ +\+17\.9 │ +\+\S+ to +\S+ │ yes", text)
+    assert "sky" not in text
+    assert "pictures of the largest changes: 9 in" in text
+    pictures = sorted(path.name for path in (sides / "out").iterdir())
+    assert len(pictures) == 9
+    assert pictures[0] == "change_01_-100.png"
+    assert cv2.imread(str(sides / "out" / pictures[0])).shape[1] >= 3 * 60
+    assert cli.main(["evaluate", *truth, *both, "--per-class"]) == 0
+    assert "sky" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compare", "a.json", "b.json"], "--compare needs the truth of both: --gt-json and --gt-folder"),
+        (
+            ["best.pt", "--gt-json", "g", "--gt-folder", "g", "--compare", "a.json", "b.json"],
+            "--compare scores the two JSONs that it names",
+        ),
+    ],
+)
+def test_a_wrong_command_line(options, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_predictions_of_nothing_are_named(sides):
+    with pytest.raises(EvaluationError, match=r"no such file|there is no"):
+        compare_predictions(sides / "gt.json", sides / "gt", sides / "a.json", sides / "c.json")

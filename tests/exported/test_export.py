@@ -1,0 +1,288 @@
+"""A file from pixels to the map, and the model that it was made of, say the same."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import panoptic_detr as pd
+from panoptic_detr.data.transforms import target_size
+from panoptic_detr.errors import InputError, PictureError
+from panoptic_detr.exported import write
+from panoptic_detr.exported.parity import default_pictures
+from panoptic_detr.exported.runtime import NOTES
+
+TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
+ROOT = Path(__file__).resolve().parents[2]
+OF_FAMILY = {"mask_detr": {"stuff_labels": [3, 4], "num_queries": 18}}
+FAMILIES = [
+    "detr_r50_panoptic",
+    "deformable_detr_r50_panoptic",
+    "h_deformable_detr_r50_panoptic",
+    "mask_detr_r50_panoptic",
+]
+TABLE = pd.CategoryTable.from_coco([{"id": 10 * i + 10, "name": f"class {i}", "isthing": int(i < 3)} for i in range(5)])
+SETTINGS = pd.InferenceSettings(threshold=0.2, min_area=40, short_side=None)
+
+
+def lively(name: str, **overrides: object) -> nn.Module:
+    """A tiny model whose random weights are large enough that many queries are kept, with masks that compete."""
+    family = next((values for start, values in OF_FAMILY.items() if name.startswith(start)), {"num_queries": 20})
+    settings = {**TINY, **family, **overrides}
+    if name.endswith("_panoptic") and "mask_detr" not in name:
+        settings["mask_scale_maps"] = True  # otherwise the masks of untrained queries are all the same
+    torch.manual_seed(0)
+    model = pd.build_model(name, **settings).eval()
+    for key, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
+        if key.endswith(("query_embed.weight", "q_linear.weight", "k_linear.weight", "stuff_embed.weight")):
+            parameter.data *= 4
+    for key, bias in model.named_parameters():
+        if "class_embed" in key and bias.dim() == 1:
+            nn.init.zeros_(bias)
+            bias.data[TINY["num_labels"] :] = -6  # no object
+    return model
+
+
+def pictures(count: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    blobs = draw.integers(0, 255, (count, 12, 12, 3), dtype=np.uint8)
+    return [cv2.resize(blob, (width, height), interpolation=cv2.INTER_CUBIC) for blob in blobs]
+
+
+def told(result: pd.PanopticSegmentation) -> tuple[object, ...]:
+    segments = [(s.id, s.category_id, s.isthing, s.area, s.box, s.query, round(s.score, 4)) for s in result.segments]
+    return segments, [(d.query, d.reason, d.category_id, d.area, d.into) for d in result.dropped]
+
+
+def remerged(file: pd.ExportedPredictor, images: list[np.ndarray]) -> list[pd.PanopticSegmentation]:
+    """What this package's own merger makes of the logits and masks that a file computes."""
+    names = ("logits", "mask_logits", "mask_places")
+    values = file.run(np.stack(images), names, file._inputs(file.settings))
+    logits, masks, places = (torch.from_numpy(value) for value in values)
+    settings, (height, width) = file.settings, images[0].shape[:2]
+    size = (height, width) if settings.short_side is None else target_size((height, width), settings.short_side, 1333)
+    things, stuff = settings.thresholds(file.notes["no_object"])
+    return [
+        pd.merge_panoptic(
+            logits[index],
+            masks[places[:, 0] == index],
+            categories=TABLE,
+            size=size,
+            target_size=(height, width),
+            threshold=things,
+            stuff_threshold=stuff,
+            min_area=settings.min_area,
+            min_visible=settings.min_visible,
+            duplicate_stuff=settings.duplicate_stuff,
+            no_object=file.notes["no_object"],
+            queries=places[places[:, 0] == index, 1],
+        )
+        for index in range(len(images))
+    ]
+
+
+def assert_same(own: pd.PanopticSegmentation, theirs: pd.PanopticSegmentation, *, exact: bool) -> None:
+    """The same segments and dropped queries; where random masks come within rounding of each other, but for a few pixels."""
+    if exact:
+        assert told(own) == told(theirs)
+    for of in (
+        lambda r: [(s.id, s.category_id, s.query) for s in r.segments],
+        lambda r: [(d.query, d.reason, d.into) for d in r.dropped],
+    ):
+        assert of(own) == of(theirs)
+    assert (own.segment_map == theirs.segment_map).mean() > (0.99999 if exact else 0.998)
+    for segment in own.segments:  # areas and boxes are those of the map
+        rows, columns = np.nonzero(own.mask(segment))
+        left, top, width, height = segment.box
+        assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (left, left + width, top, top + height)
+        assert segment.area == len(rows)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_drawn_picture():
+    """Compare on one of the three, which saves seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "default_pictures", lambda: default_pictures()[:1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Predictor and file of each family, made once."""
+    made = {}
+
+    def get(name: str) -> tuple[pd.Predictor, pd.ExportedPredictor]:
+        if name not in made:
+            predictor = pd.Predictor(lively(name), TABLE, settings=SETTINGS)
+            path = tmp_path_factory.mktemp("exported") / f"{name}.onnx"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(write, "LEAST_EQUAL", 0.0)  # random masks are so close that rounding decides between them
+                report = pd.export(predictor, path)
+            assert max(one.logits for one in report.comparisons) < 1e-4
+            assert max(one.masks for one in report.comparisons) < 1e-3
+            made[name] = predictor, pd.load_model(path, device="cpu")
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_file_gives_the_predictors_result_for_every_size_and_batch(exported, name):
+    predictor, file = exported(name)
+    file.batch_size = 3
+    found = 0
+    for count, height, width in ((1, 96, 96), (3, 130, 101), (1, 250, 333)):
+        images = pictures(count, height, width, seed=height)
+        for own, exact, theirs in zip(file(images), remerged(file, images), predictor(images), strict=True):
+            clear = name.startswith("mask_detr")  # its random masks differ enough to compare those of two runtimes
+            assert_same(own, exact, exact=clear)
+            if clear:
+                assert_same(own, theirs, exact=True)
+            found += len(own.segments)
+    assert found >= 7
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"min_area": 1500},  # in cascades
+        {"min_visible": 0.6},
+        {"max_segments": 3},
+        {"duplicate_stuff": "keep_first"},
+        {"threshold": 0.0},
+        {"threshold": 1.0},  # nothing
+        {"threshold": 0.5, "stuff_threshold": 0.1},
+        {"short_side": 128},
+    ],
+    ids=str,
+)
+def test_settings_are_inputs_of_the_file(exported, changed):
+    _, file = exported("detr_r50_panoptic")
+    picture = pictures(1, 180, 181, seed=3)[0]
+    file.settings = replace(SETTINGS, **changed)
+    own, (exact,) = file(picture), remerged(file, [picture])
+    file.settings = SETTINGS
+    assert_same(own, exact, exact=False)
+
+
+def test_cascades_unions_and_hidden_things_were_among_it(exported):
+    predictor, file = exported("detr_r50_panoptic")
+    picture = pictures(1, 180, 180, seed=3)[0]
+    reasons = set()
+    for changed in ({"min_area": 1500}, {"min_visible": 0.6}, {}):
+        file.settings = replace(SETTINGS, **changed)
+        reasons |= {dropped.reason for dropped in file(picture).dropped}
+    file.settings = predictor.settings
+    assert {"small", "suppressed", "merged"} <= reasons
+
+
+def test_the_file_says_what_it_is(exported):
+    _, file = exported("detr_r50_panoptic")
+    assert file.categories == TABLE
+    assert file.settings == SETTINGS
+    assert file.notes["model"]["name"] == "detr_r50_panoptic"
+    assert json.loads(file.session.get_modelmeta().custom_metadata_map[NOTES])["versions"]["torch"]
+    assert {node.domain for node in __import__("onnx").load(file.path).graph.node} == {""}  # plain ONNX
+
+
+def test_a_fixed_size_and_smaller_weights(tmp_path):
+    predictor = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=SETTINGS)
+    sizes = {}
+    for precision in ("fp32", "fp16", "int8"):
+        report = pd.export(predictor, tmp_path / f"{precision}.onnx", size=(96, 128), precision=precision)
+        sizes[precision] = report.megabytes
+        file = pd.load_model(report.path, device="cpu")
+        assert file(pictures(1, 70, 50)[0]).segment_map.shape == (70, 50)
+    assert sizes["int8"] < 0.4 * sizes["fp32"]
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    file.settings = replace(SETTINGS, short_side=64)
+    with pytest.raises(InputError, match="exported for 128 x 96 pixels"):
+        file(pictures(1, 70, 50)[0])
+
+
+def test_raw_outputs_of_a_detector(tmp_path):
+    model = lively("detr_r50")
+    source = pd.Predictor(lively("detr_r50_panoptic"), TABLE, settings=SETTINGS)
+    source.model = model
+    with pytest.raises(InputError, match="--raw"):
+        pd.export(source, tmp_path / "boxes.onnx")
+    report = pd.export(source, tmp_path / "boxes.onnx", raw=True)
+    assert max(one.logits for one in report.comparisons) < 1e-3
+    assert max(one.boxes for one in report.comparisons) < 1e-4
+    with pytest.raises(InputError, match="exported with --raw"):
+        pd.load_model(report.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("file.xyz", {}, "end in .onnx"),
+        ("file.onnx", {"size": (8, 100)}, "32 to"),
+        ("file.onnx", {"precision": "int3"}, "fp32, fp16, int8"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, name, options, says):
+    with pytest.raises(InputError, match=says):
+        pd.export("detr_r50_panoptic", tmp_path / name, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):
+    predictor = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=SETTINGS)
+    other = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=replace(SETTINGS, min_area=3000))
+    made = write.model_bytes(write.opened_source(other), other, size=None, precision="fp32", raw=False)
+    monkeypatch.setattr(write, "model_bytes", lambda *_, **__: made)
+    with pytest.raises(InputError, match="is not written: on the picture"):
+        pd.export(predictor, tmp_path / "file.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_none_of_ours(tmp_path, exported):
+    _, file = exported("detr_r50_panoptic")
+    onnx = pytest.importorskip("onnx")
+    cut, foreign = tmp_path / "cut.onnx", tmp_path / "foreign.onnx"
+    cut.write_bytes(file.path.read_bytes()[:20000])
+    model = onnx.load(file.path)
+    del model.metadata_props[:]
+    onnx.save(model, foreign)
+    for path, says in ((cut, "damaged"), (foreign, "not one that"), (tmp_path / "none.onnx", "there is no exported file")):
+        with pytest.raises(InputError, match=says):
+            pd.load_model(path)
+    with pytest.raises(InputError, match="no device 'quantum'"):
+        pd.load_model(file.path, device="quantum")
+    for thing in (None, b"bytes", tmp_path / "no.jpg"):
+        with pytest.raises(PictureError):
+            file(thing)
+
+
+def test_prediction_needs_no_torch(exported, tmp_path):
+    """In a process where torch cannot be imported, and by the program of the documentation."""
+    _, file = exported("detr_r50_panoptic")
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), pictures(1, 180, 180, seed=3)[0][..., ::-1])
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import panoptic_detr as pd\n"
+        f"result = pd.load_model({str(file.path)!r}, device='cpu')({str(picture)!r})\n"
+        "print(len(result.segments), int(result.segment_map.sum()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    own = file(picture)
+    assert done.stdout.split() == [str(len(own.segments)), str(own.segment_map.sum())]
+    documented = (ROOT / "docs" / "deploy.md").read_text().split("```python\n")[1].split("```")[0]
+    script, output = tmp_path / "program.py", tmp_path / "map.png"
+    script.write_text(f"import sys; sys.modules['torch'] = sys.modules['panoptic_detr'] = None\n{documented}")
+    arguments = [sys.executable, script, file.path, picture, output]
+    told_lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in told_lines] == [str(segment.id) for segment in own.segments]
+    assert cv2.imread(str(output)).shape == (180, 180, 3)
