@@ -118,6 +118,26 @@ def test_an_optimised_network_keeps_the_activations_of_its_norms():
     torch.testing.assert_close(optimize_for_inference(net)(images), net(images))
 
 
+@pytest.mark.parametrize(("name", "norm"), [("tf_efficientnet_lite0", "frozen"), ("resnet10t", "batch")])
+def test_norms_of_timm_are_folded_into_the_convolutions_before_them(name, norm):
+    torch.manual_seed(0)
+    backbone = build_backbone(name, norm=norm, levels=(1, 2, 3)).eval()
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d | torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    images, padding = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    fast = optimize_for_inference(backbone)
+    left = [type(m).__name__ for m in fast.modules() if isinstance(m, FrozenBatchNorm2d | torch.nn.BatchNorm2d)]
+    assert left == []
+    assert any(isinstance(m, FrozenBatchNorm2d | torch.nn.BatchNorm2d) for m in backbone.modules())
+    with torch.no_grad():
+        for found, wanted in zip(fast(images, padding), backbone(images, padding), strict=True):
+            torch.testing.assert_close(
+                found.features, wanted.features, rtol=1e-3, atol=1e-4 * float(wanted.features.abs().max())
+            )
+
+
 def test_norms_without_frozen_form_are_named():
     net = torch.nn.Sequential(torch.nn.Sequential(torch.nn.SyncBatchNorm(4)))
     with pytest.raises(ValueError, match="backbone 'some': its SyncBatchNorm has no frozen form here; set backbone_norm=batch"):

@@ -1,11 +1,12 @@
 """The same model, faster at inference: BatchNorm folded, ReLU and sums fused, channels-last convolutions."""
 
 import copy
+from collections import Counter
 from itertools import pairwise
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from panoptic_detr.models.backbones import FrozenBatchNorm2d, Stages
@@ -24,7 +25,8 @@ def optimize_for_inference(
     Args:
         model: any model of the package.
         fold: frozen BatchNorm, and ordinary BatchNorm, which at inference is constant too, go into the convolution before
-            them wherever the order is known: in torchvision's ResNet blocks and stem, and in `nn.Sequential`.
+            them wherever the order is known: in torchvision's ResNet blocks and stem, in `nn.Sequential`, and in timm's
+            networks where tracing shows it.
         fuse: the residual blocks of a folded ResNet do convolution, sum and ReLU in one call, and so do linear layers with
             what follows them, on CPUs in float32.
         channels_last: convolution weights in the layout in which CPUs and tensor cores convolve faster.
@@ -51,14 +53,63 @@ def optimize_for_inference(
 
 
 def _fold(model: nn.Module) -> None:
-    for parent in model.modules():
-        children = dict(parent.named_children())
-        for conv_name, norm_name in _pairs(parent):
-            conv, norm = children.get(conv_name), children.get(norm_name)
+    for parent in list(model.modules()):
+        for conv_name, norm_name in [*_pairs(parent), *_traced_pairs(parent)]:
+            conv, norm = _part(parent, conv_name), _part(parent, norm_name)
             # Other kinds of convolution may do something with their weight first.
-            if isinstance(conv, nn.Conv2d) and type(conv) is nn.Conv2d and _is_constant(norm):
-                parent.register_module(conv_name, _folded(conv, norm))
-                parent.register_module(norm_name, nn.Identity())
+            if isinstance(conv, nn.Conv2d) and _is_plain(conv) and _is_constant(norm):
+                parent.set_submodule(conv_name, _folded(conv, norm))
+                parent.set_submodule(norm_name, _what_is_left(norm))
+
+
+def _part(parent: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return parent.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _of_timm(module: nn.Module | None, name: str) -> bool:
+    """Whether a module is of this class of timm, which need not be installed."""
+    return type(module).__module__.startswith("timm.") and type(module).__name__ == name
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether the weight is used as it is; `Conv2dSame` only pads before."""
+    return type(conv) is nn.Conv2d or _of_timm(conv, "Conv2dSame")
+
+
+def _what_is_left(norm: nn.Module) -> nn.Module:
+    """What a folded norm still does: the activation that timm's hold."""
+    parts = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    return nn.Sequential(*parts) if parts else nn.Identity()
+
+
+class _BlockTracer(fx.Tracer):
+    """Follows a block down to its convolutions and norms."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Neither kind is looked into: what they do is known."""
+        return isinstance(m, nn.Conv2d | FrozenBatchNorm2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced_pairs(parent: nn.Module) -> list[tuple[str, str]]:
+    """Convolutions and norms of one of timm's modules of which the norm alone takes the other's output, each used once."""
+    has_either = any(isinstance(child, nn.Conv2d | FrozenBatchNorm2d | nn.BatchNorm2d) for child in parent.children())
+    if not has_either or not type(parent).__module__.startswith("timm.") or isinstance(parent, nn.Conv2d):
+        return []
+    try:
+        nodes = [node for node in _BlockTracer().trace(parent).nodes if node.op == "call_module"]
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # a module whose way depends on its input
+        return []
+    calls = Counter(node.target for node in nodes)
+    return [
+        (str(node.target), str(user.target))
+        for node in nodes
+        for user in node.users
+        if len(node.users) == 1 and user.op == "call_module" and user.args == (node,) and calls[node.target] == 1
+        if calls[user.target] == 1
+    ]
 
 
 def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
@@ -103,8 +154,11 @@ def _copy_sharing_weights(model: nn.Module) -> nn.Module:
 
 
 def _is_constant(norm: nn.Module | None) -> TypeGuard[FrozenBatchNorm2d | nn.BatchNorm2d]:
-    """Whether this is the same affine map for every input in eval mode, and nothing more: timm's norms hold the activation."""
-    return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_var is not None and norm.affine)
+    """Whether this is the same affine map for every input in eval mode, but for what `_what_is_left` says."""
+    if type(norm) is FrozenBatchNorm2d:
+        return True
+    known = type(norm) is nn.BatchNorm2d or _of_timm(norm, "BatchNormAct2d")
+    return known and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.affine
 
 
 def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> nn.Conv2d:

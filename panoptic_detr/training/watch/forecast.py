@@ -3,13 +3,12 @@
 Nothing of it leaves a trace: weights, statistics, optimizer and random numbers are afterwards as before.
 """
 
-import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,12 +26,10 @@ from panoptic_detr.training.trainer import Trainer
 from panoptic_detr.training.watch.progress import duration, peak_memory
 from panoptic_detr.training.watch.validation import LOSS_IMAGES, evaluator, extra_outputs, validation_loss
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 FEWEST_STEPS = 20  # a shorter run is over before its forecast
 DRAWN = 64  # samples whose sizes tell those of all batches
 DRAWS = 500  # of batches from these sizes
+TIMED, ENOUGH_SECONDS = 6, 5.0  # average batches at most, and after two of them so much time
 EVALUATED = 8  # images
 CACHED_BYTES = 4  # of a pixel: three colours and its segment
 
@@ -91,7 +88,7 @@ def forecast(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, val_
     """
     config, device = trainer.config, trainer.fabric.device
     sizes, loading = draw_sizes(dataset, config.seed + trainer.fabric.global_rank)
-    largest, *typical = choose_batches([size[:2] for size in sizes], config.batch_size)
+    largest, *typical = choose_batches(sizes, config.batch_size)
     with without_traces(trainer):
         batch = _batch(dataset, largest)
         try:
@@ -103,10 +100,10 @@ def forecast(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, val_
             ) from None
         shape = _shape(batch)
         del batch
-        computing = float(np.mean([_timed_step(trainer, _batch(dataset, chosen)) for chosen in typical]))
+        computing = _usual_seconds(_timed_step(trainer, _batch(dataset, chosen)) for chosen in typical)
         evaluation = _evaluation_seconds(trainer, stage, val_set)
         saving = _seconds_of(lambda: _save_nowhere(trainer))
-        memory = peak_memory(device) + _later_bytes(trainer, stage, [size[2] for size in sizes], len(dataset), val_set)
+        memory = peak_memory(device) + _later_bytes(trainer, stage, [size[3] for size in sizes], len(dataset), val_set)
     loading *= config.batch_size / max(stage.data.workers, 1)
     per_batch = max(computing, loading) if stage.data.workers else computing + loading
     steps = trainer.total_steps - trainer.state.step
@@ -133,34 +130,34 @@ def without_traces(trainer: Trainer) -> Iterator[None]:
         restore_random_state(random)
 
 
-def draw_sizes(dataset: CocoPanoptic, seed: int) -> tuple[list[tuple[int, int, int]], float]:
-    """Height, width and pixels on disk of some augmented samples by their place in the data set, and seconds to load one."""
+def draw_sizes(dataset: CocoPanoptic, seed: int) -> tuple[list[tuple[int, int, int, int]], float]:
+    """Height, width, segments and pixels on disk of some augmented samples by their place; seconds to load one."""
     order = np.random.default_rng(seed).permutation(len(dataset))[:DRAWN].tolist()
-    sizes = [(0, 0, 0)] * len(dataset)
+    sizes = [(0, 0, 0, 0)] * len(dataset)
     started = time.perf_counter()
     for index in order:
         sample = dataset[index]
-        sizes[index] = (sample.image.shape[1], sample.image.shape[2], math.prod(sample.original_size))
+        height, width = sample.image.shape[1:]
+        sizes[index] = (height, width, len(sample.target), math.prod(sample.original_size))
     return sizes, (time.perf_counter() - started) / len(order)
 
 
-def choose_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Places of the samples of three batches: the largest that is to be expected after padding, and two average ones.
+def choose_batches(sizes: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Places of the samples of the largest batch that is to be expected after padding, and of average ones.
 
     Args:
-        sizes: (height, width) of samples; (0, 0) of those that are not known.
+        sizes: height, width and segments of samples, of which masks take memory too; (0, 0, 0) of those that are not known.
         batch_size: samples of a batch.
     """
     known = [place for place, size in enumerate(sizes) if size[0]]
     count = min(batch_size, len(known))
-    areas = {place: sizes[place][0] * sizes[place][1] for place in known}
     extremes = [max(known, key=lambda place: sizes[place][axis]) for axis in (0, 1)] if count > 1 else []
-    by_area = sorted(known, key=lambda place: -areas[place])
-    largest = list(dict.fromkeys([*extremes, *by_area]))[:count]
+    by_work = sorted(known, key=lambda place: -sizes[place][0] * sizes[place][1] * (1 + sizes[place][2]))
+    largest = list(dict.fromkeys([*extremes, *by_work]))[:count]
     generator = np.random.default_rng(0)
     batches = [generator.choice(known, count, replace=False).tolist() for _ in range(DRAWS)]
-    padded = np.array([math.prod(np.max([sizes[place] for place in batch], axis=0)) for batch in batches])
-    typical = np.argsort(np.abs(padded - padded.mean()), kind="stable")[:2]
+    padded = np.array([math.prod(np.max([sizes[place][:2] for place in batch], axis=0)) for batch in batches])
+    typical = np.argsort(np.abs(padded - padded.mean()), kind="stable")[:TIMED]
     return [largest, *(batches[index] for index in typical)]
 
 
@@ -170,6 +167,16 @@ def _batch(dataset: CocoPanoptic, places: Sequence[int]) -> Batch:
 
 def _shape(batch: Batch) -> tuple[int, int, int]:
     return len(batch), batch.images.shape[2], batch.images.shape[3]
+
+
+def _usual_seconds(steps: Iterator[float]) -> float:
+    """The median of at least two steps, and of more where they are short."""
+    taken: list[float] = []
+    for seconds in steps:
+        taken.append(seconds)
+        if len(taken) >= 2 and sum(taken) > ENOUGH_SECONDS:
+            break
+    return float(np.median(taken))
 
 
 def _timed_step(trainer: Trainer, batch: Batch) -> float:
@@ -206,16 +213,10 @@ def _evaluation_seconds(trainer: Trainer, stage: DetectorStage, val_set: CocoPan
     return (scores * len(val_set) + loss * min(len(val_set), LOSS_IMAGES)) / len(few)
 
 
-class _Nowhere(io.BytesIO):
-    """A file that forgets what is written."""
-
-    def write(self, data: "Buffer") -> int:
-        return memoryview(data).nbytes
-
-
 def _save_nowhere(trainer: Trainer) -> None:
     """Do the work of a checkpoint, apart from the disk's."""
-    torch.save([trainer.model.state_dict(), trainer.optimizer.state_dict()], _Nowhere())
+    with open(os.devnull, "wb") as nowhere:
+        torch.save([trainer.model.state_dict(), trainer.optimizer.state_dict()], nowhere)
 
 
 def _later_bytes(
