@@ -279,4 +279,4 @@ def test_memory_settings_do_not_change_the_result(folder, tmp_path, setting):
 def test_stage_2_follows_the_detector_too(folder, tmp_path):
     assert masks(folder, tmp_path / "run", "--joint", "true") == 0
     first = (tmp_path / "run" / "scores.csv").read_text().splitlines()[0].split(",")
-    assert first == ["step", "PQ", "SQ", "RQ", "PQ things", "PQ stuff", "box AP"]
+    assert first == ["step", "PQ", "SQ", "RQ", "PQ things", "PQ stuff", "box AP", "val loss"]

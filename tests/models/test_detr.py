@@ -182,7 +182,7 @@ def test_frozen_backbone_stages_do_not_train():
             "'position_encoding' must be one of sine, learned, none, but got 'cosine'",
         ),
         ("detr_r50", {"encoder_position": "attn"}, "'encoder_position' must be one of"),
-        ("detr_r50", {"backbone_norm": "froze"}, "'backbone_norm' must be one of frozen, batch, but got 'froze'"),
+        ("detr_r50", {"backbone_norm": "froze"}, "'backbone_norm' must be one of frozen, batch, eval, but got 'froze'"),
         ("detr_r50", {"num_queries": "abc"}, "'num_queries' must be int, but got 'abc'"),
         ("detr_r50", {"pre_norm": 1}, "'pre_norm' must be bool, but got 1"),
         ("deformable_detr_r50", {"backbone_levels": [1, "x"]}, "'backbone_levels' must be"),

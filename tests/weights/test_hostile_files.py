@@ -188,7 +188,7 @@ def test_notes_of_safetensors_are_checked_too(saved, tmp_path):
         ({"hidden_dim": 2**20}, "hidden_dim must be at most 16384"),
         ({"ffn_dim": 10**9}, "ffn_dim must be at most 262144"),
         ({"position_encoding": "learned", "position_table_size": 10**10}, "position_table_size must be at most 100000"),
-        ({"hidden_dim": 2**14, "encoder_layers": 1000, "ffn_dim": 2**18}, "does not fit"),
+        ({"hidden_dim": 2**14, "encoder_layers": 1000, "ffn_dim": 2**16}, "does not fit"),
     ],
 )
 def test_models_that_no_machine_holds_are_refused_by_name(overrides, named):
