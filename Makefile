@@ -75,11 +75,12 @@ $(BIN)/python:
 	'$(PYTHON)' -m venv $(VENV)
 
 # uv installs in seconds what takes pip minutes; where uv cannot be had or cannot reach the index, pip does it alone.
-# Either way one command resolves everything, so that torch and torchvision fit each other.
+# Either way one command resolves everything, so that torch and torchvision fit each other, and modules are compiled now, once: where
+# PYTHONDONTWRITEBYTECODE is set, every process would do it again (seconds for PyTorch).
 define install
 @$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 @$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be installed; pip works without it, only slower."
 @echo "Installing" $(1) "for $(2)"
-@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(2) $(1); then :; \
+@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --compile-bytecode --python $(2) $(1); then :; \
 else $(2) -m pip install --disable-pip-version-check $(1); fi
 endef
