@@ -48,7 +48,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="a checkpoint, or the name of a published model")
+    parser.add_argument(
+        "model", help="a checkpoint, the name of a published model, a folder in the hub's form, or a repository of the hub"
+    )
     parser.add_argument("file", type=Path, help="what to write; ends in .onnx")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize every picture to this size")
     parser.add_argument(

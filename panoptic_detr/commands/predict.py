@@ -42,7 +42,7 @@ from panoptic_detr.config.inference import InferenceSettings, add_inference_opti
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
-from panoptic_detr.exported.open import load_model
+from panoptic_detr.exported.open import is_exported, load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.inference import (
     Failure,
@@ -91,6 +91,10 @@ def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
     if options.track or any(is_film(path) for path in (*options.pictures, options.output)):
         return predict_one_film(options)
+    if options.cluster and is_exported(options.checkpoint):
+        raise ConfigError(
+            f"{options.checkpoint} is an exported file, and actors of a cluster open checkpoints: name the checkpoint"
+        )
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
         files = like_truth(files, options.like)
@@ -134,8 +138,10 @@ def predict_one_film(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: more than one film, or an option that is for pictures.
     """
-    if len(options.pictures) > 1 or options.like or options.recursive or options.explain:
-        raise ConfigError("a film is predicted by itself, without --like, --recursive and --explain; name one film or folder")
+    if len(options.pictures) > 1 or options.like or options.recursive or options.explain or options.cluster:
+        raise ConfigError(
+            "a film is predicted by itself, without --like, --recursive, --explain and --cluster; name one film or folder"
+        )
     output: Path = options.output
     target, place = (output, output.with_suffix("")) if is_film(output) else (output / "overlays.mp4", output)
     film = Film.open(options.pictures[0], options.fps)
@@ -284,8 +290,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint with a mask head, the name of a published model, a folder in the hub's form, or a repository of the "
-        "hub (organisation/name, or organisation/name@revision)",
+        help="a checkpoint with a mask head, the name of a published model, an exported file (.onnx), a folder in the hub's "
+        "form, or a repository of the hub (organisation/name, or organisation/name@revision)",
     )
     parser.add_argument(
         "pictures",

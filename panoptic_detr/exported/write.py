@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -116,7 +117,8 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
 def opened_source(source: "str | Path | Predictor") -> OpenedModel:
     """Model, classes and settings of a source."""
     if isinstance(source, Predictor):
-        return OpenedModel(source.model.to("cpu"), source.categories, source.settings)
+        model = source.model if source.device.type == "cpu" else deepcopy(source.model).to("cpu")  # theirs stays where it is
+        return OpenedModel(model, source.categories, source.settings)
     return open_model(source)
 
 

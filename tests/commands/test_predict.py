@@ -338,6 +338,14 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["overlays.mp4", "panoptic", "predictions.json"]
     with pytest.raises(ConfigError, match="a film is predicted by itself"):
         predict.main([*arguments, "--explain"])
+    with pytest.raises(ConfigError, match="and --cluster; name one film"):
+        predict.main([*arguments, "--cluster", "ray"])
+
+
+def test_exported_files_stay_off_clusters(photos, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.onnx is an exported file"):
+        predict.main([str(tmp_path / "model.onnx"), str(photos), "--output", str(tmp_path / "out"), "--cluster", "ray"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cluster_needs_ray(checkpoint, photos, tmp_path, monkeypatch):

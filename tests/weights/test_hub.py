@@ -285,6 +285,24 @@ def test_processors_of_every_age(processor, settings):
 def test_processors_that_we_cannot_follow_are_refused():
     with pytest.raises(CheckpointError, match="no shortest_edge"):
         settings_of_processor({"size": {"height": 800, "width": 800}})
+    with pytest.raises(CheckpointError, match="image_mean must be three numbers, but is 'grey'"):
+        settings_of_processor({"image_mean": "grey"})
+    with pytest.raises(CheckpointError, match="image_std must be three numbers"):
+        settings_of_processor({"image_std": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"architectures": 3}, "config.json describes 3 of model type 'detr'"),
+        ({"backbone_kwargs": "dilated"}, "backbone_kwargs must be a dict, but is 'dilated'"),
+        ({"backbone_config": {"model_type": "resnet", "depths": None}}, "with depths None"),
+        ({"backbone_config": {"model_type": "resnet", "out_features": 4}}, "out_features must be a list, but is 4"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_in_a_sentence(fields, words):
+    with pytest.raises(CheckpointError, match=words):
+        spec_of_config({"model_type": "detr", "architectures": ["DetrForObjectDetection"], **fields})
 
 
 def test_normalisation_of_the_weights_is_used_and_travels(tmp_path):

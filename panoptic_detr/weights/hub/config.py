@@ -4,10 +4,11 @@ Fields that change nothing at inference (costs, coefficients, initial deviations
 them. What would make another model than ours is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any
 
+from panoptic_detr.config.types import fits_type
 from panoptic_detr.errors import CheckpointError, InputError
 from panoptic_detr.models.backbones import LAYOUT, Layout, read_layout
 from panoptic_detr.zoo import BUILDERS, PANOPTIC, ModelSpec, override_types
@@ -103,12 +104,13 @@ def num_labels(config: Mapping[str, Any]) -> int:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     named, kind = config.get("architectures") or [], config.get("model_type")
+    named = list(map(str, named if isinstance(named, list) else [named]))
     for architecture in named:
         if ARCHITECTURES.get(architecture) == kind:
             return architecture
     if not named and kind in ARCHITECTURES.values():
         return next(name for name, its in ARCHITECTURES.items() if its == kind)
-    what = f"{', '.join(map(str, named)) or 'no architecture'} of model type {kind!r}"
+    what = f"{', '.join(named) or 'no architecture'} of model type {kind!r}"
     raise CheckpointError(
         f"config.json describes {what}, which is not among what we have: {', '.join(ARCHITECTURES)} (model types detr and "
         "deformable_detr)"
@@ -140,7 +142,7 @@ def _backbone(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     through_timm = nested.get("model_type") == "timm_backbone" or (not nested and config.get("use_timm_backbone", True))
     if through_timm:
         dilated = 16 if config.get("dilation") else 32
-        options = config.get("backbone_kwargs") or {}
+        options = _field(config, "backbone_kwargs", {}) if config.get("backbone_kwargs") else {}
         name = nested.get("backbone") or config.get("backbone") or "resnet50"
         stride = nested.get("output_stride") or 32 if nested else options.get("output_stride") or dilated
         levels = nested.get("out_indices") or options.get("out_indices")
@@ -168,7 +170,8 @@ def _own_resnet(nested: Mapping[str, Any]) -> str:
         if nested.get(name, only) != only:
             raise CheckpointError(f"config.json: {name} of the backbone is {nested[name]!r}; our ResNets have {only!r} only")
     layer = nested.get("layer_type", "bottleneck")
-    if layer not in ("basic", "bottleneck") or len(depths) != 4 or len(widths) != 4:
+    sizes = fits_type(depths, Sequence[int]) and fits_type(widths, Sequence[int]) and len(depths) == len(widths) == 4
+    if layer not in ("basic", "bottleneck") or not sizes:
         raise CheckpointError(
             f"config.json: a ResNet of {layer!r} layers with depths {depths} and hidden_sizes {widths} is none of ours; they "
             "have four stages of basic or bottleneck layers"
@@ -178,7 +181,7 @@ def _own_resnet(nested: Mapping[str, Any]) -> str:
 
 def _indices(nested: Mapping[str, Any]) -> list[int]:
     """Which stages of a nested backbone are used, by their names."""
-    names = nested.get("out_features") or ["stage4"]
+    names = _field(nested, "out_features", []) if nested.get("out_features") else ["stage4"]
     return [STAGES.index(name) + 1 for name in names if name in STAGES]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from panoptic_detr.categories import Category, CategoryTable, default_color
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.types import fits_type
 from panoptic_detr.errors import CheckpointError, ConfigError
 
 _PLACEHOLDER = re.compile(r"(?i)|n/?a|label_\d+|none|null|no.?object|background")
@@ -49,7 +50,7 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: a size of another form, or a preparation that we do not have.
     """
     found: dict[str, Any] = _size(processor) if processor.get("do_resize", True) else {"short_side": None}
-    mean, std = (tuple(processor.get(key) or usual) for key, usual in (("image_mean", _MEAN), ("image_std", _STD)))
+    mean, std = (_statistics(processor, key, usual) for key, usual in (("image_mean", _MEAN), ("image_std", _STD)))
     if not processor.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
@@ -95,6 +96,14 @@ def _names(id2label: Mapping[str, str], num_labels: int) -> dict[int, str]:
         if not _PLACEHOLDER.fullmatch(name.strip()):
             names[int(label)] = name
     return names
+
+
+def _statistics(processor: Mapping[str, Any], key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """A number for each of the three colours."""
+    values = processor.get(key) or usual
+    if not fits_type(values, Sequence[float]) or len(values) != 3:
+        raise CheckpointError(f"preprocessor_config.json: {key} must be three numbers, but is {values!r}")
+    return tuple(values)
 
 
 def _plain(name: str) -> str:
