@@ -33,16 +33,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from panoptic_detr.commands.arguments import whole
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.inference import InferenceSettings, add_inference_options, changed_settings
+from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
-from panoptic_detr.exported.open import is_exported, load_model
+from panoptic_detr.exported.open import load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.inference import (
     Failure,
@@ -52,7 +51,6 @@ from panoptic_detr.inference import (
     PictureModel,
     PredictionFolder,
     Predictor,
-    Recipe,
     Share,
     Tiled,
     Tracker,
@@ -64,7 +62,6 @@ from panoptic_detr.inference import (
     predict_files,
     predict_film,
     prepare_folder,
-    ray_predict,
     read_by_windows,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -91,10 +88,6 @@ def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
     if options.track or any(is_film(path) for path in (*options.pictures, options.output)):
         return predict_one_film(options)
-    if options.cluster and is_exported(options.checkpoint):
-        raise ConfigError(
-            f"{options.checkpoint} is an exported file, and actors of a cluster open checkpoints: name the checkpoint"
-        )
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
         files = like_truth(files, options.like)
@@ -119,9 +112,6 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
         notes = Notes()
         with stop_requests() as requests:
-            if options.cluster:
-                outcome = on_cluster(options, predictor.settings, files, folder, requests)
-                return finish(folder, files, joined([outcome], files), notes, requests)
             outcome = predict_all(model, share.of(files), folder, options.explain, notes, requests)
         told = share.gather((outcome, notes, list(requests)))
         stopped = [number for _, _, asked in told for number in asked]
@@ -138,10 +128,8 @@ def predict_one_film(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: more than one film, or an option that is for pictures.
     """
-    if len(options.pictures) > 1 or options.like or options.recursive or options.explain or options.cluster:
-        raise ConfigError(
-            "a film is predicted by itself, without --like, --recursive, --explain and --cluster; name one film or folder"
-        )
+    if len(options.pictures) > 1 or options.like or options.recursive or options.explain:
+        raise ConfigError("a film is predicted by itself, without --like, --recursive and --explain; name one film or folder")
     output: Path = options.output
     target, place = (output, output.with_suffix("")) if is_film(output) else (output / "overlays.mp4", output)
     film = Film.open(options.pictures[0], options.fps)
@@ -180,21 +168,6 @@ def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor)
             f"{options.checkpoint} is an exported file, and tiles need masks before they are merged: name the checkpoint"
         )
     return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=options.output)
-
-
-def on_cluster(
-    options: argparse.Namespace,
-    settings: InferenceSettings,
-    files: Sequence[PictureFile],
-    folder: PredictionFolder,
-    requests: Sequence[int],
-) -> Outcome:
-    """Let the actors of a Ray cluster predict."""
-    tile = (options.tile, options.overlap) if options.tile else None
-    source = Path(options.checkpoint)
-    recipe = Recipe(str(source.resolve()) if source.exists() else options.checkpoint, settings, options.precision, tile)
-    gpus = 0 if options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available()) else 1
-    return ray_predict(recipe, files, folder, actors=options.actors, gpus=gpus, requests=requests)
 
 
 def joined(outcomes: Sequence[Outcome], files: Sequence[PictureFile]) -> Outcome:
@@ -310,8 +283,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlap", type=whole, metavar="PIXELS", default=256, help="of neighbouring tiles (default: 256)")
     parser.add_argument("--track", action="store_true", help="of a film or a folder of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
-    parser.add_argument("--cluster", choices=("ray",), help="predict on the machines of a Ray cluster, or with local actors")
-    parser.add_argument("--actors", type=whole, metavar="N", default=2, help="predictors of the cluster (default: 2)")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
     parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")

@@ -166,11 +166,6 @@ class PredictionFolder:
         segment_map = read_id_png(self.folder / "panoptic" / annotation["file_name"])
         return PanopticSegmentation(segment_map, segments, self.categories, image_id=file.image_id)
 
-    def likeness(self) -> Json:
-        """The arguments, as plain values, of a folder in which another process takes part in the same output."""
-        made_by = {key: value for key, value in self._head.items() if key != "overlays"}
-        return {"folder": str(self.folder.resolve()), "overlays": self.overlays, "made_by": made_by}
-
     def read_others(self) -> None:
         """Take in the lines that other processes have written until now.
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import cv2
@@ -338,26 +337,3 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["overlays.mp4", "panoptic", "predictions.json"]
     with pytest.raises(ConfigError, match="a film is predicted by itself"):
         predict.main([*arguments, "--explain"])
-    with pytest.raises(ConfigError, match="and --cluster; name one film"):
-        predict.main([*arguments, "--cluster", "ray"])
-
-
-def test_exported_files_stay_off_clusters(photos, tmp_path):
-    with pytest.raises(ConfigError, match=r"model\.onnx is an exported file"):
-        predict.main([str(tmp_path / "model.onnx"), str(photos), "--output", str(tmp_path / "out"), "--cluster", "ray"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_cluster_needs_ray(checkpoint, photos, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match="needs Ray Data; install it"):
-        predict.main([str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out"), "--cluster", "ray"])
-
-
-def test_two_actors_of_ray_write_the_files_of_one_process(checkpoint, photos, tmp_path):
-    pytest.importorskip("ray.data")
-    (photos / "broken.png").write_bytes(b"not a picture")
-    arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output"]
-    assert predict.main([*arguments, str(tmp_path / "actors"), "--cluster", "ray", "--actors", "2"]) == 1
-    assert predict.main([*arguments, str(tmp_path / "one")]) == 1
-    assert tree(tmp_path / "actors") == tree(tmp_path / "one")
