@@ -65,6 +65,18 @@ def test_all_parts_of_the_time_are_added_up():
         "process (largest batch 4 x 320 x 480 pixels)"
     )
     assert "1 evaluation of" in str(replace(found, evaluations=1))
+    assert "gaps in the heap of glibc may double that" in str(replace(found, heap_grows=True))
+
+
+def test_another_allocator_is_seen_among_what_is_loaded(monkeypatch):
+    monkeypatch.setattr(module.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    maps = "7f0-7f1 r-xp 0 0:0 9 /lib/libc.so.6\n"
+    monkeypatch.setattr(module.Path, "read_text", lambda *given, **named: maps)
+    assert module.allocates_by_glibc()
+    maps += "7f2-7f3 r-xp 0 0:0 8 /usr/lib/libtcmalloc_minimal.so.4\n"
+    assert not module.allocates_by_glibc()
+    monkeypatch.setattr(module.platform, "libc_ver", lambda: ("", ""))
+    assert not module.allocates_by_glibc()
 
 
 def test_a_batch_that_does_not_fit_is_told_before_the_run(scenes, tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ Nothing of it leaves a trace: weights, statistics, optimizer and random numbers 
 
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ DRAWN = 64  # samples whose sizes tell those of all batches
 DRAWS = 500  # of batches from these sizes
 TIMED, ENOUGH_SECONDS = 6, 5.0  # average batches at most, and after two of them so much time
 EVALUATED = 8  # images
+OTHER_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 CACHED_BYTES = 4  # of a pixel: three colours and its segment
 
 
@@ -47,6 +50,7 @@ class Forecast:
         memory: most bytes in use, as the bar of a run shows them: of the device, or of one process on a CPU.
         largest: (B, H, W) of the largest batch that is to be expected.
         device: type of the device.
+        heap_grows: memory is glibc's, and batches have several sizes, which leave gaps in its heap.
     """
 
     steps: int
@@ -57,6 +61,7 @@ class Forecast:
     memory: int
     largest: tuple[int, int, int]
     device: str
+    heap_grows: bool = False
 
     @property
     def seconds(self) -> float:
@@ -71,6 +76,11 @@ class Forecast:
             f"forecast: {duration(self.seconds)} for {self.steps} steps of {self.step:.2f} s{evaluations}, checkpoints "
             f"{self.saving:.0f} s; up to {self.memory / 2**30:.1f}G of memory in {where} (largest batch "
             f"{' x '.join(map(str, self.largest))} pixels)"
+            + (
+                "; gaps in the heap of glibc may double that, see 'Out of memory' in docs/training.md"
+                if self.heap_grows
+                else ""
+            )
         )
 
 
@@ -111,7 +121,16 @@ def forecast(trainer: Trainer, stage: DetectorStage, dataset: CocoPanoptic, val_
     saves = 3 * evaluations + 1 + (steps // config.checkpoint_every if config.checkpoint_every else 0)
     measured = gather(trainer.fabric, (per_batch * config.accumulate, evaluation, saving * saves, memory))
     step, evaluation, saving, memory = (max(values) for values in zip(*measured, strict=True))
-    return Forecast(steps, step, evaluations, evaluation, saving, int(memory), shape, device.type)
+    grows = device.type == "cpu" and len({size[:2] for size in sizes if size[0]}) > 1 and allocates_by_glibc()
+    return Forecast(steps, step, evaluations, evaluation, saving, int(memory), shape, device.type, grows)
+
+
+def allocates_by_glibc() -> bool:
+    """Whether no other allocator was loaded before the program (LD_PRELOAD); False where the system has no glibc."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return not any(name in loaded for name in OTHER_ALLOCATORS)
 
 
 @contextmanager
