@@ -36,6 +36,7 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], object],
         to_disk: also flush file and rename to the disk, so that they survive a power failure; slow for many small files.
 
     Raises:
+        DataError: it is a folder.
         OSError: it could not be written; nothing is left behind. The error names the file.
     """
     with whole_file(path, to_disk=to_disk) as stream:
@@ -53,9 +54,12 @@ def whole_file(path: str | Path, *, to_disk: bool = False) -> Iterator[BinaryIO]
     `remove_stale_temporaries`).
 
     Raises:
+        DataError: it is a folder.
         OSError: it could not be written; nothing is left behind. The error names the file.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise DataError(f"{path.resolve()} is a folder; name the file to be written in it")
     stream = _temporary_beside(path)
     try:
         with stream:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import locked_folder, staged_folder
+from panoptic_detr.files import locked_folder, staged_folder, write_whole
 
 STALL = """
 import signal, sys
@@ -53,6 +53,13 @@ def test_nothing_is_left_of_a_folder_that_fails(tmp_path):
     (tmp_path / "out" / "a").write_text("")
     with pytest.raises(DataError, match="is there already"), staged_folder(tmp_path / "out", ["a"]):
         raise AssertionError("nobody may come here")
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    for path in (tmp_path, str(tmp_path), ""):
+        with pytest.raises(DataError, match="is a folder; name the file"):
+            write_whole(path, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_one_processes_at_a_time(tmp_path):

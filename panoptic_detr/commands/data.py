@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.reading import explain, gather_lists
-from panoptic_detr.config.types import keyword_types
+from panoptic_detr.config.types import at_least, keyword_types
 from panoptic_detr.data.coco import resolve_paths
 from panoptic_detr.data.convert import FORMATS
 from panoptic_detr.data.doctor import find_splits, report_check
@@ -44,7 +44,7 @@ def scenes(
     Args:
         out: root of the data set, made if missing.
         count: number of scenes.
-        size: side in pixels.
+        size: side in pixels, 48 to 4096.
         seed: of the whole set.
         split: name of the part, for example train or val.
         workers: processes; by default one per core.
@@ -99,6 +99,8 @@ def check(
     Returns:
         The exit status: 1 if there is an error.
     """
+    at_least("queries", queries, 1)
+    at_least("limit", limit, 0)
     return report_check(
         find_splits(root, split, images=images, panoptic=panoptic, annotations=annotations),
         queries=queries,

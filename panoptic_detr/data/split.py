@@ -40,7 +40,10 @@ def split_dataset(
         raise DataError(f"{wrong[0].line()}; mend the data set first: `panoptic-detr data check`")
     groups = _groups(found, group)
     if len(groups) < 2:
-        raise DataError(f"{paths.annotations}: {len(found.images)} image(s) in {len(groups)} group(s) cannot be divided")
+        way_out = "a data set needs two images" if group is None else "give a --group that finds different texts in their names"
+        raise DataError(
+            f"{paths.annotations}: {len(found.images)} image(s) in {len(groups)} group(s) cannot be divided; {way_out}"
+        )
     chosen = {image_id for place in choose_groups(_counts(found, groups), val, seed) for image_id in groups[place]}
     splits = {name: [i for i in found.images if (i in chosen) == (name == "val")] for name in ("train", "val")}
     with staged_folder(out, [part for parts in zip(*map(split_parts, splits), strict=True) for part in parts]) as staged:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.errors import CheckpointError
+from panoptic_detr.errors import CheckpointError, DataError
 from panoptic_detr.files import write_whole
 
 SAFETENSORS = ".safetensors"
@@ -111,8 +111,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write, to_disk=True)
-    except (OSError, RuntimeError) as error:
-        kept = "; the previous file is kept" if path.exists() else ""
+    except (OSError, RuntimeError, DataError) as error:
+        kept = "; the previous file is kept" if path.is_file() else ""
         raise CheckpointError(f"cannot write {str(path)!r}: {_reason(error)}{_room(error, path.parent)}{kept}") from error
     return path
 

@@ -216,6 +216,33 @@ def test_another_size_in_the_json_is_refused_or_scaled(source):
     assert [segment.box for segment in truths(source.out, "val")[0].segments] == [(2, 1, 2, 2)]
 
 
+@pytest.mark.parametrize("size", [(-1, 4), (float("nan"), 4), (6, -5), (6, True), (0, 4), (None, -5)])
+def test_what_is_no_size_is_refused(source, size):
+    with pytest.raises(DataError, match="are no size; correct them"):
+        source.labelme(shape("cat", "rectangle", (0, 0), (1, 1)), size=size)
+    with pytest.raises(DataError, match="are no size; correct them"):
+        source.instances({"segmentation": box(0, 0, 2, 2)}, image={"width": size[0], "height": size[1]})
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_class_has_a_name(source, name):
+    with pytest.raises(DataError, match=r"label is .*; name its class"):
+        source.labelme(shape(name, "rectangle", (0, 0), (1, 1)))
+    with pytest.raises(DataError, match="the rest cannot be"):
+        source.instances(rest=name)
+
+
+@pytest.mark.parametrize("text", ["[]", "3"])
+def test_the_format_is_named_that_a_json_is_not(source, text):
+    with pytest.raises(DataError, match=r"no \.json annotation lies there"):
+        FORMATS["labelme"](source.images, source.out)
+    (source.images / "a.json").write_text(text)
+    with pytest.raises(DataError, match="not a LabelMe JSON"):
+        FORMATS["labelme"](source.images, source.out)
+    with pytest.raises(DataError, match="not a COCO instances JSON"):
+        FORMATS["coco-instances"](source.images / "a.json", source.images, source.out)
+
+
 def test_a_picture_that_exif_turns_is_named(source):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -15,7 +15,7 @@ from panoptic_detr.commands.data import main
 from panoptic_detr.data.coco.defects import KINDS, Defect
 from panoptic_detr.data.doctor.examine import check_dataset, find_splits
 from panoptic_detr.data.scenes.dataset import write_scenes
-from panoptic_detr.errors import DataError
+from panoptic_detr.errors import ConfigError, DataError
 from panoptic_detr.images import exif_orientation
 from panoptic_detr.segment_maps import png_kind
 
@@ -125,6 +125,12 @@ def test_limit_and_no_defects_json(clean, tmp_path, capsys):
     file = tmp_path / "found.json"
     main(["check", "--root", str(clean.root), "--workers", "1", "--json", str(file)])
     assert json.loads(file.read_text())["summary"]["errors"] == {"category_unknown": 4}
+
+
+@pytest.mark.parametrize("option", ["--queries", "--limit"])
+def test_negative_numbers_are_refused(clean, option):
+    with pytest.raises(ConfigError, match=f"'{option[2:]}' must be at least"):
+        main(["check", "--root", str(clean.root), "--workers", "0", option, "-1"])
 
 
 def test_missing_splits_are_refused_with_the_way_out(tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from plain_maps import areas, boxes_of
 from panoptic_detr.commands import data as data_tool
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import SMALLEST_VISIBLE, make_scene, scene_categories, write_scenes
+from panoptic_detr.data.scenes.films import write_films
 from panoptic_detr.data.scenes.painting import SHAPES, TEXTURES, curved_front, pixel_grid, shape_area, shape_distance, texture
 from panoptic_detr.errors import DataError
 from panoptic_detr.segment_maps import read_id_png, write_id_png
@@ -109,6 +111,11 @@ def test_out_of_range_is_refused(tmp_path):
         make_scene(0, size=10)
     with pytest.raises(DataError, match="seed -1"):
         make_scene(0, seed=-1)
+    with pytest.raises(DataError, match=r"<= 4096.*got size 100000"):
+        make_scene(0, size=100000)
+    for write in (write_scenes, partial(write_films, frames=2)):
+        with pytest.raises(DataError, match="split 'a/b' is no folder name"):
+            write(tmp_path, 2, split="a/b")
     with pytest.raises(DataError, match="count must be at least 1, but got 0"):
         write_scenes(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []

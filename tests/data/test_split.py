@@ -55,7 +55,8 @@ def test_groups_stay_on_one_side(films):
     [
         ({"val": 1.0}, "must lie between 0 and 1"),
         ({"group": "("}, "is no regular expression"),
-        ({"group": "film"}, r"10 image\(s\) in 1 group\(s\) cannot be divided"),
+        ({"group": "film"}, r"10 image\(s\) in 1 group\(s\) cannot be divided; give a --group"),
+        ({"group": ""}, "give a --group that finds different texts"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(films, options, message):

@@ -262,7 +262,7 @@ def test_broken_json(files, name, content, message):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("gt.json", r"gt\.json: no such file; give the COCO-panoptic JSON"),
+        ("gt.json", r"gt\.json: no such file; give a COCO-panoptic JSON"),
         ("pred", r"pred: no such folder; it should hold the PNGs"),
     ],
 )

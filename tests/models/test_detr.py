@@ -188,6 +188,7 @@ def test_frozen_backbone_stages_do_not_train():
         ("deformable_detr_r50", {"backbone_levels": [1, "x"]}, "'backbone_levels' must be"),
         ("detr_r50_panoptic", {"mask_dropout": "no"}, "'mask_dropout' must be float, but got 'no'"),
         ("detr_r50", {"backbone": "small", "dilation": True}, "neither a dilated"),
+        ("detr_r50", {"backbone": "small", "pretrained_backbone": "no.pth"}, "'no.pth', .* a recipe with one: photos"),
         ("detr_r50", {"mask_dropout": 0.1}, "no override 'mask_dropout'"),
     ],
 )

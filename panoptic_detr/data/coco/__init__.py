@@ -10,6 +10,7 @@ from panoptic_detr.data.coco.index import CocoIndex, read_index
 from panoptic_detr.data.coco.layout import (
     IMAGE_ENDINGS,
     DataPaths,
+    check_split_name,
     find_image,
     list_splits,
     make_split,
@@ -27,6 +28,7 @@ __all__ = [
     "CocoPanoptic",
     "DataPaths",
     "Others",
+    "check_split_name",
     "defects",
     "entries",
     "find_image",

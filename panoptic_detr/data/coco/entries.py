@@ -54,7 +54,7 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError, what: st
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise error(f"{path}: no such file; give the COCO-panoptic JSON") from None
+        raise error(f"{path}: no such file; give {what.partition(':')[0]}") from None
     except OSError as reason:
         raise error(f"{path}: cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError) as reason:  # JSON and UTF-8 errors are both ValueErrors

@@ -31,6 +31,16 @@ def split_parts(split: str) -> list[str]:
     return [split, f"panoptic_{split}", f"annotations/panoptic_{split}.json"]
 
 
+def check_split_name(split: str) -> None:
+    """Refuse the name of a new split that is no folder name.
+
+    Raises:
+        DataError: it is empty, hidden, or has separators or letters that cannot be printed.
+    """
+    if not split or not split.isprintable() or any(letter in split for letter in "/\\:") or split.startswith("."):
+        raise DataError(f"split {split!r} is no folder name; use a word such as train or val")
+
+
 def make_split(root: Path, split: str) -> DataPaths:
     """Make the folders of a new split under its root in COCO's own layout; where its parts go."""
     images, panoptic, annotations = (root / part for part in split_parts(split))

@@ -27,6 +27,7 @@ from panoptic_detr.data.doctor import read_values, show
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import safe_path
 
+INSTANCES_JSON = "a COCO instances JSON: that is an object with images, annotations, categories"
 STUFF, CROWD = -2, -1  # layers below the objects
 
 
@@ -71,7 +72,7 @@ def coco_instances(
         raise DataError(
             "stuff maps need their categories and the other way round: give both --stuff_maps and --stuff_categories"
         )
-    content = read_json(annotations)
+    content = read_json(annotations, what=INSTANCES_JSON)
     rows = _rows(content, "categories", annotations)
     ids = {show(whole(row.get("id"))) for row in rows}
     below = [] if stuff_categories is None else read_categories(stuff_categories)

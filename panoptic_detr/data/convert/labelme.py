@@ -27,6 +27,7 @@ from panoptic_detr.errors import DataError
 
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points that a shape with area needs
 WITHOUT_AREA = ("point", "points", "line", "lines", "linestrip", "polyline", "keypoint")
+LABELME_JSON = "a LabelMe JSON: that is an object with imagePath and shapes (move other files out of the folder)"
 IGNORED = "__ignore__"  # LabelMe's own label for pixels that mean nothing
 
 
@@ -62,6 +63,8 @@ def labelme(
         workers: processes; by default one per core.
     """
     files = find_by_key(folder, "", (".json",))
+    if not files:
+        raise DataError(f"{folder}: no .json annotation lies there or below; name the folder of the LabelMe files")
     rows, warnings = _found_categories(files.values()) if categories is None else (read_categories(categories), [])
     declared = stuff or [] if categories is None else stuff  # without --stuff given categories must say it themselves
     classes = number_classes(rows, str(categories or folder), rest, declared)
@@ -74,7 +77,9 @@ def labelme(
 
 def _found_categories(files: Iterable[Path]) -> tuple[list[Entry], list[str]]:
     """Every label that occurs, numbered in alphabetical order; and what is odd about them."""
-    labels = sorted({_label(shape, path) for path in files for shape in _shapes(read_json(path), path)} - {IGNORED})
+    labels = sorted(
+        {_label(shape, path) for path in files for shape in _shapes(read_json(path, what=LABELME_JSON), path)} - {IGNORED}
+    )
     return [{"id": i, "name": name} for i, name in enumerate(labels, start=1)], alike(labels)
 
 
@@ -85,12 +90,14 @@ def _shapes(content: Entry, path: Path) -> list[Entry]:
 def _label(shape: Entry, path: Path) -> str:
     if not isinstance(shape.get("label"), str):
         raise DataError(f"{path}: a shape's label is {show(shape.get('label'))}, but must be a text")
+    if not shape["label"].strip():
+        raise DataError(f"{path}: a shape's label is {shape['label']!r}; name its class, or remove the shape")
     return shape["label"]
 
 
 def _read(item: tuple[int, str, Path], *, images: Path | None, classes: Classes, resize: bool) -> Labelled:
     number, key, path = item
-    content = read_json(path)
+    content = read_json(path, what=LABELME_JSON)
     image = _find(content, path, images)
     sizes = sizes_of(content, ("imageHeight", "imageWidth"), image, str(path), resize)
     regions: dict[Hashable, Region] = {}

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from panoptic_detr.data.coco import DataPaths, make_split, split_parts, with_ending
+from panoptic_detr.data.coco import DataPaths, check_split_name, make_split, split_parts, with_ending
 from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.convert.sources import Classes
 from panoptic_detr.errors import DataError
@@ -90,8 +90,7 @@ def write_dataset(
     Raises:
         DataError: an unusable input, two images of one name, or the split is there already.
     """
-    if not split or not split.isprintable() or any(letter in split for letter in "/\\:") or split.startswith("."):
-        raise DataError(f"split {split!r} is no folder name; use a word such as train or val")
+    check_split_name(split)
     if not items:
         raise DataError("there is no image to convert; check the folders and the suffixes of the file names")
     parts, single = split_parts(split), Counter[int]()

@@ -9,6 +9,7 @@ import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import read_json
+from panoptic_detr.data.coco.defects import show
 from panoptic_detr.data.coco.entries import Entry, is_integer
 from panoptic_detr.errors import DataError
 from panoptic_detr.images import exif_orientation, read_image, turned_back
@@ -54,6 +55,8 @@ def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None, s
     table = CategoryTable.from_coco(rows, where=where)
     if rest is None:
         return Classes(table)
+    if not rest.strip():
+        raise DataError(f"the rest cannot be {rest!r}; name a stuff class, such as --rest background, or leave --rest out")
     known = next((category for category in table.categories if category.name == rest), None)
     if known is None:
         new = max(category.id for category in table.categories) + 1
@@ -108,7 +111,12 @@ def rows_of(content: Entry, key: str, path: Path, hint: str) -> list[Entry]:
 
 def read_categories(path: Path) -> list[Entry]:
     """The `categories` of a COCO JSON (of another split, say) or of a JSON that is `{"categories": [...]}` and no more."""
-    return rows_of(read_json(path), "categories", path, 'write {"categories": [{"id": 1, "name": "cat", "isthing": 1}]}')
+    return rows_of(
+        read_json(path, what="a COCO JSON: that is an object with categories"),
+        "categories",
+        path,
+        'write {"categories": [{"id": 1, "name": "cat", "isthing": 1}]}',
+    )
 
 
 def find_by_key(folder: Path, suffix: str, endings: Sequence[str]) -> dict[str, Path]:
@@ -164,20 +172,23 @@ def sizes_of(entry: Entry, keys: tuple[str, str], image: Path, where: str, resiz
 
     Args:
         entry: of the JSON.
-        keys: of height and width in it; the stored size counts where they are missing or no sizes.
+        keys: of height and width in it; the stored size counts where they are missing.
         image: the file.
         where: for messages.
         resize: annotations of a picture that was turned or resized since are to follow it.
 
     Raises:
-        DataError: the sizes differ, and `resize` is off or cannot help.
+        DataError: no sizes; or they differ, and `resize` is off or cannot help.
         PictureError: no readable picture.
     """
     stored = stored_size(image)
     height, width = (whole(entry.get(key)) for key in keys)
-    if not is_integer(height) or not is_integer(width) or min(height, width) <= 0:
-        return Sizes(stored, stored)
-    if (height, width) == stored:
+    if any(side is not None and not (is_integer(side) and side > 0) for side in (height, width)):
+        raise DataError(
+            f"{where}: {keys[1]} {show(width)} and {keys[0]} {show(height)} are no size; correct them to those of the picture "
+            "that was annotated, or leave them out"
+        )
+    if not is_integer(height) or not is_integer(width) or (height, width) == stored:
         return Sizes(stored, stored)
     sizes = f"{where}: annotated at {width}x{height} pixels, but {image} is stored at {stored[1]}x{stored[0]}"
     turn = orientation if (orientation := exif_orientation(image.read_bytes())) > 4 else 1

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco import DataPaths, make_split, split_parts
+from panoptic_detr.data.coco import DataPaths, check_split_name, make_split, split_parts
 from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.painting import (
     RADII,
@@ -34,6 +34,7 @@ from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.segment_maps import measure, write_id_png
 
+LARGEST_SIDE = 4096  # pixels; painting takes about a gigabyte there
 SMALLEST_VISIBLE = 0.45  # of its own area; whatever would hide more of a segment is not placed
 CROWD_SHARE, VOID_SHARE = 0.03, 0.05  # of the pictures
 THING_COUNTS = (0.15, 0.25, 0.25, 0.2, 0.15)  # probabilities of 1..5 things
@@ -109,14 +110,17 @@ def make_scene(index: int, *, seed: int = 0, size: int = 128, split: str = "trai
     Args:
         index: number of the scene; every scene has random numbers of its own, so any subset can be made in any order.
         seed: of the whole set, at least 0.
-        size: side in pixels, at least 48.
+        size: side in pixels, 48 to 4096.
         split: scenes of different splits are different.
 
     Raises:
         DataError: size or seed out of range.
     """
-    if size < 48 or seed < 0 or index < 0:
-        raise DataError(f"scenes need size >= 48, seed >= 0 and index >= 0, but got size {size}, seed {seed}, index {index}")
+    if not 48 <= size <= LARGEST_SIDE or seed < 0 or index < 0:
+        raise DataError(
+            f"scenes need size >= 48 and <= {LARGEST_SIDE}, seed >= 0 and index >= 0, but got size {size}, seed {seed}, "
+            f"index {index}"
+        )
     rng = np.random.default_rng([seed, crc32(split.encode()), index])
     canvas = paint_stuff(rng, size)
     if rng.random() < CROWD_SHARE:
@@ -152,6 +156,7 @@ def write_scenes(
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
+    check_split_name(split)
     parts = split_parts(split)
     with staged_folder(folder, parts) as staged:
         paths = make_split(staged, split)

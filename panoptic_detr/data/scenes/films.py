@@ -11,8 +11,10 @@ from zlib import crc32
 
 import numpy as np
 
+from panoptic_detr.data.coco import check_split_name, split_parts
 from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.dataset import (
+    LARGEST_SIDE,
     Canvas,
     Scene,
     Thing,
@@ -61,10 +63,10 @@ def make_film(index: int, *, frames: int, seed: int = 0, size: int = 128, split:
     Raises:
         DataError: a number out of range.
     """
-    if size < 48 or seed < 0 or index < 0 or frames < 1:
+    if not 48 <= size <= LARGEST_SIDE or seed < 0 or index < 0 or frames < 1:
         raise DataError(
-            f"films need size >= 48, seed >= 0, index >= 0 and a frame at least, but got size {size}, seed {seed}, "
-            f"index {index}, {frames} frames"
+            f"films need size >= 48 and <= {LARGEST_SIDE}, seed >= 0, index >= 0 and a frame at least, but got size {size}, "
+            f"seed {seed}, index {index}, {frames} frames"
         )
     rng = np.random.default_rng([seed, crc32(f"films of {split}".encode()), index])
     ground = paint_stuff(rng, size)
@@ -107,7 +109,8 @@ def write_films(
     """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
-    parts = (split, f"panoptic_{split}", f"annotations/panoptic_{split}.json")
+    check_split_name(split)
+    parts = split_parts(split)
     with staged_folder(folder, parts) as staged:
         make_folder(staged / "annotations")
         write = partial(_write_film, root=staged, frames=frames, size=size, seed=seed, split=split)

@@ -60,8 +60,13 @@ def build_backbone(
     if drop_path is not None and name not in SWIN:
         raise InputError(f"drop_path is for Swin backbones; {name!r} has none: leave it out")
     if name == "small":
-        if dilation or pretrained:
-            raise InputError("backbone 'small' has neither a dilated form nor pretrained weights")
+        if pretrained:
+            raise InputError(
+                f"pretrained_backbone is {pretrained!r}, but backbone 'small' has no pretrained weights; leave it (`train "
+                "--backbone`) out, or take a backbone that has them, such as resnet50, or a recipe with one: photos, detr_r50"
+            )
+        if dilation:
+            raise InputError("backbone 'small' has neither a dilated form nor pretrained weights; leave dilation out")
         if norm == "eval":
             raise InputError("backbone 'small' has no pretrained statistics that norm 'eval' could keep; use 'batch'")
         return SmallBackbone(levels=levels)
