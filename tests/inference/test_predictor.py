@@ -327,6 +327,7 @@ def test_what_is_no_picture_gets_a_sentence_of_its_own(predictor):
         ({"a": 1}, "dict is no picture: give a path"),
         ((photo() for _ in range(2)), "generator is no picture: predictor.stream"),
         ([[photo()]], "list is no picture"),
+        (5, "int is no picture: give a path"),
         (np.full((8, 8, 3), np.nan), "this one has NaN or infinity"),
     ]:
         with pytest.raises(PictureError, match=told):
@@ -341,6 +342,9 @@ def test_a_stream_takes_pictures_as_they_come(predictor):
             taken.append(seed)
             yield photo(seed=seed)
 
+    for thing, told in [("photo.jpg", "one picture"), (photo(), "one picture"), (5, "int, which is no list of pictures")]:
+        with pytest.raises(PictureError, match=f"stream takes pictures one after the other, but got {told}"):
+            next(predictor.stream(thing))
     results = predictor.stream(pictures())
     same(next(results), predictor(photo(seed=0)))
     assert taken == [0]
