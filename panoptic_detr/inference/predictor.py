@@ -63,6 +63,12 @@ class Predictor:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
+        if not isinstance(categories, CategoryTable):
+            raise InputError(
+                f"categories must be a CategoryTable, but got {categories!r:.100}; CategoryTable.from_coco makes one"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, but got {batch_size}; leave it out for what suits the device")
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories

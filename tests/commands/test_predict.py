@@ -123,6 +123,22 @@ def test_output_is_checked_before_any_work(photos, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write everywhere")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", ""), "--device is empty"),
+        (("--overlap", "64"), "--overlap 64 means nothing without --tile"),
+        (("--actors", "2"), "--actors 2 means nothing without --cluster"),
+        (("--threshold", "2"), "inference.threshold"),
+        (("--device", "quantum"), "there is no device 'quantum'"),
+    ],
+)
+def test_a_refusal_before_the_first_picture_leaves_no_folder(checkpoint, photos, tmp_path, options, says):
+    with pytest.raises(InputError, match=says):
+        predict.main([str(checkpoint), str(photos), "--output", str(tmp_path / "deep" / "out"), *options])
+    assert not (tmp_path / "deep").exists()
+
+
 def test_output_that_is_not_writable(photos, tmp_path, capsys):
     (tmp_path / "out").mkdir(mode=0o555)
     assert cli.main(["predict", "model.pt", str(photos), "--output", str(tmp_path / "out")]) == 1

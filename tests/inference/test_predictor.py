@@ -309,6 +309,15 @@ def test_unusable_arguments(model, table):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' is not available on this machine; use 'cpu' or 'auto'"):
             Predictor(model, table, device="cuda")
+    with pytest.raises(ValueError, match="categories must be a CategoryTable, but got None"):
+        Predictor(model, None)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but got 0"):
+        Predictor(model, table, batch_size=0)
+    with pytest.raises(ValueError, match=r"inference\.threshold' must be a number, but got 'x'"):
+        InferenceSettings(threshold="x")
+    for name in ("", None, "a" * 5000):
+        with pytest.raises(ValueError, match="a model must be named by a file, a folder or a name"):
+            load_model(name)
     unspecified = Predictor(model, table)
     del model.spec
     with pytest.raises(ValueError, match="not made by build_model"):
