@@ -108,6 +108,8 @@ class CategoryTable:
         """
         if isinstance(categories, CategoryTable):
             return categories
+        if not isinstance(categories, Iterable):
+            raise CategoryError(f"categories must be a CategoryTable or a COCO list, but got {categories!r}")
         rows = list(categories)
         rule: LabelRule = "contiguous" if num_labels in (None, len(rows)) else "id"
         return cls.from_coco(rows, labels=rule, num_labels=num_labels)

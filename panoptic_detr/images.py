@@ -3,7 +3,7 @@
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -53,7 +53,8 @@ def as_rgb(image: Picture) -> np.ndarray:
 
 def check_is_picture(thing: object) -> None:
     """Raise `PictureError`, with the way out, for what is mistaken for a picture most often."""
-    if thing is not None and not isinstance(thing, bytes | bytearray | Mapping | Iterator | list | tuple | set):
+    no_pictures = bytes | bytearray | Mapping | Iterator | list | tuple | set | int | float
+    if thing is not None and not isinstance(thing, no_pictures):
         return
     way_out = "give a path, an array, a PIL image, or a list of these"
     if isinstance(thing, bytes | bytearray):
@@ -61,6 +62,17 @@ def check_is_picture(thing: object) -> None:
     elif isinstance(thing, Iterator):
         way_out = "predictor.stream(...) takes pictures one after the other, or make a list of them"
     raise PictureError(f"{type(thing).__name__} is no picture: {way_out}")
+
+
+def one_by_one(images: Iterable[Picture]) -> Iterator[Picture]:
+    """An iterator of pictures; `PictureError` for one picture, whose letters or rows are none, and for what has no order."""
+    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    if one or not isinstance(images, Iterable):
+        what = "one picture" if one else f"{type(images).__name__}, which is no list of pictures"
+        raise PictureError(
+            f"stream takes pictures one after the other, but got {what}; for one picture call predictor(picture)"
+        )
+    return iter(images)
 
 
 def save_picture(path: str | Path, picture: np.ndarray, *, quality: int = 92) -> None:

@@ -120,7 +120,14 @@ class PanopticSegmentation:
 
     def mask(self, segment: Segment | int) -> np.ndarray:
         """The pixels of a segment, or of the segment of an id: (H, W) bool."""
-        return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
+        wanted = segment.id if isinstance(segment, Segment) else segment
+        pixels: np.ndarray = self.segment_map == wanted
+        ids = [known.id for known in self.segments]
+        if wanted != 0 and wanted not in ids and not np.any(pixels):
+            raise InputError(
+                f"there is no segment {wanted!r}; the ids are {', '.join(map(str, ids)) or 'none'}, and 0 for void"
+            )
+        return pixels
 
     def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, object]:
         """The image's entry in the `annotations` of a COCO-panoptic JSON; `save` writes the PNG that belongs to it."""

@@ -96,6 +96,8 @@ def list_models() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise `InputError` with the nearest names unless `name` is a model."""
+    if not isinstance(name, str):
+        raise InputError(f"the name of a model must be a text, but got {name!r} (all: panoptic_detr.list_models())")
     if name not in list_models():
         near = get_close_matches(name, list_models(), 3, 0.3)
         hint = f"; the nearest are {', '.join(near)}" if near else ", and no name is near to it"

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # of the Hugging Face hub and of what asks i
 import ipaddress
 import random
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -51,6 +52,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return look_up(host, *rest, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", checked_look_up)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """What a run in this process leaves for its launcher (LOCAL_RANK and the like) would make later ones take it for theirs."""
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

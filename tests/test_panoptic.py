@@ -40,6 +40,11 @@ def test_segments_have_names_and_masks(result):
     assert result.segments[0] == Segment(1, 3, True, 0.914, 6, (0, 0, 3, 2), 5)
 
 
+def test_a_segment_that_is_not_there_is_told_with_those_that_are(result):
+    with pytest.raises(ValueError, match=r"there is no segment 999999; the ids are 1, "):
+        result.mask(999999)
+
+
 def test_notebooks_show_the_map(result):
     picture = cv2.imdecode(np.frombuffer(result._repr_png_(), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert picture.shape == (4, 6, 3)

@@ -29,7 +29,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from panoptic_detr.commands.arguments import whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
-from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
+from panoptic_detr.errors import ConfigError, EvaluationError, InputError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
 from panoptic_detr.exported.open import load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
@@ -80,8 +80,18 @@ class Notes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the pictures, load the model, predict, write."""
     options = parse(argv)
+    check_options(options)
     with first_font(options.font_path):
         return predict(options)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that mean nothing here; set those that were not given."""
+    if not options.device.strip():
+        raise ConfigError("--device is empty; give auto, cpu, cuda, cuda:1 and so on, or mps")
+    if options.overlap is not None and options.tile is None:
+        raise ConfigError(f"--overlap {options.overlap} means nothing without --tile; give --tile too, or leave it out")
+    options.overlap = 256 if options.overlap is None else options.overlap
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -91,12 +101,27 @@ def predict(options: argparse.Namespace) -> int:
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
         files = like_truth(files, options.like)
-    prepare_folder(options.output, overlays=options.overlays)
-    share = join_processes()
+    with none_left_empty(options.output):
+        prepare_folder(options.output, overlays=options.overlays)
+        share = join_processes()
+        try:
+            return predict_share(options, files, share)
+        finally:
+            leave_processes()
+
+
+@contextmanager
+def none_left_empty(output: Path) -> Iterator[None]:
+    """Remove the folders that were made within, if it ends with an error while they are still empty."""
+    places = (output / "overlays", output / "panoptic", output, *output.parents)
+    made = [place for place in places if not place.exists()]
     try:
-        return predict_share(options, files, share)
-    finally:
-        leave_processes()
+        yield
+    except InputError:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], share: Share) -> int:
@@ -280,7 +305,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--tile", type=whole, metavar="PIXELS", help="predict large pictures by square tiles of this side")
-    parser.add_argument("--overlap", type=whole, metavar="PIXELS", default=256, help="of neighbouring tiles (default: 256)")
+    parser.add_argument("--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256)")
     parser.add_argument("--track", action="store_true", help="of a film or a folder of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")

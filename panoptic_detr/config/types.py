@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -71,6 +72,7 @@ def check_values(section: str, kind: type, values: Mapping[str, object]) -> None
 
 def at_least(key: str, value: float | None, low: float) -> None:
     """Raise `ConfigError` if the value of a setting is given and less than `low`, infinite or no number."""
+    _check_number(key, value)
     if value is not None and not low <= value < math.inf:
         finite = "" if math.isfinite(value) else " and finite"
         raise ConfigError(f"setting {key!r} must be at least {low}{finite}, but got {value}")
@@ -84,5 +86,11 @@ def at_most(key: str, value: float | None, high: float) -> None:
 
 def fraction(key: str, value: float | None, most: float = 1) -> None:
     """Raise `ConfigError` if the value of a setting is given and outside [0, most]."""
+    _check_number(key, value)
     if value is not None and not 0 <= value <= most:
         raise ConfigError(f"setting {key!r} must be in [0, {most:g}], but got {value}")
+
+
+def _check_number(key: str, value: object) -> None:
+    if value is not None and not isinstance(value, Real):
+        raise ConfigError(f"setting {key!r} must be a number, but got {value!r}")

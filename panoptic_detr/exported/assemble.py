@@ -11,20 +11,10 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.exported.graph import IR_VERSION, OPSET, Graph, Value
 from panoptic_detr.exported.merging import MEAN, STD, Chosen, choose, make_axis, merge_image, resized
-from panoptic_detr.exported.runtime import setting_values
+from panoptic_detr.exported.runtime import SETTINGS, setting_values
 
 MASKS_AT_ONCE = 8
 PER_QUERY = 4
-SETTINGS: dict[str, type] = {
-    "threshold": np.float32,
-    "stuff_threshold": np.float32,
-    "min_area": np.int64,
-    "min_visible": np.float32,
-    "max_segments": np.int64,
-    "keep_first": np.bool_,
-    "short_side": np.int64,
-    "long_side": np.int64,
-}
 
 
 @dataclass(frozen=True)

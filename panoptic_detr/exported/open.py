@@ -36,7 +36,7 @@ def load_model(
             published weights or mask head.
         WeightsUnavailableError: published weights that cannot be fetched; the message says which file to put where.
     """
-    if is_exported(name_or_path):
+    if isinstance(name_or_path, str | Path) and is_exported(name_or_path):
         return ExportedPredictor(name_or_path, device=str(device))
     from panoptic_detr import inference  # only here: it needs PyTorch
 

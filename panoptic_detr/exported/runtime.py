@@ -1,17 +1,18 @@
 """Predicting with an exported file: the same call and the same result as the predictor's, without PyTorch."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.types import fits_type, type_name
 from panoptic_detr.errors import InputError
-from panoptic_detr.images import Picture, as_rgb, check_is_picture
+from panoptic_detr.images import Picture, as_rgb, check_is_picture, one_by_one
 from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, Segment
 
 if TYPE_CHECKING:
@@ -21,6 +22,28 @@ NOTES, FORMAT = "panoptic_detr", 1  # the entry of a file's metadata, and its ve
 REASONS: tuple[DropReason | None, ...] = (
     *(None, "no object", "low score", "no category", "covered", "small", "merged", "suppressed"),
 )
+SETTINGS: dict[str, type] = {  # inputs of a file, beside the image
+    "threshold": np.float32,
+    "stuff_threshold": np.float32,
+    "min_area": np.int64,
+    "min_visible": np.float32,
+    "max_segments": np.int64,
+    "keep_first": np.bool_,
+    "short_side": np.int64,
+    "long_side": np.int64,
+}
+SCHEMA: dict[str, object] = {  # of what a file says about itself
+    "format": int,
+    "raw": bool,
+    "no_object": bool,
+    "precision": str,
+    "size": Sequence[int] | None,
+    "settings": Mapping[str, object],
+    "categories": Mapping[str, object],
+    "categories.labels": Literal["contiguous", "id"],
+    "categories.num_labels": int,
+    "categories.categories": Sequence[Mapping[str, object]],
+}
 RESULTS = ("segment_map", "ids", "category_ids", "scores", "areas", "boxes", "reasons", "joined")
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 _WINDOW_BATCHES = 4
@@ -53,8 +76,11 @@ class ExportedPredictor:
         self.notes = read_notes(self.path, self.session)
         if self.notes["raw"]:
             raise InputError(f"{self.path} gives logits, boxes and masks, no maps: it was exported with --raw; export without")
-        self.categories = CategoryTable.from_dict(self.notes["categories"])
-        self.settings = InferenceSettings.from_dict(self.notes["settings"])
+        try:
+            self.categories = CategoryTable.from_dict(self.notes["categories"])
+            self.settings = InferenceSettings.from_dict(self.notes["settings"])
+        except InputError as error:
+            raise damaged(self.path, str(error)) from None
         self.precision: str = self.notes["precision"]
         self.batch_size = 1 if self.device == "cpu" else 8
 
@@ -85,7 +111,7 @@ class ExportedPredictor:
 
     def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
         """Predict any number of pictures, in order, with a few of them in memory at a time."""
-        given, coming = self._inputs(self.settings.with_thresholds(threshold)), iter(images)
+        given, coming = self._inputs(self.settings.with_thresholds(threshold)), one_by_one(images)
         window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
         while pictures := [self._read(image) for image in islice(coming, window)]:
             yield from self._predict(pictures, given)
@@ -145,10 +171,7 @@ class ExportedPredictor:
             height, width = self.notes["size"]
             raise InputError(f"{self.path} was exported for {width} x {height} pixels, so it has no short_side and long_side")
         values = setting_values(settings, self.notes["no_object"])
-        kinds: dict[str, type] = dict.fromkeys(("threshold", "stuff_threshold", "min_visible"), np.float32)
-        kinds |= {"min_area": np.int64, "max_segments": np.int64, "keep_first": np.bool_}
-        kinds |= {} if self.notes["size"] else {"short_side": np.int64, "long_side": np.int64}
-        return {name: np.array(values[name], kind) for name, kind in kinds.items()}
+        return {name: np.array(values[name], SETTINGS[name]) for name in setting_names(self.notes)}
 
 
 def setting_values(settings: InferenceSettings, no_object: bool) -> dict[str, float | int | bool]:
@@ -206,12 +229,47 @@ def read_notes(path: Path, session: "onnxruntime.InferenceSession") -> dict[str,
     """What the file says about itself.
 
     Raises:
-        InputError: it was not written by `export`, or by a newer one.
+        InputError: it was not written by `export`, or by a newer one, or it is damaged.
     """
     text = session.get_modelmeta().custom_metadata_map.get(NOTES)
     if text is None:
         raise InputError(f"{path} is an ONNX file, but not one that `panoptic-detr export` wrote; it runs in onnxruntime alone")
-    notes: dict[str, Any] = json.loads(text)
-    if notes["format"] > FORMAT:
-        raise InputError(f"{path} was written by a newer panoptic_detr ({notes['versions']['panoptic_detr']}); update this one")
+    try:
+        notes: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise damaged(path, "what it says about itself is no JSON") from None
+    if not isinstance(notes, dict):
+        raise damaged(path, f"what it says about itself must be names with values, but is a {type(notes).__name__}")
+    if isinstance(notes.get("format"), int) and notes["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer panoptic_detr (format {notes['format']}); update this one")
+    for key, kind in SCHEMA.items():
+        value: Any = notes
+        for part in key.split("."):
+            value = value.get(part)
+        if not fits_type(value, kind):
+            raise damaged(path, f"its {key!r} must be {type_name(kind)}, but is {'missing' if value is None else repr(value)}")
+    if notes["size"] is not None and len(notes["size"]) != 2:
+        raise damaged(path, f"its 'size' must be height and width, but is {notes['size']}")
+    check_ports(path, session, notes)
     return notes
+
+
+def setting_names(notes: Mapping[str, Any]) -> list[str]:
+    """The settings that are inputs of a file."""
+    sides = [] if notes["size"] else ["short_side", "long_side"]
+    return sides if notes["raw"] else [name for name in SETTINGS if not name.endswith("_side")] + sides
+
+
+def check_ports(path: Path, session: "onnxruntime.InferenceSession", notes: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless a file has the inputs and outputs that it is run with."""
+    inputs = {port.name for port in (*session.get_inputs(), *session.get_overridable_initializers())}
+    outputs = {port.name for port in session.get_outputs()}
+    results = ("logits", "query_boxes") if notes["raw"] else RESULTS
+    for kind, wanted, there in (("input", ["image", *setting_names(notes)], inputs), ("output", results, outputs)):
+        if missing := [name for name in wanted if name not in there]:
+            raise damaged(path, f"it has no {kind} {', '.join(missing)}")
+
+
+def damaged(path: Path, fault: str) -> InputError:
+    """The error of a file that `export` did not write like this."""
+    return InputError(f"{path} is damaged, or was changed after it was written: {fault}; export the model again")

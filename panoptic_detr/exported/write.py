@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from panoptic_detr.config.inference import LARGEST_SIDE
+from panoptic_detr.config.types import fits_type
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
 from panoptic_detr.exported.runtime import FORMAT, NOTES
 from panoptic_detr.files import make_folder, write_whole
-from panoptic_detr.images import Picture
+from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.inference import Predictor
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights import OpenedModel, open_model
@@ -77,6 +78,7 @@ def export(
     """
     path = Path(path)
     check_target(path, size, precision)
+    check_pictures(check)
     opened = opened_source(source)
     if not raw and not opened.panoptic:
         raise InputError(
@@ -105,13 +107,23 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
         raise InputError(f"{path} is a folder; name the file")
     if precision not in get_args(FilePrecision):
         raise InputError(f"precision must be one of {', '.join(get_args(FilePrecision))}, but got {precision!r}")
-    if size is not None and not all(32 <= side <= LARGEST_SIDE for side in size):
-        raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {tuple(size)}")
+    pair = fits_type(size, Sequence[int]) and len(size or ()) == 2
+    if size is not None and not (pair and all(32 <= side <= LARGEST_SIDE for side in size)):
+        raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {size!r}")
     for name in ("onnx", "onnxruntime"):
         try:
             import_module(name)
         except ImportError:
             raise InputError(f"exporting needs {name}: pip install 'panoptic-detr[export]'") from None
+
+
+def check_pictures(pictures: Sequence[Picture]) -> None:
+    """Raise `InputError` unless all can be read, before the model is converted."""
+    if isinstance(pictures, str) or not isinstance(pictures, Sequence):
+        raise InputError(f"check must be a list of pictures, but got {pictures!r:.100}; put one picture into a list")
+    for picture in pictures:
+        check_is_picture(picture)
+        as_rgb(picture)
 
 
 def opened_source(source: "str | Path | Predictor") -> OpenedModel:

@@ -142,7 +142,10 @@ class Contest:
 
 
 def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
-    numbers = [int(number) for number in value]
+    try:
+        numbers = [int(number) for number in value]
+    except (TypeError, ValueError):
+        raise MergeError(f"{name} must be (height, width) in pixels, but got {value!r}") from None
     if len(numbers) != 2 or min(numbers) < 1:
         raise MergeError(f"{name} must be (height, width) in pixels, at least 1 each, but got {tuple(numbers)}")
     return numbers[0], numbers[1]

@@ -13,7 +13,7 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
-from panoptic_detr.images import Picture, check_is_picture, upright_rgb
+from panoptic_detr.images import Picture, check_is_picture, one_by_one, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -63,6 +63,12 @@ class Predictor:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision must be 'fp32' or 'bf16', but got {precision!r}")
+        if not isinstance(categories, CategoryTable):
+            raise InputError(
+                f"categories must be a CategoryTable, but got {categories!r:.100}; CategoryTable.from_coco makes one"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, but got {batch_size}; leave it out for what suits the device")
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories
@@ -121,7 +127,7 @@ class Predictor:
         Raises:
             PictureError: a missing or unreadable picture; the message names it.
         """
-        settings, coming = self.settings.with_thresholds(threshold), iter(images)
+        settings, coming = self.settings.with_thresholds(threshold), one_by_one(images)
         window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
         while samples := [self._sample(image) for image in islice(coming, window)]:
             yield from self._predict(samples, settings)

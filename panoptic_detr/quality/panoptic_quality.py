@@ -57,6 +57,9 @@ class PanopticQuality:
         Raises:
             EvaluationError: other sizes, an unknown category, or segments that do not fit their map; names the image.
         """
+        for which, given in (("prediction", prediction), ("truth", truth)):
+            if not isinstance(given, PanopticSegmentation):
+                raise EvaluationError(f"{which} must be a PanopticSegmentation, but got {given!r:.100}")
         name = truth.image_id if truth.image_id is not None else prediction.image_id
         image = f"image {self._images + 1} (in order)" if name is None else f"image {name}"
         self.update_regions(Regions.of(prediction, f"{image}, prediction"), Regions.of(truth, f"{image}, ground truth"), image)

@@ -20,6 +20,8 @@ from panoptic_detr.weights.hub import finder, hub_id, is_hub_folder, read_files,
 from panoptic_detr.weights.published import load_published
 from panoptic_detr.zoo import check_name, list_models
 
+LONGEST_NAME = 4000  # of a file or a model
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -41,6 +43,8 @@ class OpenedModel:
 
 def check_source(source: str | Path) -> None:
     """Raise `InputError` unless the source can be one, as far as its name tells; `open_source` does more, and takes longer."""
+    if not isinstance(source, str | Path) or not str(source).strip() or len(str(source)) > LONGEST_NAME:
+        raise InputError(f"a model must be named by a file, a folder or a name, but got {str(source)!r:.60}")
     name, path = str(source), Path(source)
     if path.is_file() or name in list_models() or is_hub_folder(path) or hub_id(name):
         return

@@ -121,6 +121,21 @@ def test_output_is_checked_before_any_work(photos, tmp_path, monkeypatch, capsys
     assert "out: the folder cannot be made" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", ""), "--device is empty"),
+        (("--overlap", "64"), "--overlap 64 means nothing without --tile"),
+        (("--threshold", "2"), "inference.threshold"),
+        (("--device", "quantum"), "there is no device 'quantum'"),
+    ],
+)
+def test_a_refusal_before_the_first_picture_leaves_no_folder(checkpoint, photos, tmp_path, options, says):
+    with pytest.raises(InputError, match=says):
+        predict.main([str(checkpoint), str(photos), "--output", str(tmp_path / "deep" / "out"), *options])
+    assert not (tmp_path / "deep").exists()
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write everywhere")
 def test_output_that_is_not_writable(photos, tmp_path, capsys):
     (tmp_path / "out").mkdir(mode=0o555)

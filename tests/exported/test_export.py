@@ -227,7 +227,10 @@ def test_raw_outputs_of_a_detector(tmp_path):
     [
         ("file.xyz", {}, "end in .onnx"),
         ("file.onnx", {"size": (8, 100)}, "32 to"),
+        ("file.onnx", {"size": 5}, "but got 5"),
         ("file.onnx", {"precision": "int3"}, "fp32, fp16, int8"),
+        ("file.onnx", {"check": 5}, "check must be a list of pictures, but got 5"),
+        ("file.onnx", {"check": ["gone.jpg"]}, "gone.jpg: there is no such image"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, name, options, says):
@@ -262,6 +265,36 @@ def test_files_that_are_none_of_ours(tmp_path, exported):
     for thing in (None, b"bytes", tmp_path / "no.jpg"):
         with pytest.raises(PictureError):
             file(thing)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "but is a list"),
+        ("{}", "'format' must be int, but is missing"),
+        ({"format": 99}, "newer panoptic_detr"),
+        ({"categories": None}, "'categories' must be names with values, but is missing"),
+        ({"categories": {"labels": "id", "num_labels": 1, "categories": []}}, "no categories"),
+        ({"settings": None}, "'settings' must be names with values"),
+        ({"settings": {"threshold": 7}}, "inference.threshold"),
+        ({"size": [1]}, "'size' must be height and width"),
+        ("boxes", "it has no output boxes"),
+    ],
+)
+def test_a_file_that_was_changed_is_refused_in_a_sentence(tmp_path, exported, change, says):
+    onnx = pytest.importorskip("onnx")
+    model, path = onnx.load(exported("detr_r50_panoptic")[1].path), tmp_path / "changed.onnx"
+    (notes,) = [entry for entry in model.metadata_props if entry.key == NOTES]
+    if change == "boxes":
+        model.graph.output.remove(next(port for port in model.graph.output if port.name == "boxes"))
+    else:
+        notes.value = change if isinstance(change, str) else json.dumps({**json.loads(notes.value), **change})
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=says) as told:
+        pd.load_model(path)
+    assert str(told.value).startswith(str(path))
+    assert "export the model again" in str(told.value) or "update this one" in str(told.value)
 
 
 def test_prediction_needs_no_torch(exported, tmp_path):

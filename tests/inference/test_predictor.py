@@ -309,6 +309,15 @@ def test_unusable_arguments(model, table):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' is not available on this machine; use 'cpu' or 'auto'"):
             Predictor(model, table, device="cuda")
+    with pytest.raises(ValueError, match="categories must be a CategoryTable, but got None"):
+        Predictor(model, None)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but got 0"):
+        Predictor(model, table, batch_size=0)
+    with pytest.raises(ValueError, match=r"inference\.threshold' must be a number, but got 'x'"):
+        InferenceSettings(threshold="x")
+    for name in ("", None, "a" * 5000):
+        with pytest.raises(ValueError, match="a model must be named by a file, a folder or a name"):
+            load_model(name)
     unspecified = Predictor(model, table)
     del model.spec
     with pytest.raises(ValueError, match="not made by build_model"):
@@ -327,6 +336,7 @@ def test_what_is_no_picture_gets_a_sentence_of_its_own(predictor):
         ({"a": 1}, "dict is no picture: give a path"),
         ((photo() for _ in range(2)), "generator is no picture: predictor.stream"),
         ([[photo()]], "list is no picture"),
+        (5, "int is no picture: give a path"),
         (np.full((8, 8, 3), np.nan), "this one has NaN or infinity"),
     ]:
         with pytest.raises(PictureError, match=told):
@@ -341,6 +351,9 @@ def test_a_stream_takes_pictures_as_they_come(predictor):
             taken.append(seed)
             yield photo(seed=seed)
 
+    for thing, told in [("photo.jpg", "one picture"), (photo(), "one picture"), (5, "int, which is no list of pictures")]:
+        with pytest.raises(PictureError, match=f"stream takes pictures one after the other, but got {told}"):
+            next(predictor.stream(thing))
     results = predictor.stream(pictures())
     same(next(results), predictor(photo(seed=0)))
     assert taken == [0]

@@ -163,6 +163,15 @@ def test_a_model_is_pushed_with_its_card(server):
     assert b"pd.load_model('lab/new')" in server.files["README.md"]
 
 
+def test_wrong_notes_and_ids_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"notes must be ModelNotes\(\.\.\.\), but got a dict"):
+        pd.save_pretrained(tiny(), tmp_path, notes={"name": "x"})
+    assert list(tmp_path.iterdir()) == []
+    for name in ("x y", "", None, "a/b/c"):
+        with pytest.raises(InputError, match=f"repo_id must be .* but got {name!r}"):
+            pd.push_to_hub(tiny(), name)
+
+
 def test_the_card_tells_the_run(tmp_path, capsys):
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)

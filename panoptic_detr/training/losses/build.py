@@ -13,10 +13,11 @@ from panoptic_detr.config.types import check_values
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.models import PanopticDETR
 from panoptic_detr.models.masks import MaskDETR
+from panoptic_detr.models.settings import check_counts
 from panoptic_detr.training.losses.criterion import Criterion, LossWeights
 from panoptic_detr.training.losses.mask_detr import COSTS, WEIGHTS, MaskCriterion
 from panoptic_detr.training.losses.matcher import HungarianMatcher, HybridMatching
-from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, default_num_labels
+from panoptic_detr.zoo import BUILDERS, PANOPTIC, build_model, check_name, default_num_labels
 
 
 def build_criterion(name: str, *, num_labels: int | None = None, **overrides: Any) -> Criterion | MaskCriterion:
@@ -31,6 +32,8 @@ def build_criterion(name: str, *, num_labels: int | None = None, **overrides: An
         InputError: no such model, or a setting that does not exist or makes no sense.
     """
     check_values("loss", LossConfig, overrides)
+    check_name(name)
+    check_counts(1, **({} if num_labels is None else {"num_labels": num_labels}))
     model = _without_weights(name, BUILDERS.get(name.removesuffix(PANOPTIC)))
     return criterion_for(model, default_num_labels(name) if num_labels is None else num_labels, LossConfig(**overrides))
 

@@ -11,6 +11,7 @@ from panoptic_detr.errors import InputError, WeightsUnavailableError
 from panoptic_detr.weights.archives import SAFETENSORS
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")  # of a repository to push to
 _FILES = (
     ".pt",
     ".pth",
@@ -44,6 +45,15 @@ def hub_id(source: str) -> HubId | None:
     if not match or path.suffix in _FILES or path.exists() or path.parent.is_dir() or path.parts[0] == RUNS:
         return None
     return HubId(match["repo"], match["revision"])
+
+
+def check_repository(repo_id: object) -> None:
+    """Raise `InputError` unless the hub can have a repository of this id."""
+    if not isinstance(repo_id, str) or not _NAME.fullmatch(repo_id):
+        raise InputError(
+            f"repo_id must be the id of a repository of the hub, 'organisation/name' of letters, digits, '-', '_' and '.', but "
+            f"got {repo_id!r}"
+        )
 
 
 def finder(repository: HubId) -> Callable[[str], Path | None]:

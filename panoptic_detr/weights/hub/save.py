@@ -15,7 +15,7 @@ from panoptic_detr.weights.archives import write_atomically, write_safetensors
 from panoptic_detr.weights.checkpoints import Checkpoint, about_checkpoint, save_checkpoint
 from panoptic_detr.weights.hub.card import PICTURE, ModelNotes, write_card
 from panoptic_detr.weights.hub.config import config_of_spec
-from panoptic_detr.weights.hub.fetch import push_folder
+from panoptic_detr.weights.hub.fetch import check_repository, push_folder
 from panoptic_detr.weights.hub.folder import CONFIG, OURS, PROCESSOR, WEIGHTS
 from panoptic_detr.weights.hub.settings import labels_of_categories, processor_of_settings
 from panoptic_detr.weights.names import to_hub
@@ -57,6 +57,7 @@ def save_pretrained(
         CheckpointError: the folder cannot be written.
     """
     checkpoint, target = _checkpoint(model), Path(folder)
+    notes = _checked(notes)
     if format not in ("panoptic_detr", "transformers"):
         raise InputError(f"format must be 'panoptic_detr' or 'transformers', but got {format!r}")
     files = transformers_files(checkpoint) if format == "transformers" else {CONFIG: about_checkpoint(checkpoint)}
@@ -64,7 +65,6 @@ def save_pretrained(
         write_safetensors(target / WEIGHTS[0], {"format": "pt"}, to_hub(checkpoint.state_dict, checkpoint.model))
     else:
         save_checkpoint(target / WEIGHTS[0], checkpoint)
-    notes = notes or ModelNotes()
     if notes.picture is not None:
         picture = notes.picture
         write_atomically(target / PICTURE, lambda stream: stream.write(picture))
@@ -104,11 +104,21 @@ def push_to_hub(
         InputError: see `save_pretrained`; an id that is none; huggingface_hub is not installed.
         WeightsUnavailableError: no token that may write there, or the hub cannot be reached.
     """
-    notes = notes or ModelNotes()
+    check_repository(repo_id)
+    notes = _checked(notes)
     notes = notes if notes.name else replace(notes, name=repo_id)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, format=format, notes=notes)
         return push_folder(Path(folder), repo_id, private=private, revision=revision, message=message)
+
+
+def _checked(notes: ModelNotes | None) -> ModelNotes:
+    """The notes; `InputError` for something else, before anything is written."""
+    if notes is not None and not isinstance(notes, ModelNotes):
+        raise InputError(
+            f"notes must be ModelNotes(...), but got a {type(notes).__name__}; its fields are ModelNotes' arguments"
+        )
+    return notes or ModelNotes()
 
 
 def transformers_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
