@@ -17,5 +17,6 @@ __all__ = [
     "cpu",
     "deformable",
     "masks",
+    "settings",
     "tracing",
 ]
