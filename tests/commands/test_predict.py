@@ -122,7 +122,6 @@ def test_output_is_checked_before_any_work(photos, tmp_path, monkeypatch, capsys
     assert "out: the folder cannot be made" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write everywhere")
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -139,6 +138,7 @@ def test_a_refusal_before_the_first_picture_leaves_no_folder(checkpoint, photos,
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write everywhere")
 def test_output_that_is_not_writable(photos, tmp_path, capsys):
     (tmp_path / "out").mkdir(mode=0o555)
     assert cli.main(["predict", "model.pt", str(photos), "--output", str(tmp_path / "out")]) == 1
