@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from panoptic_detr.errors import PictureError
-from panoptic_detr.images import Picture, as_rgb
+from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw.labels import Place, Wish, outlines, place_labels
 from panoptic_detr.visualization.draw.palette import Palette, segment_colors
@@ -58,6 +58,7 @@ def overlay(
     Raises:
         PictureError: image and segment map differ in size, alpha or scale is out of range, or the font cannot be read.
     """
+    check_is_picture(image)
     picture, index_map = _prepare(as_rgb(image), segmentation, alpha, scale)
     colors = segment_colors(segmentation, palette, shade_by_id=shade_by_id)
     table = _blend_table(segmentation.segments, colors, alpha)
