@@ -42,7 +42,6 @@ ADVICE = {
 }
 
 
-@torch.no_grad()
 def shown_score(name: str, value: float) -> str:
     """A score of an evaluation as people read it: in per cent; losses as they are."""
     if math.isnan(value):
@@ -50,6 +49,7 @@ def shown_score(name: str, value: float) -> str:
     return f"{value:.3f}" if name.endswith("loss") else f"{100 * value:.1f}"
 
 
+@torch.no_grad()
 def vital_signs(output: DetectorOutput) -> dict[str, Tensor]:
     """What tells a healthy detector from a failing one, as scalars.
 
