@@ -87,7 +87,7 @@ def test_no_detector_waits_for_the_device_or_leaves_it(name, monkeypatch):
             model = build_model(name + "_panoptic", **small, **special)
         images = torch.randn(2, 3, 64, 96, device="cuda")
         output = model(images, torch.zeros(2, 64, 96, dtype=torch.bool, device="cuda"))
-        masks = output.segment([torch.tensor([1, 2], device="cuda"), torch.tensor([3], device="cuda")])
+        masks = model.segment(output, [torch.tensor([1, 2], device="cuda"), torch.tensor([3], device="cuda")])
     assert {tensor.device.type for tensor in (output.logits, output.boxes, *masks)} == {"cuda"}
     assert [len(mask) for mask in masks] == [2, 1]
 
