@@ -20,6 +20,7 @@ GROUND = (
     "categories",
     "coco_classes",
     "files",
+    "signals",
     "parallel",
     "segment_maps",
     "images",

@@ -25,9 +25,7 @@ Under torchrun or srun the processes share the pictures, and the first joins the
 """
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -66,6 +64,7 @@ from panoptic_detr.inference import (
 )
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
+from panoptic_detr.signals import StopRequest
 from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
@@ -136,9 +135,9 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
         if len(folder) and share.first:
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
         notes = Notes()
-        with stop_requests() as requests:
-            outcome = predict_all(model, share.of(files), folder, options.explain, notes, requests)
-        told = share.gather((outcome, notes, list(requests)))
+        with StopRequest() as request:
+            outcome = predict_all(model, share.of(files), folder, options.explain, notes, request.numbers)
+        told = share.gather((outcome, notes, request.numbers))
         stopped = [number for _, _, asked in told for number in asked]
         if not share.first:
             return 128 + stopped[0] if stopped else 0
@@ -162,7 +161,7 @@ def predict_one_film(options: argparse.Namespace) -> int:
     predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
     made = {**made_by(options, predictor, ()), "pictures": film.identity(), "track": options.track}
-    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made) as folder, stop_requests() as requests:
+    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made) as folder, StopRequest() as request:
         there, tracker = len(folder), Tracker(predictor.categories) if options.track else None
         model = tiled(options, predictor)
         with progress_bar() as bar:
@@ -173,10 +172,10 @@ def predict_one_film(options: argparse.Namespace) -> int:
                 bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f} frames/s")
 
             shown = target if options.overlays else None
-            outcome = predict_film(model, film, folder, shown, tracker=tracker, requests=requests, watch=watch)
-        if requests:
+            outcome = predict_film(model, film, folder, shown, tracker=tracker, requests=request.numbers, watch=watch)
+        if request:
             print(f"stopped after {len(folder)} frames; the same command goes on with the others", file=sys.stderr)
-            return 128 + requests[0]
+            return 128 + request.numbers[0]
         folder.finish()
     speed = outcome.done / outcome.seconds
     print(f"frames: {there + outcome.done}, {speed:.1f} per second; the model waited {outcome.wait_share:.0%} of the time")
@@ -258,27 +257,6 @@ def made_by(
         "tiles": [options.tile, options.overlap] if options.tile else None,
         "pictures": f"{len(files)} pictures, list {list_digest(files)}",
     }
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Signals that ask for an end (Ctrl-C, SIGTERM), as a list that the work looks at; a second one ends at once."""
-    requests: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

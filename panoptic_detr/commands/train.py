@@ -32,8 +32,8 @@ from panoptic_detr.config.reading import PACKAGED, read_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.transforms import PAPER_LONG_SIDE, PAPER_SHORT_SIDES
 from panoptic_detr.errors import ConfigError, DataError, TrainingError
+from panoptic_detr.signals import interrupted_by_signals
 from panoptic_detr.training.stages import train_detector, train_masks
-from panoptic_detr.training.stopping import interrupted_by_signals
 
 RECIPES = PACKAGED / "finetune"
 CALIBRATED_ON = 200  # training images

@@ -1,90 +1,15 @@
-"""What ends a run before its last step: a signal, a loader process that died, numbers that are not finite.
-
-A signal only raises a flag: `Trainer` finishes its step, saves, and says how to go on.
-"""
+"""What ends a run before its last step, besides a signal: a loader process that died, numbers that are not finite."""
 
 import math
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import torch
 
 from panoptic_detr.errors import CheckpointError, TrainingError
 from panoptic_detr.structures import Batch
 from panoptic_detr.weights import write_atomically
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-Handler = Callable[[int, FrameType | None], None]
-
-
-class StopRequest:
-    """Inside this context SIGINT, SIGTERM and SIGHUP only raise a flag, so that the step at hand can be finished and saved.
-
-    A second signal interrupts at once. SIGHUP is what a lost connection or a closed terminal sends; `nohup` ignores it.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._handling = ExitStack()
-
-    def __enter__(self) -> "StopRequest":
-        self._handling.enter_context(_handled_by(self._note))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._handling.close()
-
-    def __bool__(self) -> bool:
-        return self.received is not None
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Inside this context SIGTERM and SIGHUP end the work at once, as Ctrl-C does: a KeyboardInterrupt that names the signal.
-
-    A `StopRequest` inside has its own way: that of a training, which finishes its step.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    with _handled_by(interrupt):
-        yield
-
-
-@contextmanager
-def _handled_by(handler: Handler) -> Iterator[None]:
-    """Send the signals that ask for an end to a handler; nowhere in other threads than the first, which cannot do that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    terminals = [number for number in (1, 2) if os.isatty(number)]
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if signal.Signals(number).name == "SIGHUP":  # the terminal is gone, and whoever writes to it gets an error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for terminal in terminals:
-                os.dup2(nowhere, terminal)
-            os.close(nowhere)
-        handler(number, frame)
-
-    ignored = {number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
-    previous = {number: signal.signal(number, handle) for number in SIGNALS if number not in ignored}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
 
 
 @contextmanager

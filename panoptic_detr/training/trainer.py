@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
+from panoptic_detr.signals import StopRequest
 from panoptic_detr.structures import Batch
 from panoptic_detr.training.losses import Criterion, MaskCriterion
 from panoptic_detr.training.optimizer import AveragedWeights, build_optimizer, parameter_groups, rate_factor, set_rates
@@ -22,7 +23,7 @@ from panoptic_detr.training.processes import any_process, gather, share_buffers,
 from panoptic_detr.training.run.folder import RunFiles
 from panoptic_detr.training.run.state import RunState, changed_settings, restore_snapshot, take_snapshot
 from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
-from panoptic_detr.training.stopping import StopRequest, describe_nonfinite, explained_worker_death, save_batch
+from panoptic_detr.training.stopping import describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.watch.diagnosis import VITAL_SIGNS
 from panoptic_detr.training.watch.progress import Reporter
 from panoptic_detr.weights import Checkpoint

@@ -229,19 +229,20 @@ def test_a_kill_at_any_moment_loses_nothing(checkpoint, photos, tmp_path, capsys
     assert "going on: 5 of 6 pictures are there already" in capsys.readouterr().out
 
 
-def test_signals_finish_the_picture_and_say_how_to_go_on(checkpoint, photos, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_finish_the_picture_and_say_how_to_go_on(checkpoint, photos, tmp_path, monkeypatch, capsys, number):
     original = predict.take_notes
 
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         original(*arguments)
 
     arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         patch.setattr(predict, "take_notes", interrupted)
-        assert predict.main(arguments) == 128 + signal.SIGTERM
+        assert predict.main(arguments) == 128 + number
     assert "stopped after 1 of 2 pictures; the same command goes on" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
     for change in (["--threshold", "0.2"], ["--precision", "bf16"], ["--no-overlays"], [str(photos / "a.png")]):
         with pytest.raises(DataError, match=r"this output was started with other (settings|precision|overlays|pictures)"):
             predict.main([*arguments, *change] if change[0][0] == "-" else [arguments[0], *change, *arguments[1:]])
