@@ -82,8 +82,9 @@ def wrapped(name: str, arguments: str, result: str) -> str:
 
 
 def members(thing: type) -> Iterator[tuple[str, str]]:
-    """Public methods and properties that a class itself defines: how each is called, and its first sentence."""
-    for name, member in vars(thing).items():
+    """Public methods and properties of a class and its parents of this project: how each is called, and its first sentence."""
+    ours = [parent for parent in thing.__mro__ if parent.__module__.startswith("panoptic_detr.")]
+    for name, member in {name: member for parent in reversed(ours) for name, member in vars(parent).items()}.items():
         if name.startswith("_") and name != "__call__":
             continue
         if isinstance(member, (property, cached_property)):

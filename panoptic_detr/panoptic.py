@@ -1,16 +1,19 @@
-"""The panoptic result: a map, its segments, and what became of the queries that are none."""
+"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from panoptic_detr.categories import Category, CategoryTable
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.errors import InputError
-from panoptic_detr.images import encode_picture
+from panoptic_detr.images import Picture, encode_picture, one_by_one
 from panoptic_detr.interop import joined, read_detectron2, read_transformers
 from panoptic_detr.segment_maps import measure, write_id_png
 from panoptic_detr.shapes import check_shape
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
+
+Pictures: TypeAlias = list[Any] | tuple[Any, ...]
+Prepared = TypeVar("Prepared")
+# Pictures prepared at a time, in batches: among so many, those of one size share a batch.
+_WINDOW_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -280,3 +288,65 @@ class PanopticSegmentation:
             for number, (category, score) in enumerate(rows, start=1)
         ]
         return cls(segment_map, segments, categories, image_id=image_id)
+
+
+class PicturePredictor(ABC, Generic[Prepared]):
+    """Pictures in, panoptic maps out; `Prepared` is a picture that was read, as what computes wants it.
+
+    Attributes:
+        settings: thresholds, merging rules and the size at which the model sees images.
+        batch_size: pictures of a list that go through the model together.
+    """
+
+    settings: InferenceSettings
+    batch_size: int
+
+    @overload
+    def __call__(self, images: Picture, threshold: float | None = None) -> PanopticSegmentation: ...
+
+    @overload
+    def __call__(self, images: Pictures, threshold: float | None = None) -> list[PanopticSegmentation]: ...
+
+    def __call__(
+        self, images: Picture | Pictures, threshold: float | None = None
+    ) -> PanopticSegmentation | list[PanopticSegmentation]:
+        """Predict.
+
+        Args:
+            images: a path; an array (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA of uint8, uint16 or float in 0..1; a PIL
+                image; or a list of these. Photographs are turned upright by their EXIF orientation, and the map is that of
+                the upright picture.
+            threshold: least probability for this call, for things and stuff alike, instead of the settings'.
+
+        Returns:
+            The map, as large as the picture; a list of maps for a list.
+
+        Raises:
+            PictureError: a missing or unreadable picture; the message names it.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, threshold))
+        return next(self.stream([images], threshold))
+
+    def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
+        """Predict any number of pictures, in order, with a few of them in memory at a time.
+
+        Args:
+            images: as a list of `__call__`; a generator will do.
+            threshold: see `__call__`.
+
+        Raises:
+            PictureError: a missing or unreadable picture; the message names it.
+        """
+        settings, coming = self.settings.with_thresholds(threshold), one_by_one(images)
+        window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
+        while prepared := [self._read(image) for image in islice(coming, window)]:
+            yield from self._predict(prepared, settings)
+
+    @abstractmethod
+    def _read(self, picture: Picture) -> Prepared:
+        """Read a picture."""
+
+    @abstractmethod
+    def _predict(self, prepared: list[Prepared], settings: InferenceSettings) -> list[PanopticSegmentation]:
+        """The maps of pictures, which are computed in groups of one size."""

@@ -1,10 +1,9 @@
 """Predicting with an exported file: the same call and the same result as the predictor's, without PyTorch."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type, type_name
 from panoptic_detr.errors import InputError
-from panoptic_detr.images import Picture, as_rgb, check_is_picture, one_by_one
-from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, Segment
+from panoptic_detr.images import Picture, as_rgb, check_is_picture
+from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, PicturePredictor, Segment
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,11 +44,9 @@ SCHEMA: dict[str, object] = {  # of what a file says about itself
     "categories.categories": Sequence[Mapping[str, object]],
 }
 RESULTS = ("segment_map", "ids", "category_ids", "scores", "areas", "boxes", "reasons", "joined")
-Pictures: TypeAlias = list[Any] | tuple[Any, ...]
-_WINDOW_BATCHES = 4
 
 
-class ExportedPredictor:
+class ExportedPredictor(PicturePredictor[np.ndarray]):
     """Pictures in, panoptic maps out, by a file that `export` wrote.
 
     Args:
@@ -84,38 +81,6 @@ class ExportedPredictor:
         self.precision: str = self.notes["precision"]
         self.batch_size = 1 if self.device == "cpu" else 8
 
-    @overload
-    def __call__(self, images: Picture, threshold: float | None = None) -> PanopticSegmentation: ...
-
-    @overload
-    def __call__(self, images: Pictures, threshold: float | None = None) -> list[PanopticSegmentation]: ...
-
-    def __call__(
-        self, images: Picture | Pictures, threshold: float | None = None
-    ) -> PanopticSegmentation | list[PanopticSegmentation]:
-        """Predict.
-
-        Args:
-            images: a path, an array or a PIL image as `Predictor` takes it, or a list of these.
-            threshold: least probability for this call, for things and stuff alike, instead of the settings'.
-
-        Returns:
-            The map, as large as the picture; a list of maps for a list.
-
-        Raises:
-            PictureError: a missing or unreadable picture; the message names it.
-        """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, threshold))
-        return next(self.stream([images], threshold))
-
-    def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
-        """Predict any number of pictures, in order, with a few of them in memory at a time."""
-        given, coming = self._inputs(self.settings.with_thresholds(threshold)), one_by_one(images)
-        window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
-        while pictures := [self._read(image) for image in islice(coming, window)]:
-            yield from self._predict(pictures, given)
-
     def run(self, pictures: np.ndarray, names: Iterable[str], given: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """Outputs of the file, by their names, for (B, H, W, 3) uint8 pictures."""
         return self.session.run(list(names), {"image": pictures, **(given or {})})
@@ -124,15 +89,16 @@ class ExportedPredictor:
         check_is_picture(picture)
         return as_rgb(picture)
 
-    def _predict(self, pictures: list[np.ndarray], given: dict[str, np.ndarray]) -> list[PanopticSegmentation]:
+    def _predict(self, prepared: list[np.ndarray], settings: InferenceSettings) -> list[PanopticSegmentation]:
+        given = self._inputs(settings)
         maps: dict[int, PanopticSegmentation] = {}
-        while left := [index for index in range(len(pictures)) if index not in maps]:
-            shape = pictures[left[0]].shape
-            group = [index for index in left if pictures[index].shape == shape][: self.batch_size]
-            found = self.run(np.stack([pictures[index] for index in group]), RESULTS, given)
+        while left := [index for index in range(len(prepared)) if index not in maps]:
+            shape = prepared[left[0]].shape
+            group = [index for index in left if prepared[index].shape == shape][: self.batch_size]
+            found = self.run(np.stack([prepared[index] for index in group]), RESULTS, given)
             rows = zip(*found, strict=True)
             maps.update((index, self._segmentation(*row)) for index, row in zip(group, rows, strict=True))
-        return [maps[index] for index in range(len(pictures))]
+        return [maps[index] for index in range(len(prepared))]
 
     def _segmentation(
         self,

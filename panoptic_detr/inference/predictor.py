@@ -1,9 +1,6 @@
 """From pictures to panoptic maps: the predictor that users call."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +10,18 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.loading import collate
 from panoptic_detr.data.transforms import eval_transform, image_tensor
 from panoptic_detr.errors import InputError
-from panoptic_detr.images import Picture, check_is_picture, one_by_one, upright_rgb
+from panoptic_detr.images import Picture, check_is_picture, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
-from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation, PicturePredictor
 from panoptic_detr.structures import Sample, Target
 from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_checkpoint
 from panoptic_detr.zoo import ModelSpec, spec_of
 
-Pictures: TypeAlias = list[Any] | tuple[Any, ...]
-# Pictures prepared at a time, in batches: among so many, those of one size share a batch.
-_WINDOW_BATCHES = 4
 _NAMES_SHOWN = 12
 
 
-class Predictor:
+class Predictor(PicturePredictor[Sample]):
     """Pictures in, panoptic maps out.
 
     Args:
@@ -77,33 +71,6 @@ class Predictor:
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self._fast = optimize_for_inference(self.model, bf16=precision == "bf16")
 
-    @overload
-    def __call__(self, images: Picture, threshold: float | None = None) -> PanopticSegmentation: ...
-
-    @overload
-    def __call__(self, images: Pictures, threshold: float | None = None) -> list[PanopticSegmentation]: ...
-
-    def __call__(
-        self, images: Picture | Pictures, threshold: float | None = None
-    ) -> PanopticSegmentation | list[PanopticSegmentation]:
-        """Predict.
-
-        Args:
-            images: a path; an array (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA of uint8, uint16 or float in 0..1; a PIL
-                image; or a list of these. Photographs are turned upright by their EXIF orientation, and the map is that of
-                the upright picture.
-            threshold: least probability for this call, for things and stuff alike, instead of the settings'.
-
-        Returns:
-            The map, as large as the picture; a list of maps for a list.
-
-        Raises:
-            PictureError: a missing or unreadable picture; the message names it.
-        """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, threshold))
-        return next(self.stream([images], threshold))
-
     def __repr__(self) -> str:
         """Three lines: model and where it runs, classes, settings of prediction."""
         names = [category.name for category in self.categories.categories]
@@ -117,31 +84,16 @@ class Predictor:
             f"{settings}"
         )
 
-    def stream(self, images: Iterable[Picture], threshold: float | None = None) -> Iterator[PanopticSegmentation]:
-        """Predict any number of pictures, in order, with a few of them in memory at a time.
-
-        Args:
-            images: as a list of `__call__`; a generator will do.
-            threshold: see `__call__`.
-
-        Raises:
-            PictureError: a missing or unreadable picture; the message names it.
-        """
-        settings, coming = self.settings.with_thresholds(threshold), one_by_one(images)
-        window = self.batch_size * (1 if self.batch_size == 1 else _WINDOW_BATCHES)
-        while samples := [self._sample(image) for image in islice(coming, window)]:
-            yield from self._predict(samples, settings)
-
     def prepare(self, picture: Picture) -> Tensor:
         """A picture as the model sees it: (1, 3, H, W), resized and normalised, on the model's device."""
-        return self._sample(picture).image[None].to(self.device)
+        return self._read(picture).image[None].to(self.device)
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""
         state, settings = self.model.state_dict(), self.settings.to_dict()
         return save_checkpoint(path, Checkpoint(spec_of(self.model), state, self.categories, settings))
 
-    def _sample(self, picture: Picture) -> Sample:
+    def _read(self, picture: Picture) -> Sample:
         check_is_picture(picture)
         rgb = upright_rgb(picture)
         file = Path(picture) if isinstance(picture, str | Path) else None
@@ -150,14 +102,13 @@ class Predictor:
         seen = self.settings
         return eval_transform(seen.short_side, seen.long_side, seen.image_mean, seen.image_std)(sample)
 
-    def _predict(self, samples: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
-        """The maps of samples, which go through the model in groups of one size."""
+    def _predict(self, prepared: list[Sample], settings: InferenceSettings) -> list[PanopticSegmentation]:
         maps: dict[int, PanopticSegmentation] = {}
-        for group in same_size_groups([(sample.image.shape[1], sample.image.shape[2]) for sample in samples], self.batch_size):
-            batch = collate([samples[index] for index in group])
+        for group in same_size_groups([(sample.image.shape[1], sample.image.shape[2]) for sample in prepared], self.batch_size):
+            batch = collate([prepared[index] for index in group])
             with in_precision(self.precision, self.device):
                 maps.update(zip(group, predict_batch(self._fast, batch, self.categories, settings), strict=True))
-        return [maps[index] for index in range(len(samples))]
+        return [maps[index] for index in range(len(prepared))]
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "auto", precision: Precision = "fp32") -> Predictor:
