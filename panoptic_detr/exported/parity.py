@@ -68,9 +68,11 @@ class Pair:
     def __init__(self, opened: OpenedModel, path: Path, content: bytes, *, raw: bool) -> None:
         self.opened = opened
         self.exported = None if raw else ExportedPredictor(path, device="cpu", content=content)
-        self.predictor = None if raw else Predictor(opened.model, opened.categories, settings=opened.settings)
         self.session = self.exported.session if self.exported else open_session(path, "cpu", content=content)[0]
         self.size: tuple[int, int] | None = read_notes(path, self.session)["size"]
+        # A picture that has the fixed size already is taken as it is.
+        settings = opened.settings if self.size is None else replace(opened.settings, short_side=None)
+        self.predictor = None if raw else Predictor(opened.model, opened.categories, settings=settings)
 
     def compare(self, picture: Picture) -> Comparison:
         """Run both on a picture that `Predictor` takes; for a file of fixed size it is resized before."""
@@ -81,16 +83,9 @@ class Pair:
         differences = self.largest_differences(rgb)
         if self.exported is None or self.predictor is None:
             return Comparison(name, *differences, 1.0, True, 0)
-        theirs, mine = self.predictor_of(rgb)(rgb), self.exported(rgb)
+        theirs, mine = self.predictor(rgb), self.exported(rgb)
         equal = float((theirs.segment_map == mine.segment_map).mean())
         return Comparison(name, *differences, equal, told(theirs) == told(mine), len(theirs.segments))
-
-    def predictor_of(self, rgb: np.ndarray) -> Predictor:
-        """The predictor; for a file of fixed size it takes a picture of this size as it is."""
-        assert self.predictor is not None
-        if self.size is not None:
-            self.predictor.settings = replace(self.opened.settings, short_side=None)
-        return self.predictor
 
     @torch.no_grad()
     def largest_differences(self, rgb: np.ndarray) -> tuple[float, float, float]:

@@ -1,6 +1,7 @@
 """Exporting: a model of any source becomes one file, is run on pictures beside the model, and is kept only if they agree."""
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from copy import deepcopy
@@ -105,6 +106,9 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
         raise InputError(f"{path}: exported files end in .onnx, not in {path.suffix or 'nothing'}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"{path} cannot be written: {nearest} is no folder that may be written to; choose another place")
     if precision not in get_args(FilePrecision):
         raise InputError(f"precision must be one of {', '.join(get_args(FilePrecision))}, but got {precision!r}")
     pair = fits_type(size, Sequence[int]) and len(size or ()) == 2

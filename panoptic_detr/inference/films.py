@@ -7,9 +7,9 @@ anew.
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import make_folder
 from panoptic_detr.inference.files import PictureFile, find_pictures
-from panoptic_detr.inference.flow import Outcome, PictureModel
+from panoptic_detr.inference.flow import Outcome, PictureModel, Writers
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -128,25 +128,23 @@ def predict_film(
     outcome, frames = Outcome(), film.frames()
     started, window = time.perf_counter(), model.batch_size
     coming = map_ahead(lambda _: next(frames, None), iter(int, 1), threads=1, ahead=window + _AHEAD)
-    with _film_writer(output, film.frames_per_second, requests) as show, ThreadPoolExecutor(1) as pool, closing(coming):
-        written: list[Future[None]] = []
+    with (
+        _film_writer(output, film.frames_per_second, requests) as show,
+        Writers(partial(_write, folder, show), 1, most=window + _AHEAD) as writers,
+        closing(coming),
+    ):
         while not requests:
             before = time.perf_counter()
             chunk = [frame for frame in islice(coming, window) if frame is not None]
             outcome.waiting += time.perf_counter() - before
+            if not chunk:
+                break
             for file, picture, result, is_new in _results(model, chunk, folder, tracker):
-                written.append(pool.submit(_write, folder, show, file, picture, result, is_new))
+                outcome.waiting += writers.add(file, picture, result, is_new)
                 outcome.done += is_new
                 if watch is not None:
                     watch(result)
-            before = time.perf_counter()
-            while len(written) > (window + _AHEAD if chunk else 0):
-                written.pop(0).result()
-            outcome.waiting += time.perf_counter() - before
-            if not chunk:
-                break
-        for future in written:
-            future.result()
+        outcome.waiting += writers.wait()
     outcome.seconds = time.perf_counter() - started
     return outcome
 

@@ -95,7 +95,7 @@ def predict_files(
     missing = (file for file in files if file not in folder)
     started = time.perf_counter()
     coming = map_ahead(partial(_read, read), missing, threads=threads, ahead=window + threads)
-    with closing(coming), _Writers(folder, threads, most=window + threads) as writers:
+    with closing(coming), Writers(folder.add, threads, most=window + threads) as writers:
         while not requests:
             before = time.perf_counter()
             chunk = list(islice(coming, window))
@@ -115,23 +115,23 @@ def predict_files(
     return outcome
 
 
-class _Writers:
-    """Threads that write predictions; `most` of them may wait, then whoever adds another waits too."""
+class Writers:
+    """Threads that write what is done; `most` pieces of work may wait, then whoever adds another waits too."""
 
-    def __init__(self, folder: PredictionFolder, threads: int, *, most: int) -> None:
-        self._folder, self._most = folder, most
+    def __init__(self, write: Callable[..., None], threads: int, *, most: int) -> None:
+        self._write, self._most = write, most
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="writing")
         self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "_Writers":
+    def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, file: PictureFile, picture: Picture, segmentation: PanopticSegmentation) -> float:
-        """Hand over a prediction; returns the seconds for which there was no room for it. Raises what writing raised."""
-        self._waiting.append(self._pool.submit(self._folder.add, file, picture, segmentation))
+    def add(self, *work: object) -> float:
+        """Hand over what `write` takes; returns the seconds for which there was no room for it. Raises what writing raised."""
+        self._waiting.append(self._pool.submit(self._write, *work))
         return self.wait(self._most)
 
     def wait(self, room: int = 0) -> float:

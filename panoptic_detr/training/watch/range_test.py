@@ -86,7 +86,8 @@ def range_test(trainer: Trainer, steps: int) -> RangeTest:
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         losses.append(values["loss"])
-        if len(losses) > steps // 10 and smooth(losses)[-1] > DIVERGED * min(smooth(losses)):
+        smoothed = smooth(losses)
+        if len(losses) > steps // 10 and smoothed[-1] > DIVERGED * min(smoothed):
             break
     if len(losses) < 2:
         raise TrainingError(
