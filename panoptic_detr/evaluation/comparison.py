@@ -1,20 +1,21 @@
 """Two sets of predictions of the same images: is one better, where, and what does it look like?"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.errors import PictureError
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, folder_of, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of
-from panoptic_detr.files import make_folder
-from panoptic_detr.images import save_picture
+from panoptic_detr.files import make_folder, safe_path
+from panoptic_detr.images import read_image, save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality
 from panoptic_detr.visualization.draw import overlay, side_by_side
@@ -127,6 +128,10 @@ def _side(side: AnnotationSet, image_id: ImageId, truth: PanopticSegmentation, t
 
 def _picture(images: Path | None, name: str | None, truth: PanopticSegmentation) -> np.ndarray:
     """The image (H, W, 3), or grey where it is not at hand."""
-    found = cv2.imread(str(images / name), cv2.IMREAD_COLOR_RGB) if images is not None and name is not None else None
     size = truth.segment_map.shape
-    return found if found is not None and found.shape[:2] == size else np.full((*size, 3), 160, np.uint8)
+    if images is not None and name is not None:
+        with suppress(PictureError):
+            found = read_image(safe_path(images, name, "images of the ground truth"))
+            if found.shape[:2] == size:
+                return found
+    return np.full((*size, 3), 160, np.uint8)

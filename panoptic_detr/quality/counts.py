@@ -88,11 +88,10 @@ def count_segments(overlaps: Overlaps) -> PanopticCounts:
     counts = PanopticCounts(count_classes(overlaps, matching), pixels=count_pixels(overlaps))
     lost_causes, extra_causes = _causes(overlaps, matching)
     for category_id, cause in zip(overlaps.truth_categories[matching.missed].tolist(), lost_causes, strict=True):
-        _add(counts.lost, category_id, cause)
+        _add(counts.lost, category_id, _ONE_EACH[cause])
     for category_id, cause in zip(overlaps.prediction_categories[matching.extra].tolist(), extra_causes, strict=True):
-        _add(counts.extra, category_id, cause)
-    causes = [[cause.index(1) for cause in side] for side in (lost_causes, extra_causes)]
-    counts.points = lost_units(overlaps, matching, *causes)
+        _add(counts.extra, category_id, _ONE_EACH[cause])
+    counts.points = lost_units(overlaps, matching, lost_causes, extra_causes)
     return counts
 
 
@@ -115,8 +114,8 @@ def count_classes(overlaps: Overlaps, matching: Matching) -> dict[int, ClassCoun
     return counts
 
 
-def _causes(overlaps: Overlaps, matching: Matching) -> tuple[list[ErrorCounts], list[ErrorCounts]]:
-    """The cause of every missed and of every extra segment, in order, as a count of one."""
+def _causes(overlaps: Overlaps, matching: Matching) -> tuple[list[int], list[int]]:
+    """The cause of every missed and of every extra segment, in order, as a place in `ErrorCounts`."""
     if not (matching.missed.any() or matching.extra.any()):
         return [], []
     # A true segment has pixels, so no union is 0.
@@ -137,10 +136,10 @@ def _causes(overlaps: Overlaps, matching: Matching) -> tuple[list[ErrorCounts], 
     return _first_causes(lost[:, matching.missed]), _first_causes(extra[:, matching.extra])
 
 
-def _first_causes(applies: np.ndarray) -> list[ErrorCounts]:
-    """From (causes but the last, N) bool, whether each applies, a count of one for each segment."""
+def _first_causes(applies: np.ndarray) -> list[int]:
+    """From (causes but the last, N) bool, whether each applies, the first that does for each segment."""
     always = np.ones((1, applies.shape[1]), dtype=bool)
-    return [_ONE_EACH[cause] for cause in np.concatenate([applies, always]).argmax(0).tolist()]
+    return np.concatenate([applies, always]).argmax(0).tolist()
 
 
 Counts = TypeVar("Counts", ClassCounts, ErrorCounts, PixelCounts)

@@ -13,10 +13,11 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.errors import CheckpointError, InputError
+from panoptic_detr.models.backbones import finder, hub_id
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
-from panoptic_detr.weights.hub import finder, hub_id, is_hub_folder, read_files, read_folder
+from panoptic_detr.weights.hub import is_hub_folder, read_files, read_folder
 from panoptic_detr.weights.published import load_published
 from panoptic_detr.zoo import check_name, list_models
 

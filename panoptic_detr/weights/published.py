@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from panoptic_detr.errors import InputError, WeightsUnavailableError
+from panoptic_detr.models.backbones import HubId, finder
 from panoptic_detr.weights.checkpoints import Checkpoint
-from panoptic_detr.weights.hub import HubId, finder, read_files
+from panoptic_detr.weights.hub import read_files
 from panoptic_detr.weights.names import official_weights
 from panoptic_detr.zoo import build_model, check_name, spec_of
 

@@ -101,7 +101,9 @@ def test_norms_of_timm_are_applied_in_convolutions_in_training_with_the_same_res
 
 
 def publish(folder, mean):
-    """What a repository of the hub would give."""
+    """What a repository of the hub would give, as one commit in the library's cache."""
+    folder = folder / "snapshots" / "0123"
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(3)
     source = torchvision.models.resnet18()
     save_file(source.state_dict(), folder / "model.safetensors")
@@ -113,7 +115,8 @@ def publish(folder, mean):
 def test_a_name_of_the_hub_is_fetched(prefix, tmp_path, monkeypatch):
     hub, asked = pytest.importorskip("huggingface_hub"), []
     source = publish(tmp_path, IMAGENET_MEAN)
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file: (asked.append((repo, file)), str(tmp_path / file))[1])
+    cached = tmp_path / "snapshots" / "0123"
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file, revision: (asked.append((repo, file)), cached / file)[1])
     backbone = build_backbone("resnet18", pretrained=f"{prefix}timm/resnet18.a1_in1k")
     assert torch.equal(backbone.body["layer3"][0].conv1.weight, source.layer3[0].conv1.weight)
     assert asked == [("timm/resnet18.a1_in1k", "config.json"), ("timm/resnet18.a1_in1k", "model.safetensors")]
@@ -125,24 +128,27 @@ def test_a_name_of_the_hub_is_fetched(prefix, tmp_path, monkeypatch):
 def test_a_name_of_the_hub_without_network_is_one_sentence(monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
 
-    def offline(repo, file):
+    def offline(repo, file, revision):
         raise hub.errors.LocalEntryNotFoundError("offline mode is enabled")
 
     monkeypatch.setattr(hub, "hf_hub_download", offline)
     with pytest.raises(
-        WeightsUnavailableError, match=r"no file 'timm/resnet18'.*offline mode is enabled.*hf download timm/resnet18"
+        WeightsUnavailableError, match=r"no file 'timm/resnet18'.*HF_HUB_OFFLINE is set.*hf download timm/resnet18"
     ):
         build_backbone("resnet18", pretrained="timm/resnet18")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match="needs huggingface_hub"):
+    with pytest.raises(
+        InputError, match=r"'timm/resnet18' is a repository.*needs its library: pip install 'panoptic-detr\[hub\]'"
+    ):
         build_backbone("resnet18", pretrained="timm/resnet18")
 
 
 def test_statistics_of_the_hub_travel_with_a_network_that_has_its_own(tmp_path, monkeypatch):
     timm, hub = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub")
     publish(tmp_path, (0.4, 0.4, 0.4))
-    save_file(timm.create_model(LITE).state_dict(), tmp_path / "model.safetensors")
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file: str(tmp_path / file))
+    cached = tmp_path / "snapshots" / "0123"
+    save_file(timm.create_model(LITE).state_dict(), cached / "model.safetensors")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file, revision: cached / file)
     backbone = build_backbone(LITE, pretrained="someone/lite0")
     wanted = InputStatistics()
     wanted.use((0.4, 0.4, 0.4), IMAGENET_STD)

@@ -17,8 +17,8 @@ import panoptic_detr as pd
 from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import hub as command
 from panoptic_detr.errors import CheckpointError, InputError, WeightsUnavailableError
+from panoptic_detr.models.backbones import hub_id
 from panoptic_detr.weights.hub.config import spec_of_config
-from panoptic_detr.weights.hub.fetch import hub_id
 from panoptic_detr.weights.hub.settings import categories_of_labels, settings_of_processor
 from panoptic_detr.weights.names import hub_weights, to_hub
 from panoptic_detr.weights.open import check_source

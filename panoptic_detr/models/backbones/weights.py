@@ -2,8 +2,7 @@
 
 import json
 import pickle
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from panoptic_detr.errors import BackboneWeightsError, InputError, WeightsUnavailableError
+from panoptic_detr.errors import BackboneWeightsError, WeightsUnavailableError
+from panoptic_detr.models.backbones.hub import finder, hub_id
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -52,47 +52,21 @@ def find_weights(source: str, name: str) -> FoundWeights:
         BackboneWeightsError: the repository has no weights file.
         WeightsUnavailableError: it is neither in the cache nor to be had from the network.
     """
-    repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and Path(source).suffix not in (
-        ".pth",
-        ".pt",
-        ".bin",
-        ".safetensors",
-    )
-    if Path(source).exists() or not is_name:
+    repository = None if Path(source).exists() else hub_id(source.removeprefix("hf-hub:").removeprefix("hf_hub:"))
+    if repository is None:
         return FoundWeights(Path(source))
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise InputError(
-            f"weights {source!r} of backbone {name!r} are on the Hugging Face hub, which needs huggingface_hub: pip install "
-            "'panoptic-detr[backbones]'; or give true or a file"
-        ) from error
-    try:
-        config = json.loads(Path(hf_hub_download(repository, "config.json")).read_text(encoding="utf-8"))
-        path = _first_file(repository, hf_hub_download, EntryNotFoundError)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise WeightsUnavailableError(
-            f"backbone {name!r}: there is no file {source!r}, and the hub's repository {repository!r} is neither in the cache "
-            f"nor to be had ({' '.join(str(error).split())[:200]}); check its name and the network, or run "
-            f"`hf download {repository}` on a machine with one and copy its ~/.cache/huggingface here (HF_HOME names another "
-            "folder)"
-        ) from None
-    known = config.get("pretrained_cfg", config)
+        find = finder(repository)
+        config = find("config.json")
+        path = next(filter(None, map(find, HUB_FILES)), None)
+    except WeightsUnavailableError as error:
+        raise WeightsUnavailableError(f"backbone {name!r}: there is no file {source!r}, and on the hub: {error}") from None
+    if path is None:
+        raise BackboneWeightsError(f"the hub's repository {repository} has none of {', '.join(HUB_FILES)}; name one of timm's")
+    about = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    known = about.get("pretrained_cfg", about)
     mean, std = (tuple(known[key]) if key in known else None for key in ("mean", "std"))
     return FoundWeights(path, mean, std)
-
-
-def _first_file(repository: str, download: Callable[[str, str], str], absent: type[Exception]) -> Path:
-    """The weights file of a repository of the hub, the safe kind first."""
-    for file in HUB_FILES:
-        try:
-            return Path(download(repository, file))
-        except absent as error:
-            if isinstance(error, OSError) and "LocalEntryNotFound" in type(error).__name__:
-                raise
-    raise BackboneWeightsError(f"the hub's repository {repository!r} has none of {', '.join(HUB_FILES)}; name one of timm's")
 
 
 def load_backbone_file(net: nn.Module, path: str | Path, name: str) -> None:

@@ -11,11 +11,11 @@ from torch import nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.errors import InputError
+from panoptic_detr.models.backbones import check_repository, push_folder
 from panoptic_detr.weights.archives import write_atomically, write_safetensors
 from panoptic_detr.weights.checkpoints import Checkpoint, about_checkpoint, save_checkpoint
 from panoptic_detr.weights.hub.card import PICTURE, ModelNotes, write_card
 from panoptic_detr.weights.hub.config import config_of_spec
-from panoptic_detr.weights.hub.fetch import check_repository, push_folder
 from panoptic_detr.weights.hub.folder import CONFIG, OURS, PROCESSOR, WEIGHTS
 from panoptic_detr.weights.hub.settings import labels_of_categories, processor_of_settings
 from panoptic_detr.weights.names import to_hub

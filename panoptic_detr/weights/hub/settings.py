@@ -8,10 +8,10 @@ from panoptic_detr.categories import Category, CategoryTable, default_color
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.errors import CheckpointError, ConfigError
 
 _PLACEHOLDER = re.compile(r"(?i)|n/?a|label_\d+|none|null|no.?object|background")
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def categories_of_labels(id2label: Mapping[str, str] | None, num_labels: int, panoptic: bool) -> CategoryTable:
@@ -50,7 +50,9 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: a size of another form, or a preparation that we do not have.
     """
     found: dict[str, Any] = _size(processor) if processor.get("do_resize", True) else {"short_side": None}
-    mean, std = (_statistics(processor, key, usual) for key, usual in (("image_mean", _MEAN), ("image_std", _STD)))
+    mean, std = (
+        _statistics(processor, key, usual) for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+    )
     if not processor.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
@@ -58,7 +60,7 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"preprocessor_config.json: rescale_factor must be above 0, but is {factor!r}")
     if abs(255 * factor - 1) > 1e-6:  # pixels of 0..255 times the factor; ours are of 0..1
         mean, std = (tuple(value / (255 * factor) for value in values) for values in (mean, std))
-    if max(abs(a - b) for a, b in zip((*mean, *std), (*_MEAN, *_STD), strict=False)) > 1e-6:
+    if max(abs(a - b) for a, b in zip((*mean, *std), (*IMAGENET_MEAN, *IMAGENET_STD), strict=True)) > 1e-6:
         found |= {"image_mean": list(mean), "image_std": list(std)}
     try:
         InferenceSettings.from_dict(found)
@@ -79,8 +81,8 @@ def processor_of_settings(settings: InferenceSettings, kind: str, *, panoptic: b
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(settings.image_mean or _MEAN),
-        "image_std": list(settings.image_std or _STD),
+        "image_mean": list(settings.image_mean or IMAGENET_MEAN),
+        "image_std": list(settings.image_std or IMAGENET_STD),
         "do_pad": True,
     }
 

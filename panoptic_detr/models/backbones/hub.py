@@ -1,4 +1,7 @@
-"""Repositories of the Hugging Face hub: fetched and filled by its own library, with its cache, tokens and settings."""
+"""Repositories of the Hugging Face hub, of backbones and of whole models: fetched and filled by its own library.
+
+Its cache, tokens and settings (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) hold.
+"""
 
 import importlib
 import re
@@ -8,21 +11,10 @@ from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 from panoptic_detr.errors import InputError, WeightsUnavailableError
-from panoptic_detr.weights.archives import SAFETENSORS
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")  # of a repository to push to
-_FILES = (
-    ".pt",
-    ".pth",
-    ".bin",
-    ".json",
-    ".yaml",
-    ".onnx",
-    ".zip",
-    ".xml",
-    SAFETENSORS,
-)  # of files, not of names
+_FILES = (".pt", ".pth", ".bin", ".json", ".yaml", ".onnx", ".zip", ".xml", ".safetensors")  # endings of files, not of names
 RUNS = "runs"  # where training writes; nobody of the hub is called so, and a mistyped run is not looked for there
 Result = TypeVar("Result")
 
