@@ -45,6 +45,14 @@ def test_a_weight_of_zero_leaves_a_term_out():
     assert not [name for name in losses.terms if name.startswith(("peaks", "contest", "box_l1"))]
 
 
+@pytest.mark.parametrize("term", ["mask_bce", "mask_dice", "contest", "stuff_dice"])
+def test_masks_teach_queries_and_pixels(term):
+    output = make().train()(*images())
+    losses = criterion()(output, targets())
+    taught = torch.autograd.grad(losses.terms[term], [output.masks.pixels, output.masks.embeddings])
+    assert all(bool(gradient.any()) for gradient in taught)
+
+
 def test_images_without_things_or_without_anything_have_a_finite_loss():
     empty = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(96, 128, dtype=torch.uint8))
     output = make().train()(*images())

@@ -77,7 +77,9 @@ class MaskCriterion(nn.Module):
         assert output.masks is not None
         sampled = output.masks.sample([image.points for image in images])
         for image, features in zip(images, sampled, strict=True):
-            image.compare(Places(image.points, look_up(image.target, image.points), features))
+            image.see(Places(image.points, look_up(image.target, image.points), features))
+        for image, pairs in zip(images, match([image.costs() for image in images]), strict=True):
+            image.compare(*pairs)
         divisor, share = counts.boxes(), counts.share_of(len(targets)) / len(targets)
         terms: dict[str, Tensor] = {}
         for image in images:
@@ -147,15 +149,18 @@ class _Image:
         self.per_thing: dict[str, Tensor] = {}
         self.per_image: dict[str, Tensor] = {}
 
-    def compare(self, places: Places) -> None:
-        """Match, and fill in the terms."""
-        count, weights = len(self.things), self.criterion.weights
+    def see(self, places: Places) -> None:
+        """Take in what lies at the places."""
+        count = len(self.things)
         self.places = places
         self.near = places.part(self.num_uniform, len(places.points))
         segments = self.near.segments.view(count, self.places_each)  # (n, R)
         self.wanted = (segments == self.things[:, None] + 1).float()
         self.known = (segments > 0).float()
-        self.queries, self.objects = self._match()  # (L, k) each
+
+    def compare(self, queries: Tensor, objects: Tensor) -> None:
+        """Fill in the terms for matched queries and their places in `things`, (L, k) each."""
+        self.queries, self.objects, weights = queries, objects, self.criterion.weights
         layers = len(self.output.logits)
         for layer in range(layers):
             suffix = "" if layer == layers - 1 else f"_layer{layer}"
@@ -172,15 +177,8 @@ class _Image:
         return torch.cat([self.queries[-1], self.stuff_queries]), torch.cat([self.things[self.objects[-1]], self.stuff])
 
     @torch.no_grad()
-    def _match(self) -> tuple[Tensor, Tensor]:
-        """The cheapest assignment of queries to things in every layer: (L, k) queries and (L, k) places in `things`."""
-        costs = self._costs().float().cpu().numpy()  # (L, Q, n)
-        queries, objects = (
-            torch.from_numpy(np.stack(side)).to(self.things.device) for side in zip(*map(cheapest, costs), strict=True)
-        )
-        return queries, objects
-
-    def _costs(self) -> Tensor:
+    def costs(self) -> Tensor:
+        """What it costs to match each query with each thing: (L, Q, n)."""
         costs, output, count = self.criterion.costs, self.output, self.num_things
         labels, boxes = self.target.labels[self.things], self.target.boxes[self.things].float()
         p = output.logits[:, self.index, :count].index_select(-1, labels).float().sigmoid()  # (L, Q, n)
@@ -280,6 +278,29 @@ class _Image:
         best = distance.masked_fill(~own, torch.inf).argmin(1)
         nearest = points[torch.arange(count, device=best.device), best]
         return torch.where(own.any(1, keepdim=True), nearest, boxes[:, :2]).clamp(0, 1 - 1e-6)
+
+
+def match(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The cheapest assignment in every layer of every image; the costs are copied to the host once.
+
+    Args:
+        costs: of each image, (L, Q, n).
+
+    Returns:
+        For each image the queries and the things that are matched: (L, k) each.
+    """
+    flat = torch.cat([cost.flatten() for cost in costs]).float().cpu().numpy()
+    parts = np.split(flat, np.cumsum([cost.numel() for cost in costs])[:-1])
+    solved = [
+        np.stack([np.stack(cheapest(layer)) for layer in part.reshape(cost.shape)], axis=1)  # (2, L, k)
+        for part, cost in zip(parts, costs, strict=True)
+    ]
+    packed = torch.from_numpy(np.concatenate([pairs.reshape(2, -1) for pairs in solved], axis=1)).to(costs[0].device)
+    columns = packed.split([pairs[0].size for pairs in solved], dim=1)
+    return [
+        (queries.view(pairs.shape[1:]), objects.view(pairs.shape[1:]))
+        for (queries, objects), pairs in zip(columns, solved, strict=True)
+    ]
 
 
 def rarity(winners: Tensor, count: int, exponent: float) -> Tensor:
