@@ -5,6 +5,7 @@ behind one to five things that may hide each other, but never so far that less t
 have a crowd (many tiny things as one segment) or a ribbon of void. A scene depends on (seed, split, index, size) only.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from panoptic_detr.data.scenes.painting import (
     texture,
 )
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import staged_folder, write_json, write_whole
+from panoptic_detr.files import make_folder, staged_folder, write_json, write_whole
 from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.segment_maps import measure, write_id_png
@@ -154,31 +155,60 @@ def write_scenes(
     Raises:
         DataError: the folder cannot be written to or holds this split already, or a number out of range.
     """
+    images = ({"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count))
+
+    def annotations(paths: DataPaths) -> Iterator[Entry]:
+        write = partial(_write_scene, paths=paths, size=size, seed=seed, split=split)
+        return parallel_map(write, range(count), workers=workers, description=f"scenes: {split}")
+
+    return write_drawn(folder, split, images, annotations, f"procedural scenes, seed {seed}, split {split}", count=count)
+
+
+def write_drawn(
+    folder: str | Path,
+    split: str,
+    images: Iterable[Mapping[str, object]],
+    annotations: Callable[[DataPaths], Iterator[Entry]],
+    description: str,
+    *,
+    count: int,
+) -> Path:
+    """Write a part of a drawn data set, whole or not at all; returns the path of its JSON.
+
+    Args:
+        folder: root of the data set, made if missing.
+        split: name of the part.
+        images: entries of the JSON's `images`.
+        annotations: writes the pictures and PNGs of a part that lies at the given paths, and gives the JSON's `annotations`.
+        description: of the data set.
+        count: how many scenes or films there are.
+
+    Raises:
+        DataError: the folder cannot be written to or holds this split already, or a count below 1.
+    """
     if count < 1:
         raise DataError(f"count must be at least 1, but got {count}")
     check_split_name(split)
     parts = split_parts(split)
     with staged_folder(folder, parts) as staged:
         paths = make_split(staged, split)
-        write = partial(_write_scene, paths=paths, size=size, seed=seed, split=split)
-        lists = {
-            "images": ({"id": i, "file_name": f"{i:06d}.png", "width": size, "height": size} for i in range(count)),
-            "annotations": parallel_map(write, range(count), workers=workers, description=f"scenes: {split}"),
-            "categories": scene_categories().to_coco(),
-        }
+        lists = {"images": images, "annotations": annotations(paths), "categories": scene_categories().to_coco()}
         with open(paths.annotations, "w", encoding="utf-8") as file:
-            description = f"procedural scenes, seed {seed}, split {split}"
             write_json(file, {"info": {"description": description, "version": "1.0"}}, lists)
     return Path(folder) / parts[-1]
 
 
-def _write_scene(index: int, *, paths: DataPaths, size: int, seed: int, split: str) -> Entry:
+def write_pictures(scene: Scene, paths: DataPaths, image_id: int, name: str) -> Entry:
     """Write image and PNG of one scene; return its entry for the JSON's `annotations`."""
-    scene = make_scene(index, seed=seed, size=size, split=split)
-    name = f"{index:06d}.png"
+    for folder in (paths.images, paths.panoptic):
+        make_folder((folder / name).parent)
     write_whole(paths.images / name, encode_picture(scene.image, compression=1))
     write_id_png(paths.panoptic / name, scene.segment_map)
-    return {"image_id": index, "file_name": name, "segments_info": scene.segments_info}
+    return {"image_id": image_id, "file_name": name, "segments_info": scene.segments_info}
+
+
+def _write_scene(index: int, *, paths: DataPaths, size: int, seed: int, split: str) -> Entry:
+    return write_pictures(make_scene(index, seed=seed, size=size, split=split), paths, index, f"{index:06d}.png")
 
 
 def paint_stuff(rng: np.random.Generator, size: int) -> Canvas:

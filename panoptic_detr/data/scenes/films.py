@@ -6,12 +6,13 @@ A thing keeps its segment id over the frames of its film, and has none where it 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from panoptic_detr.data.coco import check_split_name, split_parts
+from panoptic_detr.data.coco import DataPaths
 from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.scenes.dataset import (
     LARGEST_SIDE,
@@ -21,15 +22,13 @@ from panoptic_detr.data.scenes.dataset import (
     describe,
     paint_stuff,
     patch,
-    scene_categories,
     shade,
+    write_drawn,
+    write_pictures,
 )
 from panoptic_detr.data.scenes.painting import RADII, SHAPES, random_color, shape_area
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, staged_folder, write_json, write_whole
-from panoptic_detr.images import encode_picture
 from panoptic_detr.parallel import parallel_map
-from panoptic_detr.segment_maps import write_id_png
 
 SPEEDS = (0.01, 0.03)  # of a thing, in sides of the picture per frame
 TURN = 0.08  # largest turn of a thing, in radians per frame
@@ -107,40 +106,25 @@ def write_films(
     Raises:
         DataError: the folder cannot be written to or holds this split already, or a number out of range.
     """
-    if count < 1:
-        raise DataError(f"count must be at least 1, but got {count}")
-    check_split_name(split)
-    parts = split_parts(split)
-    with staged_folder(folder, parts) as staged:
-        make_folder(staged / "annotations")
-        write = partial(_write_film, root=staged, frames=frames, size=size, seed=seed, split=split)
+    images = (
+        {"id": film * frames + frame, "file_name": _name(film, frame), "width": size, "height": size}
+        for film in range(count)
+        for frame in range(frames)
+    )
+
+    def annotations(paths: DataPaths) -> Iterator[Entry]:
+        write = partial(_write_film, paths=paths, frames=frames, size=size, seed=seed, split=split)
         films = parallel_map(write, range(count), workers=workers, description=f"films: {split}")
-        lists = {
-            "images": (
-                {"id": film * frames + frame, "file_name": _name(film, frame), "width": size, "height": size}
-                for film in range(count)
-                for frame in range(frames)
-            ),
-            "annotations": (entry for film in films for entry in film),
-            "categories": scene_categories().to_coco(),
-        }
-        with open(staged / parts[2], "w", encoding="utf-8") as file:
-            description = f"procedural films of {frames} frames, seed {seed}, split {split}"
-            write_json(file, {"info": {"description": description, "version": "1.0"}}, lists)
-    return Path(folder) / parts[2]
+        return chain.from_iterable(films)
+
+    description = f"procedural films of {frames} frames, seed {seed}, split {split}"
+    return write_drawn(folder, split, images, annotations, description, count=count)
 
 
-def _write_film(index: int, *, root: Path, frames: int, size: int, seed: int, split: str) -> list[Entry]:
+def _write_film(index: int, *, paths: DataPaths, frames: int, size: int, seed: int, split: str) -> list[Entry]:
     """Write the frames of a film; return their entries for the JSON's `annotations`."""
-    entries: list[Entry] = []
-    for frame, scene in enumerate(make_film(index, frames=frames, seed=seed, size=size, split=split)):
-        name = _name(index, frame)
-        for part in (split, f"panoptic_{split}"):
-            make_folder((root / part / name).parent)
-        write_whole(root / split / name, encode_picture(scene.image, compression=1))
-        write_id_png(root / f"panoptic_{split}" / name, scene.segment_map)
-        entries.append({"image_id": index * frames + frame, "file_name": name, "segments_info": scene.segments_info})
-    return entries
+    scenes = make_film(index, frames=frames, seed=seed, size=size, split=split)
+    return [write_pictures(scene, paths, index * frames + frame, _name(index, frame)) for frame, scene in enumerate(scenes)]
 
 
 def _name(film: int, frame: int) -> str:
