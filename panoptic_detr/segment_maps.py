@@ -5,7 +5,7 @@ COCO panoptic stores an id map as an RGB PNG with id = R + 256 G + 65536 B.
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -186,6 +186,13 @@ def measure(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int
         for i, (value, (rows, columns)) in enumerate(zip(ids.tolist(), extents, strict=True))
         if value != 0
     }
+
+
+def with_ids(segment_map: np.ndarray, ids: Mapping[int, int]) -> np.ndarray:
+    """An id map (H, W) with another id in place of each that `ids` names, and 0 for all others: int32."""
+    table = np.zeros(max(int(segment_map.max(initial=0)), *ids, 0) + 1, np.int32)
+    table[list(ids.keys())] = list(ids.values())
+    return table[segment_map]
 
 
 def nearest_pixels(pixels: int, size: int) -> np.ndarray:

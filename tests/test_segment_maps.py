@@ -16,6 +16,7 @@ from panoptic_detr.segment_maps import (
     measure,
     read_id_png,
     resize_ids,
+    with_ids,
     write_id_png,
 )
 
@@ -121,3 +122,10 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_whole(tmp_path / "a.json", b"{}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ids_and_void_for_those_that_have_none():
+    segment_map = np.array([[0, 7, 7], [3, 3, 9]])
+    assert with_ids(segment_map, {3: 1, 9: 70000, 12: 5}).tolist() == [[0, 0, 0], [1, 1, 70000]]
+    assert with_ids(segment_map, {}).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert with_ids(np.zeros((0, 2), int), {1: 2}).shape == (0, 2)

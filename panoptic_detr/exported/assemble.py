@@ -9,8 +9,9 @@ from onnx import helper, numpy_helper
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import IR_VERSION, OPSET, Graph, Value
-from panoptic_detr.exported.merging import MEAN, STD, Chosen, choose, make_axis, merge_image, resized
+from panoptic_detr.exported.merging import Chosen, choose, make_axis, merge_image, resized
 from panoptic_detr.exported.runtime import SETTINGS, setting_values
 
 MASKS_AT_ONCE = 8
@@ -52,7 +53,7 @@ def assemble(
         given = setting_values(settings, no_object)
         used = ["short_side", "long_side"] if raw else list(SETTINGS)
         values = {name: setting(graph, name, given[name]) for name in used if not (size and name.endswith("_side"))}
-        statistics = (settings.image_mean or MEAN, settings.image_std or STD)
+        statistics = (settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)
         pixels = resized(graph, image, values.get("short_side"), values.get("long_side"), size, statistics)
         found = graph.splice(networks.detection, {"input_0": pixels})
         outputs: dict[str, tuple[Value, Sequence[str | int] | None]] = {

@@ -11,11 +11,11 @@ import numpy as np
 from onnx import helper
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import Graph, Value
 from panoptic_detr.exported.runtime import REASONS
 from panoptic_detr.panoptic import DropReason
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 LARGEST, DEAD = 1e30, -3e30  # logits are cut at the one, dropped masks are set to the other
 PIXELS_AT_ONCE = 2**16  # that are interpolated between mask cells of different winners
@@ -27,7 +27,7 @@ def resized(
     short_side: Value | None,
     long_side: Value | None,
     fixed: Sequence[int] | None,
-    statistics: tuple[Sequence[float], Sequence[float]] = (MEAN, STD),
+    statistics: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
 ) -> Value:
     """(B, H, W, 3) uint8 pictures as the network wants them: (B, 3, h, w) float32, resized and normalised.
 

@@ -22,7 +22,7 @@ from panoptic_detr.errors import InputError
 from panoptic_detr.inference.flow import PictureModel
 from panoptic_detr.inference.rasters import Raster, id_store, release, strips
 from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
-from panoptic_detr.segment_maps import measure
+from panoptic_detr.segment_maps import measure, with_ids
 
 SAME = 0.5  # least IoU of two things in an overlap that are one
 
@@ -146,12 +146,10 @@ class _Pieces:
 
     def add(self, result: PanopticSegmentation) -> np.ndarray:
         """Take in a tile; its map with a number in place of each id."""
-        table = np.zeros(max([0, *(segment.id for segment in result.segments)]) + 1, np.int32)
-        for segment in result.segments:
-            table[segment.id] = self._number(segment)
+        numbers = {segment.id: self._number(segment) for segment in result.segments}
         low = [dropped for dropped in result.dropped if dropped.reason == "low score"]
         self.dropped = sorted([*self.dropped, *low], key=lambda dropped: -dropped.score)[:1]
-        return table[result.segment_map]
+        return with_ids(result.segment_map, numbers)
 
     def _number(self, segment: Segment) -> int:
         known = self.stuff.get(segment.category_id)

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.segment_maps import with_ids
 
 LEAST = 0.2  # IoU of a thing and where it is expected
 
@@ -131,9 +132,6 @@ def _centre(track: _Track) -> tuple[float, float]:
 
 
 def _renamed(segmentation: PanopticSegmentation, ids: Mapping[int, int]) -> PanopticSegmentation:
-    table = np.zeros(max([0, *(segment.id for segment in segmentation.segments)]) + 1, np.int32)
-    for old, new in ids.items():
-        table[old] = new
     dropped = [replace(row, into=ids.get(row.into) if row.into else row.into) for row in segmentation.dropped]
     segments = [replace(segment, id=ids[segment.id]) for segment in segmentation.segments]
-    return replace(segmentation, segment_map=table[segmentation.segment_map], segments=segments, dropped=dropped)
+    return replace(segmentation, segment_map=with_ids(segmentation.segment_map, ids), segments=segments, dropped=dropped)

@@ -16,7 +16,7 @@ from panoptic_detr.images import save_picture
 from panoptic_detr.inference import Tracker, load_model
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import measure
+from panoptic_detr.segment_maps import measure, with_ids
 from panoptic_detr.visualization.draw import overlay, side_by_side
 from tools.benchmarks.measure import Figures
 
@@ -89,10 +89,8 @@ def tube(frames: Sequence[PanopticSegmentation]) -> PanopticSegmentation:
     ids: dict[tuple[int, int, bool], int] = {}
     maps = []
     for frame in frames:
-        table = np.zeros(max([0, *(segment.id for segment in frame.segments)]) + 1, np.int32)
-        for segment in frame.segments:
-            table[segment.id] = ids.setdefault((segment.id, segment.category_id, segment.isthing), len(ids) + 1)
-        maps.append(table[frame.segment_map])
+        keys = {segment.id: (segment.id, segment.category_id, segment.isthing) for segment in frame.segments}
+        maps.append(with_ids(frame.segment_map, {i: ids.setdefault(key, len(ids) + 1) for i, key in keys.items()}))
     whole = np.concatenate(maps)
     kinds = {number: key for key, number in ids.items()}
     segments = [Segment(number, *kinds[number][1:], 0.9, *row) for number, row in measure(whole).items()]
