@@ -193,6 +193,14 @@ class Trainer:
         )
         return dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), whole(norm)]).tolist(), strict=True))
 
+    def try_step(self, group: Sequence[Batch]) -> dict[str, float]:
+        """A step for tests of settings before a run: it is in no log, and left out where it is not finite; its losses."""
+        values = self.gradients(group)
+        if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return values
+
     def _gradients_synced(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""
         if last or self.fabric.world_size == 1:
