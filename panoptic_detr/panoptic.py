@@ -1,4 +1,7 @@
-"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it."""
+"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it.
+
+Panoptic PNGs are read and written by `segment_maps`.
+"""
 
 from abc import ABC, abstractmethod
 from collections import Counter
