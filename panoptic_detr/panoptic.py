@@ -1,4 +1,7 @@
-"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it."""
+"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it.
+
+Panoptic PNGs are read and written by `segment_maps`.
+"""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -178,7 +181,7 @@ class PanopticSegmentation:
     @classmethod
     def from_transformers(
         cls,
-        result: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        result: Mapping[str, object] | Sequence[Mapping[str, object]],
         categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         id2label: Mapping[int, str] | None = None,
@@ -205,7 +208,7 @@ class PanopticSegmentation:
     @classmethod
     def from_detectron2(
         cls,
-        result: Sequence[Any] | Mapping[str, Any],
+        result: Sequence[object] | Mapping[str, object],
         categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         metadata: object | None = None,
@@ -229,7 +232,7 @@ class PanopticSegmentation:
         segment_map, pieces = read_detectron2(result, table, metadata)
         return cls._of_rows(*joined(segment_map, pieces, fuse_stuff=fuse_stuff), table, image_id)
 
-    def to_transformers(self) -> dict[str, Any]:
+    def to_transformers(self) -> dict[str, object]:
         """The result as transformers' `post_process_panoptic_segmentation` gives it.
 
         Returns:

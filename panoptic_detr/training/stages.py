@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -203,7 +203,7 @@ def trainable(source: Checkpoint) -> Checkpoint:
     return source
 
 
-def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, Any]:
+def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, object]:
     """The overrides of a model, and the labels of the data's stuff where the model has queries for them."""
     if "stuff_labels" not in override_types(config.name):
         return dict(config.overrides)

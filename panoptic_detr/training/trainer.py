@@ -75,7 +75,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         train: TrainConfig,
         template: Checkpoint,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         frozen: Sequence[nn.Module] = (),
         evaluate: Evaluate | None = None,
         draw_samples: DrawSamples | None = None,
