@@ -42,6 +42,7 @@ from panoptic_detr.weights import (
     detector_changes,
     load_checkpoint,
     open_source,
+    save_checkpoint,
     transfer_weights,
 )
 from panoptic_detr.zoo import PANOPTIC, build_model, override_types, spec_of
@@ -187,6 +188,14 @@ def new_model(config: ModelConfig, categories: CategoryTable, console: Console) 
     model = build_model(config.name, num_labels=categories.num_labels, **overrides)
     transfer_weights(trainable(open_source(config.weights)), model, categories).print(console)
     return model
+
+
+def save_untrained(stage: DetectorStage, path: Path) -> Path:
+    """Write the model of a stage as it is before its first step, for what only measures; the path."""
+    dataset = open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
+    model = new_model(stage.model, dataset.categories, Console(quiet=True))
+    checkpoint = template_of(model, dataset.categories, stage.inference)
+    return save_checkpoint(path, replace(checkpoint, state_dict=model.state_dict()))
 
 
 def trainable(source: Checkpoint) -> Checkpoint:

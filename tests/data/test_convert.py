@@ -183,6 +183,8 @@ def test_labelme(tmp_path):
     assert [(c.id, c.name, c.isthing) for c in truth.categories.categories] == [(1, "cat", True), (2, "sky", False)]
     assert [(s.category_id, s.area) for s in truth.segments] == [(2, 46), (1, 10), (1, 3)]
     assert meanings(truth)[5].tolist() == [1, 0, 0, 0, 0, 0, 1, 1, 1, 0]
+    FORMATS["labelme"](tmp_path / "in", tmp_path / "rest", stuff=["sky", "ground"], rest="ground", workers=0)
+    assert [(c.name, c.isthing) for c in truths(tmp_path / "rest")[0].categories.categories][2] == ("ground", False)
     with pytest.raises(DataError, match="no shape has the stuff label 'sea'"):
         FORMATS["labelme"](tmp_path / "in", tmp_path / "x", stuff=["sea"])
 
