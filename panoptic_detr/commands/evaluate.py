@@ -37,6 +37,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import distributed
 
+from panoptic_detr.commands.arguments import MODELS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
@@ -117,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, an exported file, or the name of a published model")
+    parser.add_argument("checkpoint", nargs="?", help=MODELS)
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
     parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")

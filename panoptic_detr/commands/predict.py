@@ -32,7 +32,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from panoptic_detr.commands.arguments import whole
+from panoptic_detr.commands.arguments import MODELS, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
@@ -252,8 +252,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint with a mask head, the name of a published model, an exported file (.onnx), a folder in the hub's "
-        "form, or a repository of the hub (organisation/name, or organisation/name@revision)",
+        help=f"a model with a mask head: {MODELS}",
     )
     parser.add_argument(
         "pictures",

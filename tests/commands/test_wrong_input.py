@@ -140,7 +140,9 @@ def test_thresholds_are_stored_in_files_that_are_there(capsys):
 def test_a_report_says_at_once_what_it_lacks(tmp_path, capsys):
     report = ["visualize", "report"]
     gone = complaint(capsys, *report, "gone", "--output", tmp_path / "r.html")
-    assert "gone: there is no such run folder, checkpoint or results JSON to report on" in gone
+    assert "there is no model 'gone'" in gone
+    gone = complaint(capsys, *report, "gone.json", "--output", tmp_path / "r.html")
+    assert "gone.json: there is no such results JSON to report on" in gone
     assert "no best.pt in this folder" in complaint(capsys, *report, tmp_path, "--output", tmp_path / "r.html")
     (tmp_path / "best.pt").touch()
     line = complaint(capsys, *report, tmp_path, "--output", tmp_path)
