@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
+from panoptic_detr.id_runs import COMPILED, RunReader
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
-from panoptic_detr.segment_maps import IdBuffer
+from panoptic_detr.segment_maps import IdBuffer, read_id_png
+
+MANY = 1000  # images for which to load what reads runs takes less time than it saves
 
 
 def evaluate_panoptic(
@@ -74,10 +77,15 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 def _score_images(
     whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
 ) -> PanopticQuality:
-    quality, buffers = whole.empty(), (IdBuffer(), IdBuffer())
+    quality, readers = whole.empty(), (reader(len(truth.entries)), reader(len(truth.entries)))
     for image_id in image_ids:
-        score_image(quality, prediction, truth, image_id, buffers)
+        score_image(quality, prediction, truth, image_id, readers)
     return quality
+
+
+def reader(images: int) -> Reader:
+    """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
+    return RunReader() if COMPILED and images >= MANY else partial(read_id_png, buffer=IdBuffer())
 
 
 def score_image(
@@ -85,16 +93,15 @@ def score_image(
     prediction: AnnotationSet,
     truth: AnnotationSet,
     image_id: ImageId,
-    buffers: tuple[IdBuffer, IdBuffer] | None = None,
+    readers: tuple[Reader, Reader] = (read_id_png, read_id_png),
 ) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    mine, theirs = buffers or (None, None)
-    expected = truth.regions(image_id, theirs)
+    expected = truth.regions(image_id, readers[1])
     found = image_id in prediction.entries
     if found:
-        result = prediction.regions(image_id, mine)
+        result = prediction.regions(image_id, readers[0])
     else:
-        result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
+        result = Regions.from_rows(np.zeros(expected.pixels.shape, np.int32), (), prediction.where(image_id))
     overlaps = quality.update_regions(result, expected, str(image_id))
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
     if found:
