@@ -47,11 +47,25 @@ def evaluate_panoptic(
     Raises:
         EvaluationError: something that cannot be scored; the message names file, image and segment and the remedy.
     """
+    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    asked = {"per_image": per_image, "boundary": boundary}
+    return score_annotations(truth, prediction, workers=workers, progress=progress, **asked)[0]
+
+
+def score_annotations(
+    truth: AnnotationSet,
+    prediction: AnnotationSet,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    per_image: bool = False,
+    boundary: bool = False,
+) -> tuple[PanopticQualityResult, AnnotationSet]:
+    """Score predictions as `evaluate_panoptic`; they are returned too, under the image ids of the truth."""
     if workers is not None and workers < 1:
         raise EvaluationError(f"workers must be at least 1, but is {workers}")
-    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     if not truth.entries:
-        raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
+        raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     other_names = check_same_names(prediction, quality.categories)
     quality.note("categories with other names than the truth's; matched by their ids", other_names)
@@ -65,7 +79,7 @@ def evaluate_panoptic(
         for chunk, part in zip(chunks, parallel_map(score, chunks, workers=workers, threads=True), strict=True):
             quality.merge(part)
             bar.advance(task, len(chunk))
-    return quality.compute()
+    return quality.compute(), prediction
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
