@@ -4,6 +4,7 @@ from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
+from panoptic_detr.evaluation.films import evaluate_films, film_scores, film_table
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
 from panoptic_detr.evaluation.panoptic_files import (
     AnnotationSet,
@@ -30,9 +31,12 @@ __all__ = [
     "compare_predictions",
     "comparison_table",
     "draw_changes",
+    "evaluate_films",
     "evaluate_model",
     "evaluate_panoptic",
     "evaluate_predictor",
+    "film_scores",
+    "film_table",
     "find_things",
     "folder_of",
     "image_names",
