@@ -266,8 +266,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint with a mask head, the name of a published model, an exported file (.onnx), a folder in the hub's "
-        "form, or a repository of the hub (organisation/name, or organisation/name@revision)",
+        help="a checkpoint with a mask head, the name of a published model, an exported file (.onnx, .xml), a folder in the "
+        "hub's form, or a repository of the hub (organisation/name, or organisation/name@revision)",
     )
     parser.add_argument(
         "pictures",
