@@ -43,7 +43,7 @@ from panoptic_detr.evaluation import (
 from panoptic_detr.exported.open import is_exported
 from panoptic_detr.exported.open import load_model as open_any
 from panoptic_detr.exported.runtime import ExportedPredictor
-from panoptic_detr.files import make_folder, write_whole
+from panoptic_detr.files import make_folder, none_left_empty, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -68,7 +68,7 @@ POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     options = parse(argv)
-    with first_font(options.font_path):
+    with first_font(options.font_path), none_left_empty(options.output):
         print(JOBS[options.job](options))
     return 0
 

@@ -5,7 +5,7 @@ Models never see these classes: builders get plain keyword arguments.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, fraction
@@ -30,7 +30,7 @@ class ModelConfig:
     """
 
     name: str = "detr_r50"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, object] = field(default_factory=dict)
     weights: str | None = None
     activation_checkpointing: bool = False
     channels_last: bool = False

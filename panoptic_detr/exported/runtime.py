@@ -1,6 +1,7 @@
 """Predicting with an exported file: the same call and the same result as the predictor's, without PyTorch."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type, type_name
 from panoptic_detr.errors import InputError
+from panoptic_detr.files import check_path
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, PicturePredictor, Segment
 
@@ -159,7 +161,8 @@ def open_session(
     path: Path, device: str, threads: int = 0, content: bytes | None = None
 ) -> "tuple[onnxruntime.InferenceSession, str]":
     """A file of ONNX, ready to run, and the device that it runs on."""
-    if content is None and not path.is_file():
+    check_path(path)
+    if content is None and not os.path.isfile(path):
         raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
     try:
         import onnxruntime
