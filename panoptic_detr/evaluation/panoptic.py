@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
+from panoptic_detr.id_runs import COMPILED, RunReader
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
-from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
-from panoptic_detr.segment_maps import IdBuffer
+from panoptic_detr.quality import FilmQuality, PanopticQuality, PanopticQualityResult, Regions
+from panoptic_detr.segment_maps import IdBuffer, read_id_png
+
+MANY = 1000  # images for which to load what reads runs takes less time than it saves
 
 
 def evaluate_panoptic(
@@ -64,11 +67,7 @@ def score_annotations(
     if not truth.entries:
         raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
-    other_names = check_same_names(prediction, quality.categories)
-    quality.note("categories with other names than the truth's; matched by their ids", other_names)
-    prediction, notes = as_images_of(prediction, truth)
-    for kind, images in notes:
-        quality.note(kind, images)
+    prediction = match_images(quality, prediction, truth)
     chunks = _chunks(list(truth.entries), workers or usable_cores())
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
@@ -77,6 +76,16 @@ def score_annotations(
             quality.merge(part)
             bar.advance(task, len(chunk))
     return quality.compute(), prediction
+
+
+def match_images(quality: PanopticQuality | FilmQuality, prediction: AnnotationSet, truth: AnnotationSet) -> AnnotationSet:
+    """The predictions under the image ids of the truth; what is odd about them is noted."""
+    other_names = check_same_names(prediction, quality.categories)
+    quality.note("categories with other names than the truth's; matched by their ids", other_names)
+    prediction, notes = as_images_of(prediction, truth)
+    for kind, images in notes:
+        quality.note(kind, images)
+    return prediction
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
@@ -88,10 +97,15 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 def _score_images(
     whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
 ) -> PanopticQuality:
-    quality, buffers = whole.empty(), (IdBuffer(), IdBuffer())
+    quality, readers = whole.empty(), (reader(len(truth.entries)), reader(len(truth.entries)))
     for image_id in image_ids:
-        score_image(quality, prediction, truth, image_id, buffers)
+        score_image(quality, prediction, truth, image_id, readers)
     return quality
+
+
+def reader(images: int) -> Reader:
+    """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
+    return RunReader() if COMPILED and images >= MANY else partial(read_id_png, buffer=IdBuffer())
 
 
 def score_image(
@@ -99,22 +113,27 @@ def score_image(
     prediction: AnnotationSet,
     truth: AnnotationSet,
     image_id: ImageId,
-    buffers: tuple[IdBuffer, IdBuffer] | None = None,
+    readers: tuple[Reader, Reader] = (read_id_png, read_id_png),
 ) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    mine, theirs = buffers or (None, None)
-    expected = truth.regions(image_id, theirs)
-    found = image_id in prediction.entries
-    if found:
-        result = prediction.regions(image_id, mine)
-    else:
-        result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
+    result, expected = read_pair(prediction, truth, image_id, readers)
     overlaps = quality.update_regions(result, expected, str(image_id))
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
-    if found:
+    if image_id in prediction.entries:
         wrong += prediction.wrong_areas(image_id, overlaps.prediction_areas)
     quality.note("segments whose area in the JSON is wrong; their pixels count", wrong)
     quality.note(
         "segments with id 0, which usually means void; counted like any other",
         [regions.where for regions in (result, expected) if (regions.ids == 0).any()],
     )
+
+
+def read_pair(
+    prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId, readers: tuple[Reader, Reader]
+) -> tuple[Regions, Regions]:
+    """Prediction and truth of an image; all void where there is no prediction."""
+    expected = truth.regions(image_id, readers[1])
+    if image_id in prediction.entries:
+        return prediction.regions(image_id, readers[0]), expected
+    nothing = np.zeros(expected.pixels.shape, np.int32)
+    return Regions.from_rows(nothing, (), prediction.where(image_id)), expected
