@@ -15,7 +15,7 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_panoptic,
 )
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
-from panoptic_detr.evaluation.tables import show_scores, write_scores
+from panoptic_detr.evaluation.tables import class_rows, show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "calibrate_thresholds",
     "check_same_categories",
     "check_same_names",
+    "class_rows",
     "compare_predictions",
     "comparison_table",
     "draw_changes",

@@ -151,7 +151,8 @@ def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Value
         shown = [image for image in worst if image["lost"][cause] > 0]
         if any(values.values()):
             rows.append({"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown})
-    return rows
+    most = max((next(iter(row["groups"].values())) for row in rows), default=0.0) or 1.0
+    return [{**row, "share": next(iter(row["groups"].values())) / most} for row in rows]
 
 
 def plot(name: str, points: Curve) -> Values:
