@@ -144,7 +144,7 @@ def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Value
         points: by group, what each cause cost, as fractions of PQ.
         images: from `image_data`.
     """
-    rows = []
+    rows: list[Values] = []
     for cause in CAUSES:
         values = {group: by_cause[cause] for group, by_cause in points.items()}
         worst = sorted(images, key=lambda image: (-image["lost"][cause], image["id"]))[:_WORST_OF_A_CAUSE]
