@@ -62,8 +62,8 @@ def score_annotations(
     boundary: bool = False,
 ) -> tuple[PanopticQualityResult, AnnotationSet]:
     """Score predictions as `evaluate_panoptic`; they are returned too, under the image ids of the truth."""
-    if workers is not None and workers < 1:
-        raise EvaluationError(f"workers must be at least 1, but is {workers}")
+    if workers is not None and not (isinstance(workers, int) and workers >= 1):
+        raise EvaluationError(f"workers must be at least 1, but is {workers!r}")
     if not truth.entries:
         raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)

@@ -93,6 +93,8 @@ class PanopticQuality:
         Raises:
             EvaluationError: `other` has other categories.
         """
+        if not isinstance(other, PanopticQuality):
+            raise EvaluationError(f"only another PanopticQuality can be added, but got {other!r:.60}")
         mine, theirs = ({(c.id, c.name, c.isthing) for c in part.categories.categories} for part in (self, other))
         if different := sorted(mine ^ theirs):
             raise EvaluationError(f"scores over different categories cannot be added: {different[0]} is in one of them only")
