@@ -1,9 +1,13 @@
-"""Export a model: one file from pixels to the panoptic map, for ONNX Runtime, without PyTorch.
+"""Export a model: one file from pixels to the panoptic map, for ONNX Runtime or OpenVINO, without PyTorch.
 
 A checkpoint, in a minute; the file then goes wherever a checkpoint goes (predict, evaluate, load_model):
 
     panoptic-detr export runs/scenes_masks/best.pt scenes.onnx
     panoptic-detr predict scenes.onnx photo.jpg --output /tmp/predictions
+
+For OpenVINO (the weights go into scenes.bin beside it):
+
+    panoptic-detr export runs/scenes_masks/best.pt scenes.xml
 
 For one image size, with small weights, or the raw outputs of a detector:
 
@@ -50,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "panoptic-detr export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help=CHECKPOINTS)
-    parser.add_argument("file", type=Path, help="what to write; ends in .onnx")
+    parser.add_argument("file", type=Path, help="what to write; ends in .onnx, or in .xml for OpenVINO")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize every picture to this size")
     parser.add_argument(
         "--precision", choices=get_args(FilePrecision), default="fp32", help="of the weights in the file (default: fp32)"

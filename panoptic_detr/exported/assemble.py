@@ -35,6 +35,7 @@ def assemble(
     size: Sequence[int] | None,
     raw: bool,
     metadata: Mapping[str, str],
+    doubles: bool = True,
 ) -> onnx.ModelProto:
     """Build the file.
 
@@ -46,8 +47,9 @@ def assemble(
         size: (height, width) that every picture is resized to; None keeps the aspect, as the settings say.
         raw: logits, boxes and masks of all queries instead of maps.
         metadata: to travel with the file.
+        doubles: whether the runtime has double precision.
     """
-    graph = Graph()
+    graph = Graph(doubles=doubles)
     with graph:
         image = graph.input("image", np.uint8, ["B", "H", "W", 3])
         given = setting_values(settings, no_object)

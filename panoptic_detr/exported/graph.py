@@ -122,12 +122,14 @@ class Graph:
 
     Args:
         outer: the graph around it, for the body of a loop.
+        doubles: whether the runtime has double precision.
     """
 
     open: ClassVar[list["Graph"]] = []  # the innermost last
 
-    def __init__(self, outer: "Graph | None" = None) -> None:
+    def __init__(self, outer: "Graph | None" = None, *, doubles: bool = True) -> None:
         self.outer = outer
+        self.doubles = doubles
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -231,7 +233,7 @@ class Graph:
         Returns:
             The carried values at the end, then the stacked ones.
         """
-        inner = Graph(self)
+        inner = Graph(self, doubles=self.doubles)
         number = inner.input(inner.fresh("round"), np.int64, [])
         condition = inner.input(inner.fresh("go_on"), np.bool_, [])
         states = [Value(inner.fresh("state"), value.kind) for value in carried]

@@ -13,10 +13,9 @@ from onnx import helper
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import Graph, Value
-from panoptic_detr.exported.runtime import REASONS
+from panoptic_detr.exported.runtime import CODE
 from panoptic_detr.panoptic import DropReason
 
-CODE = {reason: code for code, reason in enumerate(REASONS)}
 LARGEST, DEAD = 1e30, -3e30  # logits are cut at the one, dropped masks are set to the other
 PIXELS_AT_ONCE = 2**16  # that are interpolated between mask cells of different winners
 
@@ -124,7 +123,12 @@ class Axis:
 
 
 def nearest(graph: Graph, pixels: Value, size: Value) -> Value:
-    """For each of `size` pixels, which of `pixels` source pixels it shows (`segment_maps.nearest_pixels`)."""
+    """For each of `size` pixels, which of `pixels` source pixels it shows (`segment_maps.nearest_pixels`).
+
+    Without doubles by whole numbers, which differ where a centre falls between two pixels.
+    """
+    if not graph.doubles:
+        return (graph.arange(size) * 2 + 1) * pixels / (size * 2)
     step = pixels.to(np.float64) / size.to(np.float64)
     steps = graph.Expand(step.reshape(1), size.reshape(1))
     first = graph.Concat((step * 0.5).reshape(1), steps.cut(1, 2**62), axis=0)
@@ -259,7 +263,10 @@ def settle(
         return again, [left, areas, reasons, winners], []
 
     nobody = graph.full(0, np.int64, rows.low.size(0), columns.low.size(0))
-    alive, areas, reasons, winners = graph.loop(step, [alive, areas, reasons, nobody], [1, 1, 1, 2], go_on=alive.any())
+    # At least one round, even where nobody is alive: OpenVINO gives wrong shapes for loops of none. Not more than masks, since
+    # a round that another follows drops one.
+    start, always = [alive, areas, reasons, nobody], graph.constant(True, np.bool_)
+    alive, areas, reasons, winners = graph.loop(step, start, [1, 1, 1, 2], times=count, go_on=always)
     return Settled(alive, areas, reasons, leaders, winners)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_tensor, normalize, resize, target_size
-from panoptic_detr.exported.runtime import ExportedPredictor, open_session, read_notes
+from panoptic_detr.exported.engines import Content, open_engine
+from panoptic_detr.exported.runtime import ExportedPredictor, input_values, read_notes
 from panoptic_detr.images import Picture, upright_rgb
 from panoptic_detr.inference import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -65,11 +66,12 @@ class Pair:
         raw: it gives logits, boxes and masks only.
     """
 
-    def __init__(self, opened: OpenedModel, path: Path, content: bytes, *, raw: bool) -> None:
+    def __init__(self, opened: OpenedModel, path: Path, content: Content, *, raw: bool) -> None:
         self.opened = opened
         self.exported = None if raw else ExportedPredictor(path, device="cpu", content=content)
-        self.session = self.exported.session if self.exported else open_session(path, "cpu", content=content)[0]
-        self.size: tuple[int, int] | None = read_notes(path, self.session)["size"]
+        self.engine = self.exported.engine if self.exported else open_engine(path, "cpu", content=content)
+        self.notes = read_notes(path, self.engine)
+        self.size: tuple[int, int] | None = self.notes["size"]
         # A picture that has the fixed size already is taken as it is.
         settings = opened.settings if self.size is None else replace(opened.settings, short_side=None)
         self.predictor = None if raw else Predictor(opened.model, opened.categories, settings=settings)
@@ -95,8 +97,9 @@ class Pair:
             image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
         image = normalize(image, settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)[None]  # (1, 3, h, w)
         output: DetectorOutput = self.opened.model.eval()(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
-        names = [value.name for value in self.session.get_outputs() if value.name in RAW]
-        found = dict(zip(names, self.session.run(names, {"image": rgb[None]}), strict=True))
+        names = [name for name in RAW if name in self.engine.outputs]
+        given = {"image": rgb[None], **input_values(self.opened.settings, self.notes)}
+        found = dict(zip(names, self.engine.run(names, given), strict=True))
         pairs = [(output.logits[-1], found["logits"]), (output.boxes[-1], found["query_boxes"])]
         if "mask_logits" in found and len(found["mask_places"]):
             (masks,) = output.segment([torch.from_numpy(found["mask_places"][:, 1])])

@@ -1,10 +1,9 @@
-"""Predicting with an exported file: the same call and the same result as the predictor's, without PyTorch."""
+"""Predicting with an exported file: the same call and the same result as the predictor's."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,17 +11,15 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type, type_name
 from panoptic_detr.errors import InputError
-from panoptic_detr.files import check_path
+from panoptic_detr.exported.engines import Content, Engine, open_engine
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, PicturePredictor, Segment
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-NOTES, FORMAT = "panoptic_detr", 1  # the entry of a file's metadata, and its version
+FORMAT = 1  # version of what a file says about itself
 REASONS: tuple[DropReason | None, ...] = (
     *(None, "no object", "low score", "no category", "covered", "small", "merged", "suppressed"),
 )
+CODE = {reason: code for code, reason in enumerate(REASONS)}
 SETTINGS: dict[str, type] = {  # inputs of a file, beside the image
     "threshold": np.float32,
     "stuff_threshold": np.float32,
@@ -53,9 +50,10 @@ class ExportedPredictor(PicturePredictor[np.ndarray]):
 
     Args:
         path: the file.
-        device: "cpu", "cuda", "cuda:1", or "auto" for the best one there is.
+        device: "cpu", or "auto" for the best one there is; of ONNX files also "cuda", "cuda:1"; of OpenVINO's "gpu", "npu".
         threads: of the runtime; by default as many as there are cores.
         content: of the file, where it is not written yet.
+        precision: "bf16" lets OpenVINO compute in bfloat16; other files keep the one that they were written with.
 
     Attributes:
         path: the file.
@@ -69,10 +67,19 @@ class ExportedPredictor(PicturePredictor[np.ndarray]):
         InputError: no such file, or a file that is damaged, comes from elsewhere, or gives no maps; no such device here.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "auto", threads: int = 0, content: bytes | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        content: Content | None = None,
+        precision: str = "fp32",
+    ) -> None:
         self.path = Path(path)
-        self.session, self.device = open_session(self.path, device, threads, content)
-        self.notes = read_notes(self.path, self.session)
+        self.engine = open_engine(self.path, device, threads=threads, content=content, precision=precision)
+        self.device = self.engine.device
+        self.notes = read_notes(self.path, self.engine)
         if self.notes["raw"]:
             raise InputError(f"{self.path} gives logits, boxes and masks, no maps: it was exported with --raw; export without")
         try:
@@ -85,7 +92,7 @@ class ExportedPredictor(PicturePredictor[np.ndarray]):
 
     def run(self, pictures: np.ndarray, names: Iterable[str], given: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """Outputs of the file, by their names, for (B, H, W, 3) uint8 pictures."""
-        return self.session.run(list(names), {"image": pictures, **(given or {})})
+        return self.engine.run(list(names), {"image": pictures, **(self._inputs(self.settings) if given is None else given)})
 
     def _read(self, picture: Picture) -> np.ndarray:
         check_is_picture(picture)
@@ -138,8 +145,7 @@ class ExportedPredictor(PicturePredictor[np.ndarray]):
         if self.notes["size"] and sides[0] != sides[1]:
             height, width = self.notes["size"]
             raise InputError(f"{self.path} was exported for {width} x {height} pixels, so it has no short_side and long_side")
-        values = setting_values(settings, self.notes["no_object"])
-        return {name: np.array(values[name], SETTINGS[name]) for name in setting_names(self.notes)}
+        return input_values(settings, self.notes)
 
 
 def setting_values(settings: InferenceSettings, no_object: bool) -> dict[str, float | int | bool]:
@@ -157,54 +163,18 @@ def setting_values(settings: InferenceSettings, no_object: bool) -> dict[str, fl
     }
 
 
-def open_session(
-    path: Path, device: str, threads: int = 0, content: bytes | None = None
-) -> "tuple[onnxruntime.InferenceSession, str]":
-    """A file of ONNX, ready to run, and the device that it runs on."""
-    check_path(path)
-    if content is None and not os.path.isfile(path):
-        raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(f"{path}: exported files need onnxruntime: pip install 'panoptic-detr[export]'") from None
-    providers, name = providers_of(device, onnxruntime.get_available_providers())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=providers), name
-    except Exception as error:  # the library has a dozen kinds, none with a common parent
-        raise InputError(
-            f"{path} cannot be opened as an ONNX file ({str(error).splitlines()[0][:200]}): it is damaged, or none; export "
-            "the model again"
-        ) from None
-
-
-def providers_of(device: str, there: list[str]) -> tuple[list[Any], str]:
-    """Onnxruntime's providers for a device of ours, and the device's name."""
-    wanted = device.strip().lower() or "auto"
-    cuda = "CUDAExecutionProvider" in there
-    if wanted == "cpu" or (wanted == "auto" and not cuda):
-        return ["CPUExecutionProvider"], "cpu"
-    kind, _, index = wanted.replace("gpu", "cuda").partition(":")
-    if kind not in ("cuda", "auto") or (index and not index.isdecimal()):
-        raise InputError(f"there is no device {device!r} for exported files; give auto, cpu, cuda, or cuda:1 and so on")
-    if not cuda:
-        raise InputError(f"device {device!r} is not available to onnxruntime here; pip install onnxruntime-gpu, or use 'cpu'")
-    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"], f"cuda:{index or 0}"
-
-
-def read_notes(path: Path, session: "onnxruntime.InferenceSession") -> dict[str, Any]:
+def read_notes(path: Path, engine: Engine) -> dict[str, Any]:
     """What the file says about itself.
 
     Raises:
         InputError: it was not written by `export`, or by a newer one, or it is damaged.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(NOTES)
-    if text is None:
-        raise InputError(f"{path} is an ONNX file, but not one that `panoptic-detr export` wrote; it runs in onnxruntime alone")
+    if engine.notes is None:
+        raise InputError(
+            f"{path} is a file of {engine.kind}, but not one that `panoptic-detr export` wrote; it runs in its runtime alone"
+        )
     try:
-        notes: dict[str, Any] = json.loads(text)
+        notes: dict[str, Any] = json.loads(engine.notes)
     except ValueError:
         raise damaged(path, "what it says about itself is no JSON") from None
     if not isinstance(notes, dict):
@@ -219,8 +189,14 @@ def read_notes(path: Path, session: "onnxruntime.InferenceSession") -> dict[str,
             raise damaged(path, f"its {key!r} must be {type_name(kind)}, but is {'missing' if value is None else repr(value)}")
     if notes["size"] is not None and len(notes["size"]) != 2:
         raise damaged(path, f"its 'size' must be height and width, but is {notes['size']}")
-    check_ports(path, session, notes)
+    check_ports(path, engine, notes)
     return notes
+
+
+def input_values(settings: InferenceSettings, notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Settings as inputs of the file that says this about itself."""
+    values = setting_values(settings, notes["no_object"])
+    return {name: np.array(values[name], SETTINGS[name]) for name in setting_names(notes)}
 
 
 def setting_names(notes: Mapping[str, Any]) -> list[str]:
@@ -229,12 +205,13 @@ def setting_names(notes: Mapping[str, Any]) -> list[str]:
     return sides if notes["raw"] else [name for name in SETTINGS if not name.endswith("_side")] + sides
 
 
-def check_ports(path: Path, session: "onnxruntime.InferenceSession", notes: Mapping[str, Any]) -> None:
+def check_ports(path: Path, engine: Engine, notes: Mapping[str, Any]) -> None:
     """Raise `InputError` unless a file has the inputs and outputs that it is run with."""
-    inputs = {port.name for port in (*session.get_inputs(), *session.get_overridable_initializers())}
-    outputs = {port.name for port in session.get_outputs()}
     results = ("logits", "query_boxes") if notes["raw"] else RESULTS
-    for kind, wanted, there in (("input", ["image", *setting_names(notes)], inputs), ("output", results, outputs)):
+    for kind, wanted, there in (
+        ("input", ["image", *setting_names(notes)], engine.inputs),
+        ("output", results, engine.outputs),
+    ):
         if missing := [name for name in wanted if name not in there]:
             raise damaged(path, f"it has no {kind} {', '.join(missing)}")
 

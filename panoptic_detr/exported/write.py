@@ -16,9 +16,10 @@ from torch import nn
 from panoptic_detr.config.inference import LARGEST_SIDE
 from panoptic_detr.config.types import fits_type
 from panoptic_detr.errors import InputError
+from panoptic_detr.exported.engines import NOTES, Content
 from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
-from panoptic_detr.exported.runtime import FORMAT, NOTES
-from panoptic_detr.files import make_folder, write_whole
+from panoptic_detr.exported.runtime import FORMAT
+from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.inference import Predictor
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
@@ -26,6 +27,7 @@ from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
+NEEDS = {".onnx": ("export", "onnx", "onnxruntime"), ".xml": ("openvino", "onnx", "openvino")}  # the extra, its packages
 LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
 
 
@@ -35,7 +37,7 @@ class ExportReport:
 
     Attributes:
         path: the file.
-        megabytes: its size.
+        megabytes: its size, with that of the weights beside it.
         precision: of its weights.
         comparisons: one for each picture.
     """
@@ -60,11 +62,11 @@ def export(
     raw: bool = False,
     check: Sequence[Picture] = (),
 ) -> ExportReport:
-    """Write a model as one ONNX file that does all from uint8 pixels to the panoptic map.
+    """Write a model as one file that does all from uint8 pixels to the panoptic map.
 
     Args:
         source: a checkpoint, a model name whose authors publish weights, or a predictor.
-        path: the file; its ending, `.onnx`, names the format.
+        path: the file; its ending names the format: `.onnx`, or `.xml` (OpenVINO, weights beside it in a `.bin`).
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
@@ -74,9 +76,10 @@ def export(
         What was written, and the comparison.
 
     Raises:
-        InputError: a source, path, size or precision that does not fit; onnx or onnxruntime are not installed; fewer than 99.9%
+        InputError: a source, path, size or precision that does not fit; what it needs is not installed; fewer than 99.9%
             equal pixels in fp32. Nothing is left behind then.
     """
+    check_path(path)
     path = Path(path)
     check_target(path, size, precision)
     check_pictures(check)
@@ -85,9 +88,9 @@ def export(
         raise InputError(
             "the model is a detector without a mask head, which makes no maps; export its boxes with --raw (raw=True)"
         )
-    data = model_bytes(opened, source, size=size, precision=precision, raw=raw)
+    content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw)
     make_folder(path.parent)
-    pair = Pair(opened, path, data, raw=raw)
+    pair = Pair(opened, path, content, raw=raw)
     found = tuple(pair.compare(picture) for picture in [*default_pictures(), *check])
     worst = min(found, key=lambda one: one.equal_pixels)
     if precision == "fp32" and worst.equal_pixels < LEAST_EQUAL:
@@ -96,14 +99,23 @@ def export(
             f"of the model, and {100 * LEAST_EQUAL:g}% are wanted (largest difference of logits {worst.logits:.2g}, masks "
             f"{worst.masks:.2g})"
         )
-    write_whole(path, data)
-    return ExportReport(path, len(data) / 2**20, precision, found)
+    write_files(path, content)
+    return ExportReport(path, sum(map(len, content.values())) / 2**20, precision, found)
+
+
+def write_files(path: Path, content: Content) -> None:
+    """Write an export; an older one of several files is gone before, so that files of two exports never lie together."""
+    if len(content) > 1:
+        path.unlink(missing_ok=True)
+    for ending in sorted(content, key=lambda ending: ending == path.suffix.lower()):
+        write_whole(path if ending == path.suffix.lower() else path.with_suffix(ending), content[ending])
 
 
 def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> None:
     """Raise `InputError` unless such a file can be written here."""
-    if path.suffix.lower() != ".onnx":
-        raise InputError(f"{path}: exported files end in .onnx, not in {path.suffix or 'nothing'}")
+    ending = path.suffix.lower()
+    if ending not in NEEDS:
+        raise InputError(f"{path}: exported files end in {' or '.join(NEEDS)}, not in {path.suffix or 'nothing'}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
@@ -114,11 +126,12 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
     pair = fits_type(size, Sequence[int]) and len(size or ()) == 2
     if size is not None and not (pair and all(32 <= side <= LARGEST_SIDE for side in size)):
         raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {size!r}")
-    for name in ("onnx", "onnxruntime"):
+    extra, *packages = NEEDS[ending]
+    for name in packages:
         try:
             import_module(name)
         except ImportError:
-            raise InputError(f"exporting needs {name}: pip install 'panoptic-detr[export]'") from None
+            raise InputError(f"exporting to {ending} needs {name}: pip install 'panoptic-detr[{extra}]'") from None
 
 
 def check_pictures(pictures: Sequence[Picture]) -> None:
@@ -138,16 +151,22 @@ def opened_source(source: "str | Path | Predictor") -> OpenedModel:
     return open_model(source)
 
 
-def model_bytes(
-    opened: OpenedModel, source: "str | Path | Predictor", *, size: tuple[int, int] | None, precision: FilePrecision, raw: bool
-) -> bytes:
-    """The file's content."""
+def make_content(
+    opened: OpenedModel,
+    source: "str | Path | Predictor",
+    ending: str,
+    *,
+    size: tuple[int, int] | None,
+    precision: FilePrecision,
+    raw: bool,
+) -> Content:
+    """What is written, by the endings of the files."""
     from panoptic_detr.exported.assemble import Networks, assemble
     from panoptic_detr.exported.parts import trace_parts
     from panoptic_detr.exported.precision import smaller_weights
 
     no_object = bool(getattr(detector_of(opened.model), "no_object", False))
-    notes = notes_of(opened, source, no_object=no_object, size=size, precision=precision, raw=raw)
+    notes = notes_of(opened, source, NEEDS[ending][1:], no_object=no_object, size=size, precision=precision, raw=raw)
     networks = Networks(*trace_parts(optimize_for_inference(opened.model, channels_last=False)))
     model = assemble(
         networks,
@@ -157,20 +176,26 @@ def model_bytes(
         size=size,
         raw=raw,
         metadata={NOTES: json.dumps(notes)},
+        doubles=ending == ".onnx",
     )
     if precision != "fp32":
         smaller_weights(model.graph, precision)
     try:
-        return model.SerializeToString()
+        if ending == ".onnx":
+            return {ending: model.SerializeToString()}
+        from panoptic_detr.exported.openvino import openvino_files
+
+        return openvino_files(model, notes)
     except ValueError:  # protobuf's limit
         raise InputError(
-            "the model has more than 2 GB of weights, which one ONNX file cannot hold; use precision fp16 or int8"
+            "the model has more than 2 GB of weights, which one ONNX graph cannot hold; use precision fp16 or int8"
         ) from None
 
 
 def notes_of(
     opened: OpenedModel,
     source: "str | Path | Predictor",
+    packages: Sequence[str],
     *,
     no_object: bool,
     size: tuple[int, int] | None,
@@ -178,7 +203,7 @@ def notes_of(
     raw: bool,
 ) -> dict[str, Any]:
     """What the file says about itself."""
-    versions = {name: version(name) for name in ("torch", "onnx")} | {"python": platform.python_version()}
+    versions = {name: version(name) for name in ("torch", *packages)} | {"python": platform.python_version()}
     return {
         "format": FORMAT,
         "categories": opened.categories.to_dict(),

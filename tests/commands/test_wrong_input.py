@@ -200,7 +200,9 @@ def test_a_name_of_thousands_of_letters_is_no_model(ending):
 
 def test_an_exported_file_has_its_own_precision(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    for job in (["predict", "m.onnx", tmp_path, "--output", tmp_path / "out"], ["evaluate", "m.onnx", "--data.root", tmp_path]):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    file = tmp_path / "m.onnx"
+    for job in (["predict", file, tmp_path, "--output", tmp_path / "out"], ["evaluate", file, "--data.root", tmp_path]):
         line = complaint(capsys, *job, "--precision", "bf16")
         assert "m.onnx is an exported file, which keeps the precision that it was written with: leave out bf16" in line
 

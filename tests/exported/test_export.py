@@ -16,8 +16,8 @@ import panoptic_detr as pd
 from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError, PictureError
 from panoptic_detr.exported import write
+from panoptic_detr.exported.engines import NOTES
 from panoptic_detr.exported.parity import default_pictures
-from panoptic_detr.exported.runtime import NOTES
 
 TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def told(result: pd.PanopticSegmentation) -> tuple[object, ...]:
 def remerged(file: pd.ExportedPredictor, images: list[np.ndarray]) -> list[pd.PanopticSegmentation]:
     """What this package's own merger makes of the logits and masks that a file computes."""
     names = ("logits", "mask_logits", "mask_places")
-    values = file.run(np.stack(images), names, file._inputs(file.settings))
+    values = file.run(np.stack(images), names, None)
     logits, masks, places = (torch.from_numpy(value) for value in values)
     settings, (height, width) = file.settings, images[0].shape[:2]
     size = (height, width) if settings.short_side is None else target_size((height, width), settings.short_side, 1333)
@@ -120,17 +120,17 @@ def exported(tmp_path_factory):
     """Predictor and file of each family, made once."""
     made = {}
 
-    def get(name: str) -> tuple[pd.Predictor, pd.ExportedPredictor]:
-        if name not in made:
+    def get(name: str, ending: str = ".onnx") -> tuple[pd.Predictor, pd.ExportedPredictor]:
+        if (name, ending) not in made:
             predictor = pd.Predictor(lively(name), TABLE, settings=SETTINGS)
-            path = tmp_path_factory.mktemp("exported") / f"{name}.onnx"
+            path = tmp_path_factory.mktemp("exported") / f"{name}{ending}"
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(write, "LEAST_EQUAL", 0.0)  # random masks are so close that rounding decides between them
                 report = pd.export(predictor, path)
             assert max(one.logits for one in report.comparisons) < 1e-4
             assert max(one.masks for one in report.comparisons) < 1e-3
-            made[name] = predictor, pd.load_model(path, device="cpu")
-        return made[name]
+            made[name, ending] = predictor, pd.load_model(path, device="cpu")
+        return made[name, ending]
 
     return get
 
@@ -190,7 +190,7 @@ def test_the_file_says_what_it_is(exported):
     assert file.categories == TABLE
     assert file.settings == SETTINGS
     assert file.notes["model"]["name"] == "detr_r50_panoptic"
-    assert json.loads(file.session.get_modelmeta().custom_metadata_map[NOTES])["versions"]["torch"]
+    assert json.loads(file.engine.notes)["versions"]["torch"]
     assert {node.domain for node in __import__("onnx").load(file.path).graph.node} == {""}  # plain ONNX
 
 
@@ -225,7 +225,7 @@ def test_raw_outputs_of_a_detector(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("file.xyz", {}, "end in .onnx"),
+        ("file.xyz", {}, "end in .onnx or .xml"),
         ("file.onnx", {"size": (8, 100)}, "32 to"),
         ("file.onnx", {"size": 5}, "but got 5"),
         ("file.onnx", {"precision": "int3"}, "fp32, fp16, int8"),
@@ -242,8 +242,8 @@ def test_what_cannot_be_written_is_refused(tmp_path, name, options, says):
 def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):
     predictor = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=SETTINGS)
     other = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=replace(SETTINGS, min_area=3000))
-    made = write.model_bytes(write.opened_source(other), other, size=None, precision="fp32", raw=False)
-    monkeypatch.setattr(write, "model_bytes", lambda *_, **__: made)
+    made = write.make_content(write.opened_source(other), other, ".onnx", size=None, precision="fp32", raw=False)
+    monkeypatch.setattr(write, "make_content", lambda *_, **__: made)
     with pytest.raises(InputError, match="is not written: on the picture"):
         pd.export(predictor, tmp_path / "file.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -295,6 +295,51 @@ def test_a_file_that_was_changed_is_refused_in_a_sentence(tmp_path, exported, ch
         pd.load_model(path)
     assert str(told.value).startswith(str(path))
     assert "export the model again" in str(told.value) or "update this one" in str(told.value)
+
+
+def test_openvino_gives_the_same(exported):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    _, file = exported("deformable_detr_r50_panoptic", ".xml")
+    reasons, none = set(), {"threshold": 1.0}
+    file.batch_size = 2
+    for count, side, changed in (
+        *((1, 96, {}), (2, 180, {"min_area": 1500}), (1, 180, {"min_visible": 0.6, "max_segments": 9}), (1, 130, none)),
+        *((1, 180, {"duplicate_stuff": "keep_first", "short_side": 90}), (1, 180, {"threshold": 0.0})),
+    ):
+        images = pictures(count, side, side, seed=3)
+        file.settings = replace(SETTINGS, **changed)
+        for own, exact in zip(file(images), remerged(file, images), strict=True):
+            assert_same(own, exact, exact=False)
+            assert (len(own.segments) > 0) == (changed != none)
+            reasons |= {dropped.reason for dropped in own.dropped}
+    file.settings = SETTINGS
+    assert {"small", "suppressed", "merged", "low score"} <= reasons
+
+
+def test_files_of_openvino_that_are_none_of_ours(exported, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    _, file = exported("deformable_detr_r50_panoptic", ".xml")
+    assert json.loads(file.engine.notes)["versions"]["openvino"]
+    with pytest.raises(InputError, match="no device 'cuda' for OpenVINO"):
+        pd.load_model(file.path, device="cuda")
+    alone, cut, foreign = (tmp_path / f"{name}.xml" for name in ("alone", "cut", "foreign"))
+    alone.write_bytes(file.path.read_bytes())
+    cut.write_bytes(file.path.read_bytes()[:5000])
+    cut.with_suffix(".bin").write_bytes(b"")
+    zero = openvino.opset13.parameter([1], np.float32, name="image")
+    openvino.save_model(openvino.Model([openvino.opset13.relu(zero)], [zero]), foreign)
+    for path, says in ((alone, "alone.bin must lie beside it"), (cut, "damaged"), (foreign, "not one that")):
+        with pytest.raises(InputError, match=says):
+            pd.load_model(path, device="cpu")
+
+
+def test_weights_of_an_older_export_never_lie_beside_a_new_file(tmp_path, monkeypatch):
+    path = tmp_path / "out.xml"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(write, "write_whole", lambda path, _: (_ for _ in ()).throw(OSError(f"disk full: {path.name}")))
+    with pytest.raises(OSError, match=r"out\.bin"):
+        write.write_files(path, {".xml": b"new", ".bin": b"new"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prediction_needs_no_torch(exported, tmp_path):

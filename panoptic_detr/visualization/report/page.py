@@ -144,14 +144,15 @@ def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Value
         points: by group, what each cause cost, as fractions of PQ.
         images: from `image_data`.
     """
-    rows = []
+    rows: list[Values] = []
     for cause in CAUSES:
         values = {group: by_cause[cause] for group, by_cause in points.items()}
         worst = sorted(images, key=lambda image: (-image["lost"][cause], image["id"]))[:_WORST_OF_A_CAUSE]
         shown = [image for image in worst if image["lost"][cause] > 0]
         if any(values.values()):
             rows.append({"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown})
-    return rows
+    most = max((next(iter(row["groups"].values())) for row in rows), default=0.0) or 1.0
+    return [{**row, "share": next(iter(row["groups"].values())) / most} for row in rows]
 
 
 def plot(name: str, points: Curve) -> Values:

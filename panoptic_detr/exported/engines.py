@@ -1,0 +1,170 @@
+"""The runtimes of exported files: each opens one kind of file, says what is in it, and runs it on NumPy arrays."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from panoptic_detr.errors import InputError
+from panoptic_detr.files import check_path
+
+NOTES = "panoptic_detr"  # the entry of a file's metadata
+Content = Mapping[str, bytes]  # what belongs into the files of an export, by their endings
+OPENVINO_DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+
+
+class Engine(ABC):
+    """A file that is ready to run.
+
+    Attributes:
+        kind: of file, for messages.
+        device: where it runs.
+        notes: what the file says about itself, as JSON; None if nothing.
+        inputs: names that can be given.
+        outputs: names that can be asked for.
+    """
+
+    kind: str
+    device: str
+    notes: str | None
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+    @abstractmethod
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs for the inputs that are given."""
+
+
+class OnnxFile(Engine):
+    """An ONNX file in onnxruntime (`open_engine` says what the arguments are)."""
+
+    kind = "ONNX"
+
+    def __init__(self, path: Path, device: str, threads: int, content: Content | None, precision: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError(f"{path}: exported files need onnxruntime: pip install 'panoptic-detr[export]'") from None
+        if precision != "fp32":
+            raise InputError(
+                f"{path} is an exported file, which keeps the precision that it was written with: leave out {precision}, or "
+                "export the checkpoint again, with --precision fp16 or int8"
+            )
+        providers, self.device = providers_of(device, onnxruntime.get_available_providers())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content[".onnx"] if content else str(path), options, providers=providers
+            )
+        except Exception as error:  # the library has a dozen kinds, none with a common parent
+            raise cannot_open(path, self.kind, error) from None
+        self.notes = self.session.get_modelmeta().custom_metadata_map.get(NOTES)
+        ports = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
+        self.inputs = frozenset(port.name for port in ports)
+        self.outputs = frozenset(port.name for port in self.session.get_outputs())
+
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """See `Engine`."""
+        found: list[np.ndarray] = self.session.run(list(names), dict(given))
+        return found
+
+
+class OpenVinoFile(Engine):
+    """A file of OpenVINO; all of its inputs must be given."""
+
+    kind = "OpenVINO"
+
+    def __init__(self, path: Path, device: str, threads: int, content: Content | None, precision: str) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise InputError(f"{path}: such files need openvino: pip install 'panoptic-detr[openvino]'") from None
+        core = openvino.Core()
+        place, self.device = openvino_device(device, core.available_devices)
+        weights = path.with_suffix(".bin")
+        if content is None and not weights.is_file():
+            raise InputError(f"{path} has no weights: {weights.name} must lie beside it; export the model again")
+        # Where the processor has it, OpenVINO computes in bfloat16 unless told otherwise.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        settings |= {"INFERENCE_NUM_THREADS": threads} if threads and place == "CPU" else {}
+        try:
+            read = core.read_model(content[".xml"], content[".bin"]) if content else core.read_model(path)
+            self.compiled = core.compile_model(read, place, settings)
+        except Exception as error:  # RuntimeError and what its bindings raise
+            raise cannot_open(path, self.kind, error) from None
+        self.notes = read.get_rt_info(NOTES).astype(str) if read.has_rt_info(NOTES) else None
+        self.inputs, self.outputs = (
+            frozenset(name for port in ports for name in port.get_names())
+            for ports in (self.compiled.inputs, self.compiled.outputs)
+        )
+        self._turn = Lock()  # one request at a time
+
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """See `Engine`."""
+        with self._turn:
+            found = self.compiled({name: np.require(value, requirements="W") for name, value in given.items()})
+            return [np.array(found[name]) for name in names]
+
+
+KINDS: dict[str, type[OnnxFile] | type[OpenVinoFile]] = {".onnx": OnnxFile, ".xml": OpenVinoFile}
+
+
+def open_engine(
+    path: Path, device: str = "auto", *, threads: int = 0, content: Content | None = None, precision: str = "fp32"
+) -> Engine:
+    """Open an exported file.
+
+    Args:
+        path: the file; its ending says which runtime it needs.
+        device: "auto", "cpu", or what the runtime has besides.
+        threads: as many as there are cores for 0.
+        content: of the file, where it is not written yet.
+        precision: "bf16" lets OpenVINO compute in bfloat16.
+
+    Raises:
+        InputError: no such file, a file that is damaged or of another kind, no such device here, or a runtime that is not
+            installed.
+    """
+    check_path(path)
+    if content is None and not os.path.isfile(path):
+        raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
+    return KINDS[path.suffix.lower()](path, device, threads, content, precision)
+
+
+def cannot_open(path: Path, kind: str, error: Exception) -> InputError:
+    """The error of a file that its runtime refuses."""
+    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return InputError(
+        f"{path} cannot be opened as a file of {kind} ({line.strip()[:200]}): it is damaged, or none; export the model again"
+    )
+
+
+def openvino_device(device: str, there: Sequence[str]) -> tuple[str, str]:
+    """OpenVINO's name of a device, and ours."""
+    name = device.strip().lower() or "auto"
+    place = OPENVINO_DEVICES.get(name.partition(".")[0])
+    if place is None:
+        raise InputError(f"there is no device {device!r} for OpenVINO; give auto, cpu, gpu, gpu.1 and so on, or npu")
+    place = name.upper() if "." in name else place
+    if not any(one == place or one.startswith(f"{place}.") for one in there):
+        raise InputError(f"device {device!r} is not available to OpenVINO here; it has {', '.join(there).lower()}")
+    return place, place.lower()
+
+
+def providers_of(device: str, there: Sequence[str]) -> tuple[list[Any], str]:
+    """Onnxruntime's providers for a device of ours, and the device's name."""
+    wanted = device.strip().lower() or "auto"
+    cuda = "CUDAExecutionProvider" in there
+    if wanted == "cpu" or (wanted == "auto" and not cuda):
+        return ["CPUExecutionProvider"], "cpu"
+    kind, _, index = wanted.replace("gpu", "cuda").partition(":")
+    if kind not in ("cuda", "auto") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device {device!r} for exported files; give auto, cpu, cuda, or cuda:1 and so on")
+    if not cuda:
+        raise InputError(f"device {device!r} is not available to onnxruntime here; pip install onnxruntime-gpu, or use 'cpu'")
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"], f"cuda:{index or 0}"

@@ -1,0 +1,29 @@
+"""An ONNX graph as the two files of OpenVINO."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import openvino
+
+from panoptic_detr.exported.engines import NOTES, Content
+
+
+def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
+    """The `.xml` and `.bin` of a graph that `assemble` made.
+
+    Args:
+        model: changed: inputs lose their defaults, which OpenVINO would take for constants.
+        notes: what the files say about themselves.
+    """
+    inputs = {port.name for port in model.graph.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    converted = openvino.Core().read_model(model.SerializeToString())
+    converted.set_rt_info(json.dumps(notes), NOTES)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.xml")
+        openvino.save_model(converted, path, compress_to_fp16=False)
+        return {ending: path.with_suffix(ending).read_bytes() for ending in (".bin", ".xml")}
