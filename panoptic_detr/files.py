@@ -36,7 +36,7 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], object],
         to_disk: also flush file and rename to the disk, so that they survive a power failure; slow for many small files.
 
     Raises:
-        DataError: it is a folder.
+        DataError: it is a folder, or no path of this machine.
         OSError: it could not be written; nothing is left behind. The error names the file.
     """
     with whole_file(path, to_disk=to_disk) as stream:
@@ -54,10 +54,11 @@ def whole_file(path: str | Path, *, to_disk: bool = False) -> Iterator[BinaryIO]
     `remove_stale_temporaries`).
 
     Raises:
-        DataError: it is a folder.
+        DataError: it is a folder, or no path of this machine.
         OSError: it could not be written; nothing is left behind. The error names the file.
     """
     path = Path(path)
+    check_path(path)
     if os.path.isdir(path):
         raise DataError(f"{path.resolve()} is a folder; name the file to be written in it")
     stream = _temporary_beside(path)
@@ -153,6 +154,7 @@ def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
         DataError: one of the parts is there already, or the folder cannot be written.
     """
     target, rows = Path(target), list(parts)
+    check_path(target)
     for part in rows:
         if os.path.lexists(target / part):
             raise DataError(f"{target / part} is there already; choose another output folder or split, or remove it first")
@@ -170,6 +172,7 @@ def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
 
 
 LONGEST_NAME = 240  # letters; file systems allow 255 bytes
+LONGEST_PART = 255  # bytes
 
 
 def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name") -> Path:
@@ -195,6 +198,27 @@ def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name")
     return Path(folder).joinpath(*parts)
 
 
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")  # a Path keeps one of its two slashes
+
+
+def path_fault(path: str | Path) -> str | None:
+    """What keeps a text from being the path of a file here: an address of the network, or no name at all; None if nothing."""
+    name = os.fspath(path)
+    with contextlib.suppress(UnicodeEncodeError):
+        parts = os.fsencode(name).split(os.fsencode(os.sep))
+        if "\0" not in name and max(map(len, parts)) <= LONGEST_PART:
+            address = None if os.path.lexists(name) else ADDRESS.match(name)
+            return address and f"an address ({address[1]}), and only files of this machine are read and written: fetch it first"
+    return "no name that a file can have"
+
+
+def check_path(path: str | Path) -> None:
+    """Raise `DataError` if a path has a `path_fault`."""
+    if fault := path_fault(path):
+        name = ADDRESS.sub(r"\1://", os.fspath(path))
+        raise DataError(f"{name[:80]!r} is {fault}")
+
+
 def read_file(path: str | Path) -> bytes:
     """The bytes of a regular file.
 
@@ -203,6 +227,8 @@ def read_file(path: str | Path) -> bytes:
         OSError: it cannot be read; a link to nothing, a pipe or a device (which could wait for ever), each by its name.
     """
     if not os.path.isfile(path):
+        if fault := path_fault(path):
+            raise OSError(errno.EINVAL, f"it is {fault}", str(path))
         if os.path.islink(path) and not os.path.exists(path):
             raise OSError(errno.ENOLINK, f"it is a link to {os.readlink(path)!r}, where there is nothing", str(path))
         if os.path.exists(path) and not os.path.isdir(path):
@@ -217,6 +243,7 @@ def make_folder(path: str | Path) -> Path:
         DataError: it cannot be made or written to.
     """
     path = Path(path)
+    check_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,6 +251,20 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise DataError(f"{path}: the folder is not writable; choose another output folder")
     return path
+
+
+@contextmanager
+def none_left_empty(path: Path) -> Iterator[None]:
+    """Remove the folders that were made on the way to a path and in it, if this ends with an error while they are empty."""
+    made = [place for place in (path, *path.parents) if not os.path.lexists(place)]
+    try:
+        yield
+    except BaseException:
+        inside = sorted(path.rglob("*"), reverse=True) if path in made and path.is_dir() else []
+        for place in (*inside, *made):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def write_json(file: IO[str], head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.errors import InputError
 
+Row = Mapping[str, Any]  # what a library says of a segment
 VOID = (-1, 0)  # unless a segment with that id is listed
 
 
@@ -25,7 +26,7 @@ class Piece(NamedTuple):
 
 
 def read_transformers(
-    result: Mapping[str, Any] | Sequence[Mapping[str, Any]], categories: CategoryTable, id2label: Mapping[int, str] | None
+    result: Row | Sequence[Row], categories: CategoryTable, id2label: Mapping[int, str] | None
 ) -> tuple[np.ndarray, list[Piece]]:
     """Read what `post_process_panoptic_segmentation` gives for an image, or an image-segmentation pipeline.
 
@@ -59,7 +60,7 @@ def read_transformers(
 
 
 def read_detectron2(
-    result: Sequence[Any] | Mapping[str, Any], categories: CategoryTable, metadata: object | None
+    result: Sequence[Any] | Row, categories: CategoryTable, metadata: object | None
 ) -> tuple[np.ndarray, list[Piece]]:
     """Read detectron2's `panoptic_seg` of an image.
 
@@ -132,7 +133,7 @@ def joined(
     return table[places].reshape(segment_map.shape), rows
 
 
-def as_map(values: Any) -> np.ndarray:
+def as_map(values: object) -> np.ndarray:
     """A tensor on any device or an array as an (H, W) int64 map."""
     array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "iuf":
@@ -143,7 +144,7 @@ def as_map(values: Any) -> np.ndarray:
     return whole
 
 
-def _read_pipeline(rows: Sequence[Mapping[str, Any]], categories: CategoryTable) -> tuple[np.ndarray, list[Piece]]:
+def _read_pipeline(rows: Sequence[Row], categories: CategoryTable) -> tuple[np.ndarray, list[Piece]]:
     """A map from masks; where they overlap, as those of semantic or instance pipelines may, the later one wins."""
     if not rows:
         raise InputError("the pipeline found nothing, so the image's size is unknown; make an empty PanopticSegmentation of it")
@@ -159,13 +160,13 @@ def _read_pipeline(rows: Sequence[Mapping[str, Any]], categories: CategoryTable)
     return segment_map, pieces
 
 
-def _whole(row: Mapping[str, Any], key: str) -> int:
+def _whole(row: Row, key: str) -> int:
     if row.get(key) is None:
         raise InputError(f"segments_info has a segment without {key!r}: {dict(row)}")
     return int(row[key])
 
 
-def _score(row: Mapping[str, Any]) -> float:
+def _score(row: Row) -> float:
     """The score, 1 where a library gives none: detectron2 for stuff."""
     return 1.0 if row.get("score") is None else float(row["score"])
 
@@ -209,7 +210,7 @@ def _of_detectron2(number: int, isthing: object, categories: CategoryTable, meta
     return category
 
 
-def _rows_of_divided_map(segment_map: np.ndarray, metadata: object | None) -> list[dict[str, Any]]:
+def _rows_of_divided_map(segment_map: np.ndarray, metadata: object | None) -> list[dict[str, object]]:
     """The segments of a map of label * label_divisor + instance, where -1 is void."""
     divisor = getattr(metadata, "label_divisor", None)
     if metadata is None or not divisor:

@@ -1,4 +1,7 @@
-"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it."""
+"""The panoptic result: a map, its segments, and what became of the queries that are none; and the call that gives it.
+
+Panoptic PNGs are read and written by `segment_maps`.
+"""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -12,7 +15,7 @@ import numpy as np
 
 from panoptic_detr.categories import Category, CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.errors import InputError
+from panoptic_detr.errors import InputError, ShapeError
 from panoptic_detr.images import Picture, encode_picture, one_by_one
 from panoptic_detr.interop import joined, read_detectron2, read_transformers
 from panoptic_detr.segment_maps import measure, write_id_png
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 DropReason = Literal["no object", "low score", "no category", "covered", "small", "merged", "suppressed"]
 
+LARGEST_NUMBER = 2**31 - 1  # of a segment in a map; PNGs hold less
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 Prepared = TypeVar("Prepared")
 # Pictures prepared at a time, in batches: among so many, those of one size share a batch.
@@ -89,6 +93,9 @@ class PanopticSegmentation:
         categories: the table that the category ids refer to.
         dropped: queries that are no segment of their own, and why.
         image_id: the data set's id of the image, if it has one.
+
+    Raises:
+        InputError: a map that is not of whole numbers from 0, or something else than segments, categories or dropped queries.
     """
 
     segment_map: np.ndarray
@@ -98,7 +105,12 @@ class PanopticSegmentation:
     image_id: int | str | None = None
 
     def __post_init__(self) -> None:
-        check_shape("PanopticSegmentation.segment_map", self.segment_map, ("H", "W"))
+        self.categories = CategoryTable.of(self.categories)
+        _check_map(self.segment_map, "" if self.image_id is None else f"image {self.image_id}: ")
+        for name, kind in (("segments", Segment), ("dropped", Dropped)):
+            held = getattr(self, name)
+            if not isinstance(held, list | tuple) or not all(isinstance(one, kind) for one in held):
+                raise InputError(f"{name} must be a list of {kind.__name__}, but got {held!r:.60}")
         names = {category.id: category.name for category in self.categories.categories}
         self.segments = [replace(s, name=names[s.category_id]) if s.category_id in names else s for s in self.segments]
 
@@ -169,7 +181,7 @@ class PanopticSegmentation:
     @classmethod
     def from_transformers(
         cls,
-        result: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        result: Mapping[str, object] | Sequence[Mapping[str, object]],
         categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         id2label: Mapping[int, str] | None = None,
@@ -196,7 +208,7 @@ class PanopticSegmentation:
     @classmethod
     def from_detectron2(
         cls,
-        result: Sequence[Any] | Mapping[str, Any],
+        result: Sequence[object] | Mapping[str, object],
         categories: CategoryTable | Sequence[Mapping[str, object]],
         *,
         metadata: object | None = None,
@@ -220,7 +232,7 @@ class PanopticSegmentation:
         segment_map, pieces = read_detectron2(result, table, metadata)
         return cls._of_rows(*joined(segment_map, pieces, fuse_stuff=fuse_stuff), table, image_id)
 
-    def to_transformers(self) -> dict[str, Any]:
+    def to_transformers(self) -> dict[str, object]:
         """The result as transformers' `post_process_panoptic_segmentation` gives it.
 
         Returns:
@@ -288,6 +300,22 @@ class PanopticSegmentation:
             for number, (category, score) in enumerate(rows, start=1)
         ]
         return cls(segment_map, segments, categories, image_id=image_id)
+
+
+def _check_map(segment_map: object, where: str) -> None:
+    """Refuse what is no map of ids: other shapes, numbers that are not whole, negative ones, more than int32 holds."""
+    if not isinstance(segment_map, np.ndarray):
+        raise ShapeError(f"PanopticSegmentation.segment_map must be an array (H, W), but got {segment_map!r:.60}")
+    check_shape("PanopticSegmentation.segment_map", segment_map, ("H", "W"))
+    if segment_map.dtype.kind not in "iu":
+        raise InputError(
+            f"{where}a segment map must hold integers, but is {segment_map.dtype}; convert it: segment_map.astype('int32')"
+        )
+    low, high = (int(segment_map.min()), int(segment_map.max())) if segment_map.size else (0, 0)
+    if low < 0 or high > LARGEST_NUMBER:
+        raise InputError(
+            f"{where}segment ids must be 0 (void) to {LARGEST_NUMBER}, but the map has {low} to {high}; number them from 1"
+        )
 
 
 class PicturePredictor(ABC, Generic[Prepared]):

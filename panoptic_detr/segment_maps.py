@@ -24,6 +24,8 @@ with suppress(ImportError):
     fast_decoder = load_numpy_from_bytes
 
 MAX_ID = 256**3 - 1
+_END = bytes(4) + b"IEND\xaeB`\x82"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGE = 2**26  # pixels, 8192 x 8192: what is larger is worked on by strips
 _STRIP = 256  # rows
 MOST_PIXELS = 1 << 28  # of a mask or an annotated picture that is taken to be meant
@@ -71,7 +73,7 @@ def read_id_png(path: str | Path, buffer: IdBuffer | None = None) -> np.ndarray:
     Raises:
         SegmentMapError: missing, unreadable, or not an 8-bit RGB picture; the message names the file and the remedy.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     order, picture = cv2.COLOR_RGB2RGBA, _decode_fast(data)
     if picture is None:
         order, picture = cv2.COLOR_BGR2RGBA, _decode_checked(path, data)
@@ -85,12 +87,33 @@ def read_id_png(path: str | Path, buffer: IdBuffer | None = None) -> np.ndarray:
 
 def _decode_fast(data: bytes) -> np.ndarray | None:
     """The RGB picture (H, W, 3) of a sound 8-bit RGB PNG; None for OpenCV, and the user, to say what is wrong with it."""
-    if fast_decoder is None or png_kind(data) != "RGB" or b"tRNS" in data:  # with a transparent colour it is RGBA
+    if fast_decoder is None or png_kind(data) != "RGB" or sound_png(data) is None:
         return None
     try:
         return fast_decoder(data)
     except (OSError, ValueError, RuntimeError, MemoryError):  # what is wrong is said by OpenCV, in the same words everywhere
         return None
+
+
+def sound_png(data: bytes) -> tuple[bytes, bytes] | None:
+    """Contents of IHDR and of all IDAT of a PNG that is whole; None for one that OpenCV, and the user, should look at.
+
+    Other decoders read over damage that OpenCV refuses, and what is read must not depend on what is installed. With a
+    transparent colour (tRNS) a picture is RGBA.
+    """
+    if data[:8] != SIGNATURE or data[12:16] != b"IHDR" or len(data) < 45:
+        return None
+    place, head, parts = 8, data[16:29], list[bytes]()
+    while data[place : place + 12] != _END:
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        known = kind in (b"IHDR", b"PLTE", b"IDAT") or (len(kind) == 4 and kind[0] & 32 and kind != b"tRNS")
+        if not known or data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
+            return None
+        if kind == b"IDAT":
+            parts.append(data[place + 8 : end])
+        place = end + 4
+    return head, b"".join(parts)
 
 
 def _decode_checked(path: str | Path, data: bytes) -> np.ndarray:
@@ -127,7 +150,7 @@ def decode_picture(data: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray
 
 def png_kind(data: bytes) -> str:
     """Kind of pixels of a PNG, such as "RGB", "palette", "16-bit grey"; "no PNG" for other files."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 26:
+    if data[:8] != SIGNATURE or len(data) < 26:
         return "no PNG"
     depth, color = data[24], data[25]
     names = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
@@ -159,7 +182,7 @@ def _write_strips(stream: BinaryIO, segment_map: np.ndarray) -> None:
         stream.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
     height, width = segment_map.shape
-    stream.write(b"\x89PNG\r\n\x1a\n")
+    stream.write(SIGNATURE)
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))  # 8 bits, RGB, not interlaced
     packer = zlib.compressobj(1)
     for top in range(0, height, _STRIP):
@@ -220,7 +243,8 @@ def _runs(segment_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat[starts], np.diff(starts, append=len(flat))
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of an annotation PNG; `SegmentMapError` if there is none, or it cannot be read."""
     try:
         return read_file(path)
     except FileNotFoundError:

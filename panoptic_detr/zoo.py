@@ -59,7 +59,7 @@ class ModelSpec:
 
     name: str  # one of `list_models()`
     num_labels: int  # label slots without no-object
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the builder that are not its defaults
+    overrides: Mapping[str, object] = field(default_factory=dict)  # keyword arguments of the builder that are not its defaults
 
     def build(self) -> nn.Module:
         """Build such a model, with random weights."""
@@ -109,7 +109,7 @@ def default_num_labels(name: str) -> int:
     return 250 if name.endswith(PANOPTIC) else 91
 
 
-def build_model(name: str, *, num_labels: int | None = None, **overrides: Any) -> nn.Module:
+def build_model(name: str, *, num_labels: int | None = None, **overrides: object) -> nn.Module:
     """Build a model with random weights.
 
     Args:

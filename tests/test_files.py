@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import locked_folder, staged_folder, write_whole
+from panoptic_detr.files import check_path, locked_folder, make_folder, none_left_empty, read_file, staged_folder, write_whole
 
 STALL = """
 import signal, sys
@@ -69,3 +70,48 @@ def test_a_folder_is_one_processes_at_a_time(tmp_path):
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
         assert "BlockingIOError" in other.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", [check_path, make_folder, read_file, lambda path: write_whole(path, b"")])
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("a\0b.png", "is no name that a file can have"),
+        ("a/" + "b" * 256, "is no name that a file can have"),
+        ("\ud800.png", "is no name that a file can have"),
+        ("https://host/a.jpg", r"is an address .https., and only files of this machine are read and written: fetch it first"),
+        (Path("s3://bucket/a.jpg"), r"is an address .s3."),
+    ],
+)
+def test_what_is_no_path_is_refused_by_whoever_takes_one(tmp_path, monkeypatch, use, path, fault):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((DataError, OSError), match=fault):
+        use(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_keeps_its_slashes_in_the_message():
+    with pytest.raises(DataError, match=r"'https://host/a/b\.jpg' is an address"):
+        check_path(Path("https://host/a/b.jpg"))
+
+
+def test_odd_names_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data:" / "x").mkdir(parents=True)
+    for path in ("", ".", "C:/x", "a:b/c", "ü" * 100, "\udcff", "data://x", "x" * 255):
+        check_path(path)
+
+
+def test_a_failure_leaves_no_empty_folders(tmp_path):
+    def fail(made, *kept):
+        make_folder(made / "c" / "d")
+        for name in kept:
+            write_whole(made / name, b"")
+        raise ZeroDivisionError
+
+    (tmp_path / "there").mkdir()
+    for names in (["a/b"], ["there"], ["full", "kept"]):
+        with pytest.raises(ZeroDivisionError), none_left_empty(tmp_path / names[0]):
+            fail(tmp_path / names[0], *names[1:])
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["full", "full/kept", "there", "there/c", "there/c/d"]

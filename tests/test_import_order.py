@@ -23,6 +23,7 @@ GROUND = (
     "signals",
     "parallel",
     "segment_maps",
+    "id_runs",
     "images",
     "interop",
     "panoptic",

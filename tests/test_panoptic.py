@@ -1,12 +1,14 @@
 """A panoptic result as its user sees it."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 import panoptic_detr as pd
+from panoptic_detr.errors import InputError
 from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import write_id_png
 
@@ -43,6 +45,31 @@ def test_segments_have_names_and_masks(result):
 def test_a_segment_that_is_not_there_is_told_with_those_that_are(result):
     with pytest.raises(ValueError, match=r"there is no segment 999999; the ids are 1, "):
         result.mask(999999)
+
+
+@pytest.mark.parametrize(
+    ("segment_map", "message"),
+    [
+        *((np.full((2, 3), value), "must hold integers, but is float64") for value in (np.nan, 1.0)),
+        (np.ones((2, 3), bool), "must hold integers, but is bool"),
+        (np.full((2, 3), "a"), "must hold integers, but is <U1"),
+        (np.full((2, 3), -4), "image 17: segment ids must be 0 .void. to 2147483647, but the map has -4 to -4"),
+        (np.full((2, 3), 2**40), "the map has 1099511627776 to 1099511627776"),
+        (np.full((2, 3), 2**63, np.uint64), "the map has 9223372036854775808 to"),
+        ([[1, 1], [1, 1]], "segment_map must be an array .H, W., but got"),
+        (None, "segment_map must be an array .H, W., but got None"),
+        (np.ones((2, 3, 1), int), "must be .H, W., but got"),
+    ],
+)
+def test_a_map_is_of_whole_numbers_from_0(segment_map, message):
+    with pytest.raises(InputError, match=message):
+        PanopticSegmentation(segment_map, [], TABLE, image_id=17)
+
+
+@pytest.mark.parametrize("changed", [{"segments": None}, {"segments": ["a"]}, {"dropped": 5}, {"categories": None}])
+def test_what_a_segmentation_is_made_of_is_checked(result, changed):
+    with pytest.raises(InputError, match=f"{next(iter(changed))} must be a"):
+        replace(result, **changed)
 
 
 def test_notebooks_show_the_map(result):

@@ -11,6 +11,7 @@ What is written is for use: what a run needs to go on (optimizer, random states)
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ ENDINGS = (".pt", ".pth", ".safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     """Read one file, write the other, say what was done."""
     options = parse(argv)
-    if Path(options.source).resolve() == options.output.resolve():
+    if os.path.realpath(options.source) == os.path.realpath(options.output):
         raise CheckpointError(f"source and output are the same file, {options.output}; name another output")
     name = options.model or name_of_published(options.source)
     checkpoint = read_published(name, options) if name else read_ours(options)

@@ -30,12 +30,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from torch import distributed
 
+from panoptic_detr.commands.arguments import MODELS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
@@ -53,9 +55,8 @@ from panoptic_detr.evaluation import (
     show_scores,
     write_scores,
 )
-from panoptic_detr.exported.open import is_exported
-from panoptic_detr.exported.runtime import ExportedPredictor
-from panoptic_detr.files import make_folder
+from panoptic_detr.exported.open import is_exported, load_model
+from panoptic_detr.files import make_folder, none_left_empty
 from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
 FILES = {
@@ -73,10 +74,15 @@ class NothingFoundError(EvaluationError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Score, show, write."""
     options = parse(argv)
-    if options.output is not None:
-        make_folder(options.output)
-    if options.compare is not None:
-        return compare(options)
+    with ExitStack() as stack:
+        if options.output is not None:
+            stack.enter_context(none_left_empty(options.output))
+            make_folder(options.output)
+        return compare(options) if options.compare is not None else score(options)
+
+
+def score(options: argparse.Namespace) -> int:
+    """Score a checkpoint or a folder of predictions."""
     if options.checkpoint is not None:
         scores = score_checkpoint(options)
         result, things = scores.panoptic, scores.things
@@ -97,13 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Hold two sets of predictions against each other; with an output folder, draw what changed most."""
-    truth, predictions = (options.gt_json, options.gt_folder), options.compare
-    comparison = compare_predictions(*truth, *predictions, workers=options.workers)
+    comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=options.workers)
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
     console.print(comparison.summary(), highlight=False)
     if options.output is not None:
-        count = draw_changes(comparison, *truth, predictions, options.output, options.images)
+        count = draw_changes(comparison, options.output, options.images)
         console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)
     return 0
 
@@ -113,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="a checkpoint, an exported file, or the name of a published model")
+    parser.add_argument("checkpoint", nargs="?", help=MODELS)
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
     parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
@@ -223,9 +228,15 @@ def score_exported(options: argparse.Namespace) -> ModelScores:
     """Run an exported file over the data set: PQ only, since it gives maps and no masks of single queries."""
     if options.calibrate:
         raise EvaluationError("--calibrate needs the checkpoint; calibrate and store there, then export again")
-    predictor = ExportedPredictor(options.checkpoint, device=options.device)
+    predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
-    return evaluate_predictor(predictor, open_data(options, predictor.settings), categories=predictor.categories)
+    return evaluate_predictor(
+        predictor,
+        open_data(options, predictor.settings),
+        categories=predictor.categories,
+        per_image=options.intervals,
+        boundary=options.boundary,
+    )
 
 
 def calibrate(

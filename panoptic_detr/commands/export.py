@@ -27,6 +27,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from panoptic_detr.commands.arguments import CHECKPOINTS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.exported.write import ExportReport, FilePrecision, export
 
@@ -52,9 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "model", help="a checkpoint, the name of a published model, a folder in the hub's form, or a repository of the hub"
-    )
+    parser.add_argument("model", help=CHECKPOINTS)
     parser.add_argument("file", type=Path, help="what to write; ends in .onnx, or in .xml for OpenVINO")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize every picture to this size")
     parser.add_argument(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from panoptic_detr.commands.arguments import CHECKPOINTS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.images import encode_picture, fit, upright_rgb
 from panoptic_detr.inference import Predictor
@@ -65,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         jobs.add_parser(name, help=what) for name, what in (("save", "write a folder"), ("push", "commit it to the hub"))
     )
     for job in (save, push):
-        job.add_argument("model", help="a checkpoint, a model name, a folder in the hub's form, or a repository of the hub")
+        job.add_argument("model", help=CHECKPOINTS)
     save.add_argument("folder", type=Path, help="folder to write; made if it is missing")
     push.add_argument("repository", help="organisation/name; made if it does not exist")
     push.add_argument("--private", action="store_true", help="a new repository is visible to its owners only")

@@ -26,21 +26,21 @@ Under torchrun or srun the processes share the pictures, and the first joins the
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from panoptic_detr.commands.arguments import whole
+from panoptic_detr.commands.arguments import MODELS, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
-from panoptic_detr.errors import ConfigError, EvaluationError, InputError, PictureError
+from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
 from panoptic_detr.exported.open import load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
+from panoptic_detr.files import none_left_empty
 from panoptic_detr.inference import (
     Failure,
     Film,
@@ -107,20 +107,6 @@ def predict(options: argparse.Namespace) -> int:
             return predict_share(options, files, share)
         finally:
             leave_processes()
-
-
-@contextmanager
-def none_left_empty(output: Path) -> Iterator[None]:
-    """Remove the folders that were made within, if it ends with an error while they are still empty."""
-    places = (output / "overlays", output / "panoptic", output, *output.parents)
-    made = [place for place in places if not place.exists()]
-    try:
-        yield
-    except InputError:
-        for place in made:
-            with suppress(OSError):
-                place.rmdir()
-        raise
 
 
 def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], share: Share) -> int:
@@ -266,8 +252,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint with a mask head, the name of a published model, an exported file (.onnx, .xml), a folder in the "
-        "hub's form, or a repository of the hub (organisation/name, or organisation/name@revision)",
+        help=f"a model with a mask head: {MODELS}",
     )
     parser.add_argument(
         "pictures",

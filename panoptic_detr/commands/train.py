@@ -5,6 +5,9 @@ A try in a few minutes, and all of it:
     panoptic-detr train --data.root scenes --recipe small --output runs/try --detector-steps 20 --mask-steps 10
     panoptic-detr train --data.root data/mine --recipe small --output runs/mine
 
+`--dry-run` says before what both stages will need in time and memory, and writes nothing. `--runs 3` trains both with three
+seeds, and goes on with the best of them.
+
 A recipe names two files of configs/finetune: `small` (random weights, a CPU is enough), `nuclei` (many small things),
 `photos` (a few hundred photographs), `detr_r50` (published weights, for GPUs); `panoptic-detr configs` lists them.
 
@@ -16,6 +19,7 @@ the stages' own commands, train_detector and train_masks, which take the same fi
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +37,8 @@ from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.transforms import PAPER_LONG_SIDE, PAPER_SHORT_SIDES
 from panoptic_detr.errors import ConfigError, DataError, TrainingError
 from panoptic_detr.signals import interrupted_by_signals
-from panoptic_detr.training.stages import train_detector, train_masks
+from panoptic_detr.training.seeds import SEED
+from panoptic_detr.training.stages import save_untrained, train_detector, train_masks
 
 RECIPES = PACKAGED / "finetune"
 CALIBRATED_ON = 200  # training images
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         with interrupted_by_signals():
-            do_all(options)
+            (forecast_all if options.dry_run else do_all)(options)
     except KeyboardInterrupt as interrupt:
         raise TrainingError(f"stopped by {interrupt}; the same command goes on where it was") from None
     return 0
@@ -62,11 +67,11 @@ def do_all(options: argparse.Namespace) -> None:
     step = Steps(console)
 
     step("Stage 1: a detector of boxes around things and stuff")
-    backbone = [] if options.backbone is None else ["--model.overrides.pretrained_backbone", options.backbone]
-    detector = train(DetectorStage, train_detector, "boxes", options, options.detector_steps, *backbone)
+    detector = str(train(settings(DetectorStage, options), train_detector))
 
     step("Stage 2: masks on the frozen detector")
-    best = str(train(MaskStage, train_masks, "masks", options, options.mask_steps, "--detector", str(detector)))
+    detectors = str(out / "boxes" / f"seed_{SEED}" / "best.pt") if options.runs > 1 else detector
+    best = str(train(settings(MaskStage, options, detectors), train_masks))
 
     train_split, val_split = options.train_split, options.val_split
     root = ["--data.root", str(options.root), "--data.split"]
@@ -84,7 +89,7 @@ def do_all(options: argparse.Namespace) -> None:
     pictures, report, shown = out / "pictures", out / "report.html", ["--root", str(options.root), "--split", val_split]
     visualize.main(["coco", *shown, "--model", best, "--limit", "24", "--output", str(pictures)])
     draw_overview(pictures, out / "overview.png")
-    visualize.main(["report", str(out / "masks"), *shown, "--limit", "100", "--output", str(report)])
+    visualize.main(["report", str(Path(best).parent), *shown, "--limit", "100", "--output", str(report)])
 
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\nDone in {minutes} min {seconds} s.", style="bold")
@@ -92,29 +97,65 @@ def do_all(options: argparse.Namespace) -> None:
         print(f"{what:8} {where}")
 
 
-def train(
-    kind: type[Stage],
-    run_stage: Callable[[Stage], Path | None],
-    name: str,
-    options: argparse.Namespace,
-    steps: int | None,
-    *more: str,
-) -> Path:
-    """Run a stage with its recipe, or go on with what an earlier call has begun; its result.
+def forecast_all(options: argparse.Namespace) -> None:
+    """What both stages will need. The second is measured on an untrained detector, which costs the same."""
+    step = Steps(Console(markup=False))
+    step("Stage 1: a detector of boxes around things and stuff")
+    boxes = settings(DetectorStage, options)
+    train_detector(as_dry_run(boxes))
+    step("Stage 2: masks on the frozen detector")
+    with tempfile.TemporaryDirectory() as folder:
+        detector = save_untrained(boxes, Path(folder) / "untrained.pt")
+        train_masks(as_dry_run(settings(MaskStage, options, str(detector))))
+    if options.runs > 1:
+        print(f"{options.runs} runs take {options.runs} times as long")
+
+
+def as_dry_run(stage: Stage) -> Stage:
+    """The settings of a stage that only says what one run needs."""
+    return replace(stage, train=replace(stage.train, dry_run=True, runs=1))
+
+
+def train(stage: Stage, run_stage: Callable[[Stage], Path | None]) -> Path:
+    """Run a stage, or go on with what an earlier call has begun; its result.
 
     Raises:
         TrainingError: the stage was stopped by a signal.
     """
-    folder = options.output / name
-    splits = ["--data.train_split", options.train_split, "--data.val_split", options.val_split]
-    arguments = ["--config", str(RECIPES / f"{options.recipe}_{name}.yaml"), "--data.root", str(options.root), *splits]
-    begun = any((folder / name).exists() for name in ("last.pt", "best.pt"))
-    arguments += ["--train.output", str(folder), "--train.seed", str(options.seed), "--train.resume", str(begun).lower(), *more]
-    stage = read_config(kind, [*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
-    result = run_stage(stage if options.image_size is None else resized(stage, options.image_size))
+    result = run_stage(stage)
     if result is None:
         raise TrainingError("stopped; the same command goes on where it was")
     return result
+
+
+def settings(kind: type[Stage], options: argparse.Namespace, detector: str | None = None) -> Stage:
+    """The settings of a stage: its recipe, and what the command line says.
+
+    Args:
+        kind: of the stage.
+        options: the command line.
+        detector: that stage 2 starts from.
+    """
+    masks = issubclass(kind, MaskStage)
+    name, steps = ("masks", options.mask_steps) if masks else ("boxes", options.detector_steps)
+    folder = options.output / name
+    begun = any(folder.rglob("last.pt")) or any(folder.rglob("best.pt"))
+    values = {
+        "config": RECIPES / f"{options.recipe}_{name}.yaml",
+        "data.root": options.root,
+        "data.train_split": options.train_split,
+        "data.val_split": options.val_split,
+        "train.output": folder,
+        "train.seed": options.seed,
+        "train.runs": options.runs,
+        "train.resume": str(begun).lower(),
+        "train.steps": steps,
+        "detector": detector,
+        "model.overrides.pretrained_backbone": None if masks else options.backbone,
+    }
+    words = [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
+    stage = read_config(kind, words)
+    return stage if options.image_size is None else resized(stage, options.image_size)
 
 
 def resized(stage: Stage, short_side: int) -> Stage:
@@ -170,6 +211,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mask-steps", type=whole, help="steps of stage 2; by default those of the recipe")
     parser.add_argument("--backbone", metavar="true|FILE", help="ImageNet weights of the backbone: fetched, or their file")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
+    parser.add_argument("--runs", type=whole, default=1, help="train with so many seeds; the best goes on (default: 1)")
+    parser.add_argument("--dry-run", action="store_true", help="say what it needs in time and memory, and stop there")
     options = parser.parse_args(argv)
     options.output = options.output or Path("runs") / options.recipe
     for split in (options.train_split, options.val_split):

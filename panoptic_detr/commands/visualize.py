@@ -5,6 +5,7 @@ A picture per image of a data set, next to the predictions that `panoptic-detr p
     panoptic-detr visualize coco --root DATA --split val2017 --output /tmp/pictures
     panoptic-detr visualize coco --images DIR --panoptic DIR --annotations JSON --pred-json predictions.json --output OUT
     panoptic-detr visualize report runs/scenes_masks --root DATA --split val --output /tmp/report.html
+    panoptic-detr visualize fiftyone --root DATA --split val --pred-json predictions.json --output /tmp/fiftyone
 
 `panoptic-detr visualize JOB --help` lists the settings of a job. A results JSON of `predict` is a data set too: to draw it
 without a ground truth, name it as --annotations and its `panoptic` folder as --panoptic.
@@ -25,7 +26,7 @@ from rich.console import Console
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands.arguments import OneLineParser, point, share, shares, whole
+from panoptic_detr.commands.arguments import MODELS, OneLineParser, point, share, shares, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.errors import DataError, InputError, PictureError
@@ -42,7 +43,7 @@ from panoptic_detr.evaluation import (
 from panoptic_detr.exported.open import is_exported
 from panoptic_detr.exported.open import load_model as open_any
 from panoptic_detr.exported.runtime import ExportedPredictor
-from panoptic_detr.files import make_folder, write_whole
+from panoptic_detr.files import make_folder, none_left_empty, write_whole
 from panoptic_detr.images import picture_ending, save_picture, upright_rgb
 from panoptic_detr.inference import Predictor, find_pictures, load_model, unique_name
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -53,9 +54,10 @@ from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, l
 from panoptic_detr.visualization.draw import enlargement, first_font, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
 from panoptic_detr.visualization.explain import SweepStep, draw_explanation, explain_table, sweep_figure
+from panoptic_detr.visualization.fiftyone import open_fiftyone, write_fiftyone
 from panoptic_detr.visualization.queries import LayerScore, count_instances, draw_counts, draw_layer_scores, draw_query_boxes
 from panoptic_detr.visualization.report import read_curves, write_report
-from panoptic_detr.zoo import list_models
+from panoptic_detr.weights import check_source, is_hub_folder
 
 Predict = Callable[[int], PanopticSegmentation]
 
@@ -66,7 +68,7 @@ POINTS = ((0.25, 0.3), (0.75, 0.3), (0.25, 0.7), (0.75, 0.7))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job and return its exit status."""
     options = parse(argv)
-    with first_font(options.font_path):
+    with first_font(options.font_path), none_left_empty(options.output):
         print(JOBS[options.job](options))
     return 0
 
@@ -79,14 +81,16 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     added = {name: jobs.add_parser(name, help=job.__doc__, description=job.__doc__) for name, job in JOBS.items()}
     for name, job in added.items():
         _add_drawing(job, enlarges=name in ("explain", "attention", "sweep"))
-    for name in ("coco", "segments", "zoom", "sweep", "queries", "report"):
+    for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "report"):
         _add_data(added[name])
-    for name in ("coco", "segments", "zoom"):
+    for name in ("coco", "segments", "zoom", "fiftyone"):
         added[name].add_argument("--pred-json", type=Path, help="results JSON")
         added[name].add_argument("--pred-panoptic", type=Path, help="its PNGs; by default 'panoptic' beside it")
-    for name in ("coco", "segments", "zoom", "sweep", "queries", "explain", "attention"):
-        needed = name not in ("coco", "segments", "zoom")
-        added[name].add_argument("--model", required=needed, help="checkpoint or published model that predicts")
+    for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "explain", "attention"):
+        needed = name not in ("coco", "segments", "zoom", "fiftyone")
+        added[name].add_argument("--model", required=needed, help=f"that predicts: {MODELS}")
+    added["fiftyone"].add_argument("--copy", action="store_true", help="copy the images into the folder, for another machine")
+    added["fiftyone"].add_argument("--no-app", dest="app", action="store_false", help="write the folder and open no app")
     added["coco"].add_argument("--show", choices=("all", "truth", "prediction", "errors"), default="all")
     added["coco"].add_argument("--kind", choices=("png", "jpg", "svg"), default="png", help="svg: outlines of one map")
     added["coco"].add_argument("--alpha", type=share, default=0.5, help="opacity of the fill")
@@ -99,7 +103,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     added["attention"].add_argument("--layer", type=int, default=-1, help="of encoder and decoder; the last by default")
     added["queries"].add_argument("--grid", type=whole, default=10, help="places per side for counting")
     added["sweep"].add_argument("--thresholds", type=shares, nargs="+", default=[THRESHOLDS], help="with spaces or commas")
-    added["report"].add_argument("source", type=Path, help="run folder, checkpoint, or results JSON")
+    added["report"].add_argument("source", type=Path, help=f"run folder, results JSON, or a model: {MODELS}")
     added["report"].add_argument("--title", default="Panoptic segmentation report")
     added["report"].set_defaults(pred_panoptic=None)
     for name in ("segments", "zoom"):
@@ -146,6 +150,27 @@ def enlarge(options: Namespace) -> str:
     """Enlarge one segment of each image, its surroundings dimmed; of the prediction, where there is one."""
     draw = partial(zoom, segment_id=options.segment, long_side=options.side, palette=options.palette)
     return draw_each(options, "enlarged", lambda entry: draw(entry.image, shown_map(entry)))
+
+
+def fiftyone(options: Namespace) -> str:
+    """Open the images of a data set with truth, prediction and what is right of it in FiftyOne; write them as its folder."""
+    data, predict = open_both(options)
+    rows = zip(entries(data, predict), (data.image_path(i) for i in range(len(data))), data.image_ids, strict=True)
+    folder = write_fiftyone(
+        options.output,
+        track(rows, "writing", len(data)),
+        data.categories,
+        tag=options.split or "",
+        copy=options.copy,
+        palette=options.palette,
+    )
+    written = f"images: {len(data)} in {folder}"
+    if options.app:
+        try:
+            open_fiftyone(folder, f"{folder.resolve().name}")
+        except InputError as error:
+            warn(f"{error}; the folder is written")
+    return f"{written}; to open it anywhere: fiftyone app view --dataset-dir {folder} --type fiftyone.types.FiftyOneDataset"
 
 
 def draw_each(options: Namespace, what: str, draw: Callable[[Entry], np.ndarray | str]) -> str:
@@ -259,7 +284,8 @@ def report(options: Namespace) -> str:
     check_report(source, options.output)
     run_folder, results = source if source.is_dir() else source.parent, source.suffix == ".json"
     options.pred_json = source if results else None
-    options.model = None if results else str(source / "best.pt" if source.is_dir() else source)
+    best = source / "best.pt"
+    options.model = None if results else str(best if best.is_file() else source)
     every = open_all(options)
     data = chosen(options, every)
     predictor = None if results else open_model(options, data)
@@ -295,10 +321,12 @@ def report(options: Namespace) -> str:
 
 def check_report(source: Path, output: Path) -> None:
     """Raise `DataError` before any work if a report has nothing to be made from, or no file to be written to."""
-    if not source.exists() and str(source) not in list_models():
-        raise DataError(f"{source}: there is no such run folder, checkpoint or results JSON to report on")
-    if source.is_dir() and not (source / "best.pt").is_file():
-        raise DataError(f"{source}: no best.pt in this folder; name a run's folder, a checkpoint, or a results JSON")
+    if source.is_dir() and not (source / "best.pt").is_file() and not is_hub_folder(source):
+        raise DataError(f"{source}: no best.pt in this folder; name a run's folder, a model, or a results JSON")
+    if source.suffix == ".json" and not source.is_file():
+        raise DataError(f"{source}: there is no such results JSON to report on")
+    if source.suffix != ".json" and not source.is_dir() and not is_exported(str(source)):
+        check_source(str(source))
     if output.is_dir():
         raise DataError(f"{output} is a folder; name the file to write the report to, such as {output / 'report.html'}")
 
@@ -444,6 +472,7 @@ JOBS: dict[str, Callable[[Namespace], str]] = {
     "coco": coco,
     "segments": segments,
     "zoom": enlarge,
+    "fiftyone": fiftyone,
     "explain": explain,
     "attention": attention,
     "sweep": sweep,

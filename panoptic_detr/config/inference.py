@@ -105,7 +105,7 @@ class InferenceSettings:
         chosen = self if threshold is None else replace(self, threshold=threshold, stuff_threshold=None)
         return chosen if stuff_threshold is None else replace(chosen, stuff_threshold=stuff_threshold)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for checkpoints; `from_dict` reads them back."""
         return asdict(self)
 

@@ -5,7 +5,7 @@ Models never see these classes: builders get plain keyword arguments.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, fraction
@@ -22,15 +22,15 @@ class ModelConfig:
     Attributes:
         name: one of `panoptic_detr.list_models()`; stage 2 builds that of its detector and refuses another one.
         overrides: keyword arguments of its builder that differ from the published model, for example `num_queries: 25`.
-        weights: start from the weights of this checkpoint file or published model instead of a fresh initialisation; in stage 2
-            the mask head starts from it (the detector has a setting of its own).
+        weights: start from the weights of this checkpoint, published model, folder in the hub's form or repository of the hub
+            instead of a fresh initialisation; in stage 2 the mask head starts from it (the detector has a setting of its own).
         activation_checkpointing: recompute encoder and decoder layers in the backward pass: less memory, about 30% more time.
         channels_last: memory format of the convolutions; faster on GPUs and for large images on CPUs.
         compile: run the model through `torch.compile`: its first steps take minutes, so it pays in long runs only.
     """
 
     name: str = "detr_r50"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, object] = field(default_factory=dict)
     weights: str | None = None
     activation_checkpointing: bool = False
     channels_last: bool = False
@@ -433,7 +433,8 @@ class MaskStage(DetectorStage):
 
     Attributes:
         model: settings of the panoptic model; name and overrides are those of `detector` where this says nothing.
-        detector: checkpoint of stage 1, or the name of a published model; other classes are mapped by name.
+        detector: checkpoint of stage 1, the name of a published model, a folder in the hub's form, or a repository of the hub;
+            other classes are mapped by name.
         joint: train the detector along with the mask head instead of freezing it.
         detector_bf16: run the frozen detector in bfloat16 in training steps; faster on hardware with bfloat16 units.
     """

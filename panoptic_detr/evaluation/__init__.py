@@ -5,7 +5,14 @@ from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, folder_of, image_names, read_annotations, read_panoptic
+from panoptic_detr.evaluation.panoptic_files import (
+    AnnotationSet,
+    Reader,
+    folder_of,
+    image_names,
+    read_annotations,
+    read_panoptic,
+)
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
 from panoptic_detr.evaluation.tables import show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
@@ -15,6 +22,7 @@ __all__ = [
     "AveragePrecision",
     "Comparison",
     "ModelScores",
+    "Reader",
     "as_images_of",
     "calibrate_thresholds",
     "check_same_categories",

@@ -1,6 +1,5 @@
 """Two sets of predictions of the same images: is one better, where, and what does it look like?"""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from rich.text import Text
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
-from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.evaluation.panoptic import score_annotations
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, folder_of, read_annotations
-from panoptic_detr.evaluation.same_images import as_images_of
 from panoptic_detr.files import make_folder, safe_path
 from panoptic_detr.images import read_image, save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -33,11 +31,15 @@ class Comparison:
         results: of the first and the second.
         differences: second minus first, with intervals, by name as in `intervals`.
         changes: (image id, PQ of the first, PQ of the second), all classes of the image together, the largest change first.
+        truth: the annotations of the truth.
+        sides: those of the first and the second, under the image ids of the truth.
     """
 
     results: tuple[PanopticQualityResult, PanopticQualityResult]
     differences: dict[str, Interval]
     changes: list[tuple[str, float, float]]
+    truth: AnnotationSet
+    sides: tuple[AnnotationSet, AnnotationSet]
 
     def summary(self) -> str:
         """Wins and losses by image, in a sentence."""
@@ -54,14 +56,15 @@ def compare_predictions(
     Raises:
         EvaluationError: as `evaluate_panoptic`.
     """
-    one, two = (
-        evaluate_panoptic(gt_json, gt_folder, path, folder_of(path), workers=workers, per_image=True)
+    truth = read_annotations(gt_json, gt_folder)
+    (one, before), (two, after) = (
+        score_annotations(truth, read_annotations(path, folder_of(path)), workers=workers, per_image=True)
         for path in (first, second)
     )
     pairs = zip(one.by_image, two.by_image, strict=True)
-    changes = [(name, image_quality(before), image_quality(after)) for (name, before), (_, after) in pairs]
+    changes = [(name, image_quality(old), image_quality(new)) for (name, old), (_, new) in pairs]
     changes.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
-    return Comparison((one, two), difference_intervals(one, two), changes)
+    return Comparison((one, two), difference_intervals(one, two), changes, truth, (before, after))
 
 
 def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Table:
@@ -85,27 +88,15 @@ def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Tabl
     return table
 
 
-def draw_changes(
-    comparison: Comparison,
-    gt_json: Path,
-    gt_folder: Path,
-    predictions: Sequence[Path],
-    output: Path,
-    images: Path | None = None,
-) -> int:
+def draw_changes(comparison: Comparison, output: Path, images: Path | None = None) -> int:
     """Draw the truth and the errors of both sides for the images that changed most, at most ten; returns how many.
 
     Args:
         comparison: what to draw.
-        gt_json: the ground truth.
-        gt_folder: its PNGs.
-        predictions: the two results JSONs.
         output: the folder for the pictures.
         images: folder of the images; on grey without it.
     """
-    truth = read_annotations(gt_json, gt_folder)
-    categories = truth.categories()
-    sides = [as_images_of(read_annotations(path, folder_of(path)), truth)[0] for path in predictions]
+    truth, categories = comparison.truth, comparison.truth.categories()
     ids = {str(image_id): image_id for image_id in truth.entries}
     changed = [row for row in comparison.changes[:PICTURES] if row[1] != row[2]]
     make_folder(output)
@@ -113,7 +104,10 @@ def draw_changes(
         expected = truth.segmentation(ids[name], categories)
         picture = _picture(images, truth.image_names.get(ids[name]), expected)
         drawn = [overlay(picture, expected)]
-        drawn += [error_view(picture, _side(side, ids[name], expected, categories), expected, legend=False) for side in sides]
+        drawn += [
+            error_view(picture, _side(side, ids[name], expected, categories), expected, legend=False)
+            for side in comparison.sides
+        ]
         titles = ["truth", f"first: PQ {100 * before:.1f}", f"second: PQ {100 * after:.1f}"]
         save_picture(output / f"change_{place:02d}_{100 * (after - before):+.0f}.png", side_by_side(drawn, titles))
     return len(changed)

@@ -175,6 +175,8 @@ def evaluate_predictor(
     *,
     categories: CategoryTable,
     progress: bool = True,
+    per_image: bool = False,
+    boundary: bool = False,
 ) -> ModelScores:
     """PQ of whatever turns pictures into maps, an exported file for example.
 
@@ -183,6 +185,8 @@ def evaluate_predictor(
         dataset: pictures and truth.
         categories: what the maps' category ids mean.
         progress: show a progress bar if there is a terminal.
+        per_image: keep the counts of every image, for intervals.
+        boundary: boundary PQ too.
 
     Raises:
         EvaluationError: no image, or the categories are not the data set's.
@@ -191,7 +195,8 @@ def evaluate_predictor(
     if not len(dataset):
         raise EvaluationError("the data set has no image, so there is nothing to score; choose another split")
     check_same_categories(categories, dataset.categories)
-    started, quality = time.perf_counter(), PanopticQuality(dataset.categories)
+    started = time.perf_counter()
+    quality = PanopticQuality(dataset.categories, per_image=per_image, boundary=boundary)
     with progress_bar(shown=progress) as bar:
         for index in bar.track(range(len(dataset)), description="evaluating"):
             quality.update(predict(dataset.image(index)), dataset.truth(index))

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
+from panoptic_detr.id_runs import COMPILED, RunReader
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
-from panoptic_detr.segment_maps import IdBuffer
+from panoptic_detr.segment_maps import IdBuffer, read_id_png
+
+MANY = 1000  # images for which to load what reads runs takes less time than it saves
 
 
 def evaluate_panoptic(
@@ -44,11 +47,25 @@ def evaluate_panoptic(
     Raises:
         EvaluationError: something that cannot be scored; the message names file, image and segment and the remedy.
     """
+    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    asked = {"per_image": per_image, "boundary": boundary}
+    return score_annotations(truth, prediction, workers=workers, progress=progress, **asked)[0]
+
+
+def score_annotations(
+    truth: AnnotationSet,
+    prediction: AnnotationSet,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    per_image: bool = False,
+    boundary: bool = False,
+) -> tuple[PanopticQualityResult, AnnotationSet]:
+    """Score predictions as `evaluate_panoptic`; they are returned too, under the image ids of the truth."""
     if workers is not None and workers < 1:
         raise EvaluationError(f"workers must be at least 1, but is {workers}")
-    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     if not truth.entries:
-        raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
+        raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     other_names = check_same_names(prediction, quality.categories)
     quality.note("categories with other names than the truth's; matched by their ids", other_names)
@@ -62,7 +79,7 @@ def evaluate_panoptic(
         for chunk, part in zip(chunks, parallel_map(score, chunks, workers=workers, threads=True), strict=True):
             quality.merge(part)
             bar.advance(task, len(chunk))
-    return quality.compute()
+    return quality.compute(), prediction
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
@@ -74,10 +91,15 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 def _score_images(
     whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
 ) -> PanopticQuality:
-    quality, buffers = whole.empty(), (IdBuffer(), IdBuffer())
+    quality, readers = whole.empty(), (reader(len(truth.entries)), reader(len(truth.entries)))
     for image_id in image_ids:
-        score_image(quality, prediction, truth, image_id, buffers)
+        score_image(quality, prediction, truth, image_id, readers)
     return quality
+
+
+def reader(images: int) -> Reader:
+    """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
+    return RunReader() if COMPILED and images >= MANY else partial(read_id_png, buffer=IdBuffer())
 
 
 def score_image(
@@ -85,16 +107,15 @@ def score_image(
     prediction: AnnotationSet,
     truth: AnnotationSet,
     image_id: ImageId,
-    buffers: tuple[IdBuffer, IdBuffer] | None = None,
+    readers: tuple[Reader, Reader] = (read_id_png, read_id_png),
 ) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    mine, theirs = buffers or (None, None)
-    expected = truth.regions(image_id, theirs)
+    expected = truth.regions(image_id, readers[1])
     found = image_id in prediction.entries
     if found:
-        result = prediction.regions(image_id, mine)
+        result = prediction.regions(image_id, readers[0])
     else:
-        result = Regions.from_rows(np.zeros_like(expected.segment_map), (), prediction.where(image_id))
+        result = Regions.from_rows(np.zeros(expected.pixels.shape, np.int32), (), prediction.where(image_id))
     overlaps = quality.update_regions(result, expected, str(image_id))
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
     if found:

@@ -4,7 +4,7 @@ Nothing in the JSON is trusted: ids, categories and file names are checked, area
 `area` or `iscrowd` is fine. What is wrong is named with its file, image and segment.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
 from panoptic_detr.files import safe_path
+from panoptic_detr.id_runs import IdRuns
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import Regions
-from panoptic_detr.segment_maps import MAX_ID, IdBuffer, measure, read_id_png
+from panoptic_detr.segment_maps import MAX_ID, measure, read_id_png
+
+Reader = Callable[[Path], np.ndarray | IdRuns]  # of an id PNG
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class AnnotationSet:
         """The place to name in messages about an image."""
         return f"{self.path}, image {self.entries.get(image_id, {}).get('image_id', image_id)}"
 
-    def regions(self, image_id: ImageId, buffer: IdBuffer | None = None) -> Regions:
-        """Read the id map of an image, into the memory of `buffer` if there is one, and the rows of its segments.
+    def regions(self, image_id: ImageId, read: Reader = read_id_png) -> Regions:
+        """Read the id map of an image with `read`, and the rows of its segments.
 
         Raises:
             EvaluationError: an ill-formed entry, an unsafe file name, or a PNG that cannot be read as an id map.
@@ -60,10 +63,10 @@ class AnnotationSet:
         rows = [_segment_row(info, where) for info in _segments_info(entry, where)]
         path = _png_path(self.folder, entry.get("file_name"), where)
         try:
-            segment_map = read_id_png(path, buffer)
+            pixels = read(path)
         except SegmentMapError as error:
             raise EvaluationError(f"image {image_id}: {error}") from None
-        return Regions.from_rows(segment_map, rows, f"{where} ({path.name})")
+        return Regions.from_rows(pixels, rows, f"{where} ({path.name})")
 
     def segmentation(self, image_id: ImageId, categories: CategoryTable) -> PanopticSegmentation:
         """Read the annotation of an image with areas and boxes from its pixels, and scores and queries where it has them.

@@ -1,5 +1,6 @@
 """The runtimes of exported files: each opens one kind of file, says what is in it, and runs it on NumPy arrays."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from panoptic_detr.errors import InputError
+from panoptic_detr.files import check_path
 
 NOTES = "panoptic_detr"  # the entry of a file's metadata
 Content = Mapping[str, bytes]  # what belongs into the files of an export, by their endings
@@ -123,7 +125,8 @@ def open_engine(
         InputError: no such file, a file that is damaged or of another kind, no such device here, or a runtime that is not
             installed.
     """
-    if content is None and not path.is_file():
+    check_path(path)
+    if content is None and not os.path.isfile(path):
         raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
     return KINDS[path.suffix.lower()](path, device, threads, content, precision)
 

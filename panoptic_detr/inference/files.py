@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.files import safe_path
+from panoptic_detr.files import check_path, safe_path
 from panoptic_detr.images import decode_image, upright_rgb
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -85,7 +85,7 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> l
         recursive: search the folders in a folder too; names then keep their folders.
 
     Raises:
-        DataError: a folder, pattern, list or shard without pictures, or one that cannot be read.
+        DataError: a folder, pattern, list or shard without pictures, or one that cannot be read; an address of the network.
     """
     found = [entry for place in places for entry in _pictures_in(place, recursive)]
     numbers = {int(entry.path.stem) for entry in found if entry.path.stem.isdecimal()}
@@ -116,6 +116,7 @@ def unique_name(stem: str, taken: set[str]) -> str:
 
 def _pictures_in(place: str | Path, recursive: bool) -> Iterable[_Found]:
     path = Path(place)
+    check_path(place)
     if str(place) == STANDARD_INPUT:
         return _in_lines(sys.stdin, "the standard input", recursive)
     if path.is_dir():

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder
+from panoptic_detr.files import check_path, make_folder
 from panoptic_detr.inference.files import PictureFile, find_pictures
 from panoptic_detr.inference.flow import Outcome, PictureModel, Writers
 from panoptic_detr.inference.stream import PredictionFolder
@@ -57,6 +57,7 @@ class Film:
         Raises:
             DataError: missing, or not a readable film.
         """
+        check_path(path)
         if path.is_dir():
             return cls(path, frames_per_second or 25.0, len(find_pictures([path])))
         with _reading(path) as capture:

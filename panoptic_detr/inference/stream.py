@@ -31,6 +31,7 @@ from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.visualization.draw import enlargement, overlay
 
 Json: TypeAlias = dict[str, object]
+Row: TypeAlias = Mapping[str, Any]  # what a line of the list says
 FAILURES = "failures.json"
 _MOST_LABELS = 200  # on an overlay
 _PLACE_BITS = 48  # a place in the files of lines is one number: which file, and in these bits where in it
@@ -84,7 +85,7 @@ class PredictionFolder:
         categories: CategoryTable,
         *,
         overlays: bool = True,
-        made_by: Mapping[str, object] | None = None,
+        made_by: Row | None = None,
         part: str = "",
     ) -> None:
         self.folder = prepare_folder(folder, overlays=overlays)
@@ -221,12 +222,12 @@ class PredictionFolder:
             if mend:
                 stream.truncate(start)
 
-    def _entry(self, row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Any]:
+    def _entry(self, row: Row, path: Path, number: int) -> tuple[str, Row]:
         if "name" not in row or "annotation" not in row:
             raise DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew")
         return row["name"], row["annotation"]
 
-    def _read(self, line: bytes, path: Path, number: int) -> Mapping[str, Any]:
+    def _read(self, line: bytes, path: Path, number: int) -> Row:
         try:
             row = json.loads(line)
             return row if isinstance(row, dict) else {}
@@ -242,12 +243,12 @@ class PredictionFolder:
                     f"{_told(self._head.get(key))} now; choose another output folder, or remove {path.name} to start anew"
                 )
 
-    def _note(self, name: str, place: int, annotation: Mapping[str, Any]) -> None:
+    def _note(self, name: str, place: int, annotation: Row) -> None:
         if name not in self._done:
             self.found.update(segment["category_id"] for segment in annotation["segments_info"])
         self._done[name] = place
 
-    def _rows(self, names: Iterable[str], kind: str) -> Iterator[Mapping[str, Any]]:
+    def _rows(self, names: Iterable[str], kind: str) -> Iterator[Row]:
         """What the lines of pictures say, one after the other."""
         with ExitStack() as stack:
             streams: dict[int, BinaryIO] = {}

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
+from panoptic_detr.id_runs import IdRuns, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
 
@@ -24,11 +25,16 @@ class Regions:
     Id 0 is void, unless a segment with id 0 is listed (some tools number segments from 0): then it is that segment.
     """
 
-    segment_map: np.ndarray  # (H, W) integer ids
+    pixels: np.ndarray | IdRuns  # (H, W) integer ids
     ids: np.ndarray  # (S,) int64 ids of the segments
     category_ids: np.ndarray  # (S,) int64
     iscrowd: np.ndarray  # (S,) bool, for ground truth
     where: str = "the segment map"  # what to call the map in errors, for example "image 7" or a file
+
+    @property
+    def segment_map(self) -> np.ndarray:
+        """The (H, W) id map."""
+        return self.pixels.paint() if isinstance(self.pixels, IdRuns) else self.pixels
 
     @classmethod
     def of(cls, segmentation: PanopticSegmentation, where: str) -> "Regions":
@@ -37,7 +43,7 @@ class Regions:
         return cls.from_rows(segmentation.segment_map, rows, where)
 
     @classmethod
-    def from_rows(cls, segment_map: np.ndarray, rows: Iterable[tuple[int, int, bool]], where: str) -> "Regions":
+    def from_rows(cls, pixels: np.ndarray | IdRuns, rows: Iterable[tuple[int, int, bool]], where: str) -> "Regions":
         """Regions from (id, category id, iscrowd) of each segment.
 
         Raises:
@@ -50,7 +56,7 @@ class Regions:
             raise EvaluationError(
                 f"{where}: segment id {values[counts > 1][0]} is listed twice; every segment needs its own id"
             )
-        return cls(segment_map, ids, table[:, 1], table[:, 2] == 1, where)
+        return cls(pixels, ids, table[:, 1], table[:, 2] == 1, where)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -155,12 +161,13 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
     Raises:
         EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.
     """
-    if prediction.segment_map.shape != truth.segment_map.shape:
+    size = truth.pixels.shape
+    if prediction.pixels.shape != size:
         raise EvaluationError(
-            f"{prediction.where} is {_size(prediction.segment_map)}, but {truth.where} is {_size(truth.segment_map)}; "
+            f"{prediction.where} is {_in_words(prediction.pixels.shape)}, but {truth.where} is {_in_words(size)}; "
             "predict at the size of the ground truth"
         )
-    true_ids, predicted_ids, lengths = _joint_runs(truth.segment_map, prediction.segment_map)
+    true_ids, predicted_ids, lengths = _joint_runs(truth, prediction)
     rows, columns = _positions(true_ids, truth), _positions(predicted_ids, prediction)
     shape = (len(truth) + 1, len(prediction) + 1)
     runs = rows * shape[1] + columns
@@ -172,16 +179,18 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
         iscrowd=truth.iscrowd,
         runs=runs,
         lengths=lengths,
-        size=(truth.segment_map.shape[0], truth.segment_map.shape[1]),
+        size=(size[0], size[1]),
     )
     _check_present(overlaps.truth_areas, truth)
     _check_present(overlaps.prediction_areas, prediction)
     return overlaps
 
 
-def _joint_runs(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joint_runs(truth: Regions, prediction: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True id, predicted id and length of each run of pixels (in reading order) over which neither id changes."""
-    true_ids, predicted_ids = truth.ravel(), prediction.ravel()
+    if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
+        return join_runs(truth.pixels, prediction.pixels)
+    true_ids, predicted_ids = truth.segment_map.ravel(), prediction.segment_map.ravel()
     if true_ids.size == 0:
         return true_ids, predicted_ids, np.zeros(0, dtype=np.int64)
     changes = np.empty(true_ids.size, dtype=bool)
@@ -194,18 +203,18 @@ def _joint_runs(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, 
 
 def _positions(values: np.ndarray, regions: Regions) -> np.ndarray:
     """Index of each id among the segments, `len(regions)` for void."""
-    order = np.argsort(regions.ids)
-    ids = np.append(regions.ids[order], np.iinfo(np.int64).max)  # the sentinel keeps every search inside
-    found = np.searchsorted(ids, values)
-    listed = ids[found] == values
-    if not listed.all():
-        unlisted = values[~listed]
-        if unlisted.any():
-            raise EvaluationError(
-                f"{regions.where}: the map has pixels of id {unlisted[unlisted != 0][0]}, but no such segment is listed; "
-                "list every id of the map in segments_info, or paint those pixels 0 (void)"
-            )
-    return np.where(listed, np.append(order, len(regions))[found], len(regions))
+    known = regions.ids if (regions.ids == 0).any() else np.append(regions.ids, 0)
+    order = np.argsort(known)
+    ids = np.append(known[order], np.iinfo(np.int64).max)  # the sentinel keeps every search inside
+    wanted = values.astype(np.int64)
+    found = np.searchsorted(ids, wanted)
+    unlisted = ids[found] != wanted
+    if unlisted.any():
+        raise EvaluationError(
+            f"{regions.where}: the map has pixels of id {wanted[unlisted][0]}, but no such segment is listed; "
+            "list every id of the map in segments_info, or paint those pixels 0 (void)"
+        )
+    return order[found]
 
 
 def _check_present(areas: np.ndarray, regions: Regions) -> None:
@@ -216,5 +225,5 @@ def _check_present(areas: np.ndarray, regions: Regions) -> None:
         )
 
 
-def _size(segment_map: np.ndarray) -> str:
-    return " x ".join(map(str, segment_map.shape[::-1]))
+def _in_words(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size[::-1]))

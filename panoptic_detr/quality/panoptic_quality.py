@@ -232,7 +232,7 @@ class PanopticQualityResult:
         stuff = [self.pixels.get(c.id, PixelCounts()).image_iou for c in self.categories.stuff]
         return _mean([self.per_class[c.id].pq for c in self.categories.things if any(self.per_class[c.id][3:])] + stuff)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The scores in panopticapi's layout: "All", "Things", "Stuff" and "per_class"."""
         groups = {"All": self.all, "Things": self.things, "Stuff": self.stuff}
         per_class = {i: {"pq": q.pq, "sq": q.sq, "rq": q.rq} for i, q in self.per_class.items()}

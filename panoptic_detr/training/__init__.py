@@ -1,3 +1,3 @@
 """Training of both stages."""
 
-__all__ = ["losses", "optimizer", "processes", "stages", "step", "trainer"]
+__all__ = ["losses", "optimizer", "processes", "seeds", "stages", "step", "trainer"]

@@ -151,7 +151,7 @@ def _crops(given: Given) -> Transform:
     for name in ("crop_probability", "long_side"):
         if name in given:
             raise ConfigError(f"setting 'augmentation.{name}' does not go with preset crops, which cuts to crop_size")
-    window = {name: given.pop(name) for name in ("crop_size", "short_sides") if name in given}
+    window: Given = {name: given.pop(name) for name in ("crop_size", "short_sides") if name in given}
     try:
         return replace(crops_transform(**window), **given)
     except ValueError as error:

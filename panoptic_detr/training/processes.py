@@ -15,13 +15,15 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from torch import Tensor, distributed, nn
 
 from panoptic_detr.config.stages import TrainConfig
-from panoptic_detr.errors import ConfigError
+from panoptic_detr.errors import ConfigError, InputError
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.training.step import transformer_layers
+from panoptic_detr.weights import choose_device
 
 Value = TypeVar("Value")
 
 PR_SET_PDEATHSIG = 1  # of Linux: prctl.h
+THREADS = 64  # of one process are no harm anywhere: recipes for larger machines work on smaller ones
 
 
 def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabric:
@@ -72,15 +74,23 @@ def start_fabric(train: TrainConfig, *, unused_parameters: bool = False) -> Fabr
 
 
 def _check_devices(train: TrainConfig) -> None:
-    """Refuse more processes on this machine than it has devices; on a CPU one process takes a core at least.
+    """Refuse an accelerator that is not there, more processes than devices (a CPU's cores), and threads without number.
 
     Raises:
         ConfigError: the message says how many there are.
     """
+    try:
+        choose_device(train.accelerator)
+    except InputError as error:
+        raise ConfigError(f"train.accelerator: {error}") from None
     on_gpu = train.accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available()
     there, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (usable_cores(), "CPU cores")
     if train.devices > there:
         raise ConfigError(f"train.devices is {train.devices}, but this machine has {there} {what}; give at most so many")
+    if (train.threads or 0) > max(usable_cores(), THREADS):
+        raise ConfigError(
+            f"train.threads is {train.threads}, but this machine has {usable_cores()} CPU cores; give at most so many, or null"
+        )
 
 
 def end_with_the_first_process() -> None:

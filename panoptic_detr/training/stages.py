@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -42,6 +42,7 @@ from panoptic_detr.weights import (
     detector_changes,
     load_checkpoint,
     open_source,
+    save_checkpoint,
     transfer_weights,
 )
 from panoptic_detr.zoo import PANOPTIC, build_model, override_types, spec_of
@@ -189,6 +190,14 @@ def new_model(config: ModelConfig, categories: CategoryTable, console: Console) 
     return model
 
 
+def save_untrained(stage: DetectorStage, path: Path) -> Path:
+    """Write the model of a stage as it is before its first step, for what only measures; the path."""
+    dataset = open_train_set(stage.data, stage.augmentation, stage.inference, stage.train)
+    model = new_model(stage.model, dataset.categories, Console(quiet=True))
+    checkpoint = template_of(model, dataset.categories, stage.inference)
+    return save_checkpoint(path, replace(checkpoint, state_dict=model.state_dict()))
+
+
 def trainable(source: Checkpoint) -> Checkpoint:
     """A source of weights as it is, unless its pictures were normalised in another way than training does it.
 
@@ -203,7 +212,7 @@ def trainable(source: Checkpoint) -> Checkpoint:
     return source
 
 
-def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, Any]:
+def with_stuff_labels(config: ModelConfig, categories: CategoryTable) -> dict[str, object]:
     """The overrides of a model, and the labels of the data's stuff where the model has queries for them."""
     if "stuff_labels" not in override_types(config.name):
         return dict(config.overrides)

@@ -1,4 +1,7 @@
-"""What ends a run before its last step, besides a signal: a loader process that died, numbers that are not finite."""
+"""What ends a run before its last step: a loader process that died, numbers that are not finite.
+
+A signal (SIGTERM, SIGINT, SIGHUP) is noted by `signals.StopRequest`, and the trainer saves and stops after the step.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -75,7 +75,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         train: TrainConfig,
         template: Checkpoint,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         frozen: Sequence[nn.Module] = (),
         evaluate: Evaluate | None = None,
         draw_samples: DrawSamples | None = None,
@@ -192,6 +192,14 @@ class Trainer:
             self.step_module, self.optimizer, max_norm=self.rates.clip_norm or math.inf, error_if_nonfinite=False
         )
         return dict(zip([*sums, "gradient_norm"], torch.stack([*sums.values(), whole(norm)]).tolist(), strict=True))
+
+    def try_step(self, group: Sequence[Batch]) -> dict[str, float]:
+        """A step for tests of settings before a run: it is in no log, and left out where it is not finite; its losses."""
+        values = self.gradients(group)
+        if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return values
 
     def _gradients_synced(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""

@@ -1,3 +1,3 @@
 """Pictures of predictions, attention and queries, and the report."""
 
-__all__ = ["attention", "draw", "errors", "explain", "queries", "report"]
+__all__ = ["attention", "draw", "errors", "explain", "fiftyone", "queries", "report"]

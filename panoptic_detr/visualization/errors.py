@@ -9,7 +9,7 @@ import numpy as np
 
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
-from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps, price_by_cause
 from panoptic_detr.visualization.draw import (
     Palette,
@@ -70,6 +70,20 @@ class Comparison:
         counts = np.bincount(self.kinds.ravel(), minlength=len(ErrorKind))
         rated = max(1, int(counts[1:].sum()))
         return {kind: float(counts[kind]) / (self.kinds.size if kind == ErrorKind.IGNORED else rated) for kind in ErrorKind}
+
+    def of_truth(self, index: int, segment: Segment) -> tuple[str, float | None]:
+        """What became of a true segment, and its IoU with the prediction that found it."""
+        ious = self.matching.ious[self.matching.truth == index].tolist()
+        return "group, not rated" if segment.iscrowd else "found" if ious else "missed", ious[0] if ious else None
+
+    def of_prediction(self, index: int) -> tuple[str, float]:
+        """Whether a predicted segment is right, and its IoU with the true one that it overlaps most."""
+        iou = float(self.ious[index])
+        if self.matching.ignored[index]:
+            return "not rated", iou
+        if self.matching.extra[index]:
+            return "wrong class" if iou > 0.5 else "extra", iou
+        return "correct", iou
 
 
 def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Comparison:

@@ -2,6 +2,7 @@
 
 from panoptic_detr.weights.archives import check_is_file, read_weights, write_atomically
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from panoptic_detr.weights.hub import is_hub_folder
 from panoptic_detr.weights.hub.card import ModelNotes, read_run, read_scores
 from panoptic_detr.weights.hub.save import push_to_hub, save_pretrained
 from panoptic_detr.weights.names import load_official
@@ -28,6 +29,7 @@ __all__ = [
     "choose_device",
     "copy_mask_head",
     "detector_changes",
+    "is_hub_folder",
     "load_checkpoint",
     "load_official",
     "load_pretrained",

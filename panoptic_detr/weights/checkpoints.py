@@ -66,7 +66,7 @@ class Checkpoint:
     model: ModelSpec
     state_dict: Mapping[str, Tensor]
     categories: CategoryTable | None = None
-    inference: Mapping[str, Any] = field(default_factory=dict)
+    inference: Mapping[str, object] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(
         default_factory=lambda: {"python": platform.python_version(), "torch": str(torch.__version__)}
@@ -135,7 +135,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     return write_safetensors(path, {NOTES: json.dumps(about)}, tensors)
 
 
-def about_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def about_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     """Everything in a checkpoint that is neither weights nor training, as plain values."""
     return {
         "format": FORMAT,
@@ -163,7 +163,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint_of(content, path)
 
 
-def checkpoint_of(content: Mapping[str, Any], path: Path) -> Checkpoint:
+def checkpoint_of(content: Mapping[str, object], path: Path) -> Checkpoint:
     """A checkpoint of the fields that `save_checkpoint` writes, wherever they were read.
 
     Raises:
@@ -204,7 +204,7 @@ def _checked(content: Mapping[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(spec, content["state_dict"], table, content["inference"], training, content["versions"], path)
 
 
-def _check_field(section: Mapping[str, Any], name: str, kind: object, key: str) -> None:
+def _check_field(section: Mapping[str, object], name: str, kind: object, key: str) -> None:
     if name not in section:
         raise CheckpointError(f"its field {key!r} is missing")
     if not fits_type(section[name], kind):

@@ -13,6 +13,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import DETECTION_LABELS, PANOPTIC_LABELS, coco_categories
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.errors import CheckpointError, InputError
+from panoptic_detr.files import check_path
 from panoptic_detr.models.backbones import finder, hub_id
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights.archives import check_is_file
@@ -21,7 +22,7 @@ from panoptic_detr.weights.hub import is_hub_folder, read_files, read_folder
 from panoptic_detr.weights.published import load_published
 from panoptic_detr.zoo import check_name, list_models
 
-LONGEST_NAME = 4000  # of a file or a model
+LONGEST_PATH = 4000  # letters
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class OpenedModel:
 
 def check_source(source: str | Path) -> None:
     """Raise `InputError` unless the source can be one, as far as its name tells; `open_source` does more, and takes longer."""
-    if not isinstance(source, str | Path) or not str(source).strip() or len(str(source)) > LONGEST_NAME:
+    if not isinstance(source, str | Path) or not str(source).strip() or len(str(source)) > LONGEST_PATH:
         raise InputError(f"a model must be named by a file, a folder or a name, but got {str(source)!r:.60}")
+    check_path(source)
     name, path = str(source), Path(source)
     if path.is_file() or name in list_models() or is_hub_folder(path) or hub_id(name):
         return

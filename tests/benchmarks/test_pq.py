@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from panoptic_detr.evaluation.panoptic_files import read_annotations
+from panoptic_detr.evaluation import evaluate_panoptic, read_annotations
 from tools.benchmarks import pq as benchmark_pq
 
 PQ_DATA = Path(__file__).parents[1] / "parity" / "data" / "pq"
@@ -21,15 +21,32 @@ def pairs(tmp_path_factory):
 
 
 def test_all_figures_are_there(capsys):
-    result = benchmark_pq.run(pairs=2, flat_over=20)
+    result = benchmark_pq.run(pairs=2, images=6, flat_over=20)
     assert json.loads(json.dumps(result))["pairs"] == 2
-    assert result["milliseconds"].keys() >= {"PNG", "memory", "decoding", "baseline, PNG", "baseline, memory"}
+    ways = {f"PNG, {name}" for name in benchmark_pq.ways()}
+    assert "PNG, as maps (OpenCV)" in ways
+    assert result["milliseconds"].keys() >= {*ways, "memory", "memory, with boundary PQ", "straightforward, PNG"}
     assert all(value > 0 for value in result["milliseconds"].values())
-    assert result["memory_ratio"] > 1
-    assert 0 < result["decoding_share"]
     assert set(result["seconds"]) >= {1, 2}
+    assert min(*result["seconds"].values(), *result["cpu"].values(), result["intervals"]) > 0
     Console().print(*benchmark_pq.tables(result))
-    assert "times faster than the baseline, PNG" in capsys.readouterr().out
+    assert "seconds of 2,000 draws for intervals" in capsys.readouterr().out
+
+
+def test_the_whole_set_is_that_of_the_pairs(pairs):
+    truth, prediction = pairs
+    places = (truth.path, truth.folder, prediction.path, prediction.folder)
+    whole = evaluate_panoptic(*benchmark_pq.repeat_pairs(*pairs, 4))
+    assert whole.images == 4
+    assert whole.all == evaluate_panoptic(*places).all
+
+
+def test_categories_of_pixels(pairs):
+    regions = pairs[0].regions(0)
+    found = benchmark_pq.as_categories(regions)
+    for segment_id, category_id in zip(regions.ids, regions.category_ids, strict=True):
+        assert (found[regions.segment_map == segment_id] == (category_id, segment_id)).all()
+    assert set(found[regions.segment_map == 0][:, 0]) == {99}
 
 
 def test_pairs_are_what_the_benchmark_says(pairs):
@@ -56,7 +73,7 @@ def test_the_baseline_is_right(case):
 
 def test_a_disagreement_is_not_timed_away(pairs, monkeypatch):
     monkeypatch.setattr(benchmark_pq.Baseline, "pq", lambda self: 0.1)
-    with pytest.raises(RuntimeError, match="PQ from files, from memory and of the baseline differ"):
+    with pytest.raises(RuntimeError, match="PQ by the ways of reading, from memory and of the baseline differ"):
         benchmark_pq.time_pairs(*pairs)
 
 

@@ -144,7 +144,7 @@ def test_recipes_have_both_stages(tiny, monkeypatch):
 def test_a_recipe_is_trained_with_its_own_settings(data, tmp_path):
     seen = []
     options = train.parse(["--data.root", str(data), "--recipe", "small", "--output", str(tmp_path)])
-    train.train(DetectorStage, lambda stage: seen.append(stage) or tmp_path, "boxes", options, None)
+    assert train.train(train.settings(DetectorStage, options), lambda stage: seen.append(stage) or tmp_path) == tmp_path
     assert (seen[0].train.steps, seen[0].data.root, seen[0].train.output) == (3000, data, tmp_path / "boxes")
 
 
@@ -154,3 +154,37 @@ def test_what_is_missing_is_said_before_anything_is_trained(data, tiny, capsys):
     with pytest.raises(SystemExit):
         train.main(["--data.root", str(data), "--recipe", "huge"])
     assert "argument --recipe: invalid choice: 'huge'" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_both_stages_need_and_writes_nothing(data, tiny, capsys):
+    out = tiny / "out"
+    assert train.main(arguments(data, out, "--dry-run", "--runs", "3", "--mask-steps", "7")) == 0
+    told = capsys.readouterr()
+    assert [line.split(" of ")[0].split("for ")[1] for line in told.err.splitlines() if "forecast:" in line] == [
+        "3 steps",
+        "7 steps",
+    ]
+    assert "3 runs take 3 times as long" in told.out
+    assert not out.exists()
+
+
+def test_several_seeds_go_from_stage_to_stage_and_the_best_goes_on(data, tiny, monkeypatch):
+    out, seen, called = tiny / "out", [], []
+
+    def run(stage):
+        seen.append(stage)
+        return stage.train.output / "seed_6" / "best.pt"
+
+    for name in ("train_detector", "train_masks"):
+        monkeypatch.setattr(train, name, run)
+    monkeypatch.setattr(train, "draw_overview", lambda *_: None)
+    for job in (train.evaluate, train.visualize):
+        monkeypatch.setattr(job, "main", called.append)
+    assert train.main(arguments(data, out, "--runs", "2", "--seed", "5")) == 0
+    boxes, masks = seen
+    assert (boxes.train.runs, masks.train.runs, boxes.train.seed, masks.train.seed) == (2, 2, 5, 5)
+    assert masks.detector == str(out / "boxes" / "seed_{seed}" / "best.pt")
+    assert (called[0][0], called[-1][:2]) == (str(out / "masks/seed_6/best.pt"), ["report", str(out / "masks" / "seed_6")])
+    (out / "boxes" / "seed_5").mkdir(parents=True)
+    (out / "boxes" / "seed_5" / "last.pt").touch()
+    assert train.settings(DetectorStage, train.parse(arguments(data, out, "--runs", "2"))).train.resume

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import panoptic_detr as pd
 from panoptic_detr.commands import cli, convert_checkpoint, data, evaluate, train_detector, train_masks, visualize
 from panoptic_detr.data.scenes.dataset import write_scenes
-from panoptic_detr.errors import CheckpointError, DataError
+from panoptic_detr.errors import CheckpointError, DataError, InputError
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from panoptic_detr.weights.open import check_source, open_model, open_source
 from panoptic_detr.zoo import ModelSpec, build_model
@@ -139,7 +140,9 @@ def test_thresholds_are_stored_in_files_that_are_there(capsys):
 def test_a_report_says_at_once_what_it_lacks(tmp_path, capsys):
     report = ["visualize", "report"]
     gone = complaint(capsys, *report, "gone", "--output", tmp_path / "r.html")
-    assert "gone: there is no such run folder, checkpoint or results JSON to report on" in gone
+    assert "there is no model 'gone'" in gone
+    gone = complaint(capsys, *report, "gone.json", "--output", tmp_path / "r.html")
+    assert "gone.json: there is no such results JSON to report on" in gone
     assert "no best.pt in this folder" in complaint(capsys, *report, tmp_path, "--output", tmp_path / "r.html")
     (tmp_path / "best.pt").touch()
     line = complaint(capsys, *report, tmp_path, "--output", tmp_path)
@@ -161,3 +164,63 @@ def test_opencv_does_not_print_beside_our_errors(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [done.stderr.strip()]
     assert "cut.png: not a readable image" in done.stderr
+
+
+def test_addresses_are_to_be_fetched_first(tmp_path, capsys):
+    address = "https://host/a.jpg"
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    for arguments in ((tmp_path / "best.pt", address), ("https://host/best.pt", tmp_path), (tmp_path, address, "--track")):
+        line = complaint(capsys, "predict", *arguments, "--output", tmp_path / "out")
+        assert "'https://host/" in line
+        assert line.endswith("is an address (https), and only files of this machine are read and written: fetch it first")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_drawing_that_is_refused_leaves_no_folder(tmp_path, capsys):
+    write_scenes(tmp_path / "scenes", 1, size=48, workers=1)
+    drawn = ["visualize", "coco", "--root", tmp_path / "scenes", "--split", "train", "--scale", 100000]
+    line = complaint(capsys, *drawn, "--output", tmp_path / "deep" / "out")
+    assert "scale must be a whole number from 1 that leaves no side longer than 16384 pixels, but got 100000" in line
+    truth = ["--gt-json", "gone.json", "--gt-folder", tmp_path, "--pred-json", "gone.json", "--pred-folder", tmp_path]
+    assert "gone.json" in complaint(capsys, "evaluate", *truth, "--output", tmp_path / "scores")
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
+def test_a_link_to_itself_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    assert "there is no such file" in complaint(capsys, "convert_checkpoint", tmp_path / "loop.pt", tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt", ""])
+def test_a_name_of_thousands_of_letters_is_no_model(ending):
+    for letters in (300, 3000, 5000):
+        with pytest.raises(InputError, match=r"^.{0,99}(is no name that a file can have|but got 'a{50,60})"):
+            pd.load_model("a" * letters + ending)
+
+
+def test_an_exported_file_has_its_own_precision(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    for job in (["predict", "m.onnx", tmp_path, "--output", tmp_path / "out"], ["evaluate", "m.onnx", "--data.root", tmp_path]):
+        line = complaint(capsys, *job, "--precision", "bf16")
+        assert "m.onnx is an exported file, which keeps the precision that it was written with: leave out bf16" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("accelerator", "tpu", "train.accelerator: there is no device 'tpu'; give auto, cpu, cuda"),
+        ("accelerator", "xla", "train.accelerator: device 'xla' is not available on this machine"),
+        ("accelerator", "nothing", "train.accelerator: there is no device 'nothing'"),
+        ("threads", "100000", "train.threads is 100000, but this machine has"),
+    ],
+)
+def test_hardware_that_is_not_here_is_refused_before_the_run(tmp_path, capsys, setting, value, message):
+    line = complaint(capsys, "train_detector", "--train.output", tmp_path / "run", f"--train.{setting}", value)
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_nothing_is_refused_as_a_setting(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train_detector", "--train.batch_size", "0"])
+    assert "setting 'train.batch_size' must be at least 1, but got 0" in capsys.readouterr().err

@@ -163,16 +163,18 @@ def labelme_file(path: Path, *shapes: dict[str, Any], image: str = "a.jpg") -> N
     path.write_text(json.dumps({"imagePath": image, "imageData": None, "shapes": list(shapes)}))
 
 
+DOT = base64.b64encode(cv2.imencode(".png", np.array([[255, 0], [255, 255]], np.uint8))[1].tobytes()).decode()
+
+
 def test_labelme(tmp_path):
     picture(tmp_path / "in" / "a.jpg", 8, 10)
-    dot = base64.b64encode(cv2.imencode(".png", np.array([[255, 0], [255, 255]], np.uint8))[1].tobytes()).decode()
     labelme_file(
         tmp_path / "in" / "a.json",
         shape("sky", "rectangle", [[0, 0], [9, 3]]),  # pixels 0..9 x 0..3
         shape("sky", "polygon", [[0, 7], [9, 7], [9, 7]]),  # a second part: the last row
         shape("cat", "polygon", [[1, 1], [2, 1], [2, 2], [1, 2]], group_id=4),
         shape("cat", "rectangle", [[8, 6], [6, 5]], group_id=4),  # from right below; the same cat
-        shape("cat", "mask", [[0, 5], [2, 7]], mask=dot),
+        shape("cat", "mask", [[0, 5], [2, 7]], mask=DOT),
         shape("cat", "point", [[5, 5]]),
     )
     conversion = FORMATS["labelme"](tmp_path / "in", tmp_path / "out", stuff=["sky"], workers=0)
@@ -181,8 +183,26 @@ def test_labelme(tmp_path):
     assert [(c.id, c.name, c.isthing) for c in truth.categories.categories] == [(1, "cat", True), (2, "sky", False)]
     assert [(s.category_id, s.area) for s in truth.segments] == [(2, 46), (1, 10), (1, 3)]
     assert meanings(truth)[5].tolist() == [1, 0, 0, 0, 0, 0, 1, 1, 1, 0]
+    FORMATS["labelme"](tmp_path / "in", tmp_path / "rest", stuff=["sky", "ground"], rest="ground", workers=0)
+    assert [(c.name, c.isthing) for c in truths(tmp_path / "rest")[0].categories.categories][2] == ("ground", False)
     with pytest.raises(DataError, match="no shape has the stuff label 'sea'"):
         FORMATS["labelme"](tmp_path / "in", tmp_path / "x", stuff=["sea"])
+
+
+@pytest.mark.parametrize(
+    ("mask", "points", "message"),
+    [
+        ("no base64!", [[0, 5]], r"a\.json: shape 1: its mask is no picture in base64; draw it again"),
+        (None, [], r"a\.json: shape 1: its mask is no picture in base64"),
+        (base64.b64encode(b"no picture").decode(), [[0, 5], [2, 7]], r"a\.json: shape 1: its mask is no picture"),
+        (DOT, [], r"a\.json: shape 1: its mask has no point, and the first says where it lies"),
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_no_shape_without_area(tmp_path, mask, points, message):
+    picture(tmp_path / "in" / "a.jpg", 8, 10)
+    labelme_file(tmp_path / "in" / "a.json", shape("cat", "point", [[1, 1]]), shape("cat", "mask", points, mask=mask))
+    with pytest.raises(DataError, match=message):
+        FORMATS["labelme"](tmp_path / "in", tmp_path / "out", workers=0)
 
 
 def test_labelme_with_categories_of_the_first_split_and_images_elsewhere(tmp_path):

@@ -2,11 +2,15 @@
 
 import copy
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from panoptic_detr import segment_maps
+from panoptic_detr.evaluation import panoptic
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.id_runs import COMPILED
 from panoptic_detr.segment_maps import write_id_png
 
 CATEGORIES = [
@@ -14,6 +18,20 @@ CATEGORIES = [
     {"id": 2, "name": "dog", "isthing": 1},
     {"id": 5, "name": "sky", "isthing": 0},
 ]
+
+
+# How id PNGs are read: as maps by OpenCV or the extra's decoder, or as runs.
+DECODERS = ["OpenCV", *["fast"] * (segment_maps.fast_decoder is not None), *["runs"] * COMPILED]
+
+
+@contextmanager
+def reading(decoder):
+    """Read id PNGs in this way, however many there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panoptic, "MANY", 0 if decoder == "runs" else 10**9)
+        if decoder == "OpenCV":
+            patch.setattr(segment_maps, "fast_decoder", None)
+        yield
 
 
 class Files:
@@ -50,6 +68,14 @@ class Files:
         return evaluate_panoptic(*paths, workers=1, **options)
 
 
+@pytest.fixture(params=DECODERS)
+def files(tmp_path, request):
+    """Read in every way."""
+    with reading(request.param):
+        yield Files(tmp_path)
+
+
 @pytest.fixture
-def files(tmp_path):
+def plain_files(tmp_path):
+    """For tests that choose how to read."""
     return Files(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from panoptic_detr.commands import cli
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation import compare_predictions
+from panoptic_detr.evaluation import compare_predictions, comparison
 from panoptic_detr.segment_maps import write_id_png
 
 
@@ -47,7 +47,9 @@ def test_differences_and_changes(sides):
     assert found.summary() == "of 24 images the second is better on 8, worse on 1, equal on 15"
 
 
-def test_the_command_says_and_draws_them(sides, capsys):
+def test_the_command_says_and_draws_them(sides, capsys, monkeypatch):
+    read, original = [], comparison.read_annotations
+    monkeypatch.setattr(comparison, "read_annotations", lambda path, folder: read.append(path) or original(path, folder))
     truth = ["--gt-json", str(sides / "gt.json"), "--gt-folder", str(sides / "gt")]
     both = ["--compare", str(sides / "a.json"), str(sides / "b.json")]
     assert cli.main(["evaluate", *truth, *both, "--output", str(sides / "out")]) == 0
@@ -55,6 +57,7 @@ def test_the_command_says_and_draws_them(sides, capsys):
     assert re.search(r"│ cat \[x\] +│ +80\.0 │ +97\.9 │ +\+17\.9 │ +\+\S+ to +\S+ │ yes", text)
     assert "sky" not in text
     assert "pictures of the largest changes: 9 in" in text
+    assert sorted(path.name for path in read) == ["a.json", "b.json", "gt.json"]
     pictures = sorted(path.name for path in (sides / "out").iterdir())
     assert len(pictures) == 9
     assert pictures[0] == "change_01_-100.png"

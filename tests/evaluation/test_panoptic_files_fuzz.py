@@ -5,21 +5,29 @@ import json
 from collections import Counter
 
 import pytest
+from evaluation.conftest import DECODERS, reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_detr.errors import EvaluationError
 
 
-def score_or_clear_error(files):
-    """Either scores that fit together (True), or an EvaluationError of one readable line; anything else fails the test."""
-    message = ""
-    try:
-        check_scores(files.evaluate_as_is())
-    except EvaluationError as error:
-        message = str(error)
-    assert not message or 10 < len(message) < 1000
-    return not message
+def score_or_clear_error(files, decoders=DECODERS):
+    """Either scores that fit together (True), or an EvaluationError of one readable line; the same with every decoder."""
+    outcomes = []
+    for decoder in decoders:
+        with reading(decoder):
+            try:
+                outcomes.append(files.evaluate_as_is())
+            except EvaluationError as error:
+                outcomes.append(str(error))
+    first = outcomes[0]
+    assert outcomes == [first] * len(decoders)
+    if isinstance(first, str):
+        assert 10 < len(first) < 1000
+    else:
+        check_scores(first)
+    return not isinstance(first, str)
 
 
 def check_scores(result):
@@ -54,7 +62,8 @@ def places(value, path=()):
 fuzz = settings(max_examples=80, deadline=None, derandomize=True)
 
 
-def test_fuzzed_json(files):
+def test_fuzzed_json(plain_files):
+    files = plain_files
     files.evaluate()
     outcomes = Counter()
 
@@ -65,7 +74,7 @@ def test_fuzzed_json(files):
         for side in ("gt", "pred"):
             content = getattr(files, side)
             (files.root / f"{side}.json").write_text(json.dumps(changed(content, data) if side == name else content))
-        outcomes[score_or_clear_error(files)] += 1
+        outcomes[score_or_clear_error(files, [data.draw(st.sampled_from(DECODERS))])] += 1
 
     change()
     assert min(outcomes[True], outcomes[False]) >= 10  # a reader that refuses, or takes, everything is none
@@ -91,7 +100,8 @@ def changed(content, data):
     return content
 
 
-def test_fuzzed_bytes(files):
+def test_fuzzed_bytes(plain_files):
+    files = plain_files
     files.evaluate()
     outcomes = Counter()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from panoptic_detr import segment_maps
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.evaluation import panoptic
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.quality.overlaps import Regions
 from panoptic_detr.quality.panoptic_quality import PanopticQuality
@@ -18,11 +19,14 @@ DATA = Path(__file__).parent / "data" / "pq"
 TABLE = CategoryTable.from_coco([{"id": i, "name": f"c{i}", "isthing": int(i < 3)} for i in (1, 2, 7, 9)])
 
 
-@pytest.mark.parametrize(("workers", "decoder"), [(1, "fast"), (3, "fast"), (1, "OpenCV")])
+@pytest.mark.parametrize(("workers", "decoder"), [(1, "fast"), (3, "fast"), (1, "OpenCV"), (2, "runs")])
 @pytest.mark.parametrize("case", ["mixed", "coco_sample_perturbed"])
 def test_recorded_results_of_panopticapi(case, workers, decoder, monkeypatch):
     if decoder == "OpenCV":
         monkeypatch.setattr(segment_maps, "fast_decoder", None)
+    if decoder == "runs":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(panoptic, "MANY", 0)
     folder = DATA / case
     result = evaluate_panoptic(folder / "gt.json", folder / "gt", folder / "pred.json", folder / "pred", workers=workers)
     expected, got = json.loads((folder / "expected.json").read_text()), result.as_dict()

@@ -68,14 +68,14 @@ def test_mean_and_spread_are_those_of_a_sample(tmp_path):
 def trainer_with(loss_of_rate):
     """As much of a trainer as a range test needs; its loss depends on the rate alone."""
     group = {"lr": 1e-3, "base_lr": 1e-3}
-    optimizer = SimpleNamespace(param_groups=[group], step=lambda: None, zero_grad=lambda: None)
+    optimizer = SimpleNamespace(param_groups=[group])
     return SimpleNamespace(
         model=nn.Identity(),
         frozen=(),
         optimizer=optimizer,
         rates=SimpleNamespace(lr=1e-3),
         batches=lambda: iter(lambda: ["a batch"], None),
-        gradients=lambda batch: {"loss": loss_of_rate(group["lr"]), "gradient_norm": 1.0},
+        try_step=lambda batch: {"loss": loss_of_rate(group["lr"]), "gradient_norm": 1.0},
     )
 
 

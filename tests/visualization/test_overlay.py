@@ -210,8 +210,25 @@ def test_ids_without_a_segment_are_void():
     segmentation = scene()
     kept = replace(segmentation, segments=segmentation.segments[:1])
     assert set(np.unique(index_of(kept))) == {0, 1}
-    with pytest.raises(PictureError, match=r"image 17: segment ids must be 0 or more, but the map has -4"):
-        index_of(replace(segmentation, segment_map=segmentation.segment_map - 4))
+
+
+@pytest.mark.parametrize("thing", [None, "a path", 5, {}, [scene()]])
+def test_only_a_segmentation_is_drawn(thing):
+    with pytest.raises(PictureError, match=r"is no PanopticSegmentation: give what a predictor gives for this picture"):
+        overlay(grey((120, 160)), thing)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"alpha": value}, "alpha must be in 0..1, but got") for value in ("x", None, float("nan"))),
+        *(({"scale": value}, "scale must be a whole number from 1, but got") for value in ("2", None, 0, float("inf"))),
+        *(({"font_size": value}, "font_size must be 1 to 1000 pixels, but got") for value in ("x", 0, -3, 10**6)),
+    ],
+)
+def test_wrong_settings_of_a_drawing_are_named(settings, message):
+    with pytest.raises(PictureError, match=message):
+        overlay(grey((120, 160)), scene(), **settings)
 
 
 def test_largest_coco_id_and_no_segments_at_all():

@@ -62,7 +62,7 @@ class Job:
         """Whether there is a queue to wait for, and memory of the device to count."""
         return torch.device(self.device).type == "cuda"
 
-    def build(self, name: str, **overrides: Any) -> nn.Module:
+    def build(self, name: str, **overrides: object) -> nn.Module:
         """A model with random weights, always the same, on the device."""
         torch.manual_seed(0)
         small = {**SMALL, "backbone": "resnet18", **({"num_one_to_many": 30} if name.startswith("h_") else {})}

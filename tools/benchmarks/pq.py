@@ -1,8 +1,8 @@
-"""Measure panoptic quality: milliseconds per pair and core from PNG files and from memory, memory use, threads.
+"""Measure panoptic quality: milliseconds per pair and core by how id PNGs are read, beside other implementations.
 
-The baseline is the straightforward way, as panopticapi goes it: one `np.unique` over pairs of ids, then a loop over segments
-in dictionaries. Both see the same 480 x 640 pairs of about 12 segments in turn, so that whatever else runs here slows both
-alike, and must agree on PQ to 1e-12. Where panopticapi and hotcoco can be imported, they are timed on the same files too.
+All see the same 480 x 640 pairs of about 12 segments, image by image in turn where they can, so that whatever else runs here
+slows all alike; ours must agree to 1e-12 with the straightforward way, panopticapi's: one `np.unique` over pairs of ids,
+then a loop over segments in dictionaries. Also: memory use, boundary PQ, intervals, and a whole set with several threads.
 """
 
 import importlib
@@ -12,19 +12,23 @@ import resource
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from rich.table import Table
 
 from panoptic_detr import segment_maps
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation import AnnotationSet, evaluate_panoptic, read_annotations, score_image
+from panoptic_detr.evaluation import AnnotationSet, Reader, evaluate_panoptic, read_annotations, score_image
+from panoptic_detr.id_runs import COMPILED, RunReader
 from panoptic_detr.parallel import usable_cores
-from panoptic_detr.quality import PanopticQuality, Regions
+from panoptic_detr.quality import PanopticQuality, Regions, intervals
 from panoptic_detr.segment_maps import IdBuffer, encode_ids, read_id_png, resize_ids
 from tools.benchmarks.measure import Figures, Stopwatch
 
@@ -33,73 +37,138 @@ TABLE = CategoryTable.from_coco([{"id": i, "name": f"category {i}", "isthing": i
 Rows = list[Figures]
 
 
-def run(*, pairs: int = 200, flat_over: int = 20_000, seed: int = 0) -> Figures:
-    """Time both ways on one core, then memory and threads.
+def run(*, pairs: int = 200, images: int = 5000, flat_over: int = 20_000, seed: int = 0) -> Figures:
+    """Time every way on one core, then memory, intervals and threads.
 
     Args:
         pairs: how many to make and score.
+        images: of the whole set, in which the pairs come again and again under other ids.
         flat_over: pairs to score from memory while watching the process grow.
         seed: of the pairs.
 
     Returns:
-        `milliseconds` per pair (CPU time of one core) by what was done; how many times faster than the baseline, which
-        knows files only, from PNG (`png_ratio`) and from memory (`memory_ratio`), and than its counting alone
-        (`counting_ratio`); `decoding_share` of the time from PNG; `growth_mib` from the first tenth of `flat_over` pairs to
-        the last; `seconds` of wall-clock time by threads.
+        `milliseconds` per pair (CPU time of one core) by what was done; `growth_mib` from the first tenth of `flat_over` pairs
+        to the last; `seconds` of wall-clock time of the whole set by threads, `cpu` its seconds of all cores; `intervals` the
+        seconds of 2,000 draws of its images.
     """
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         truth, prediction = write_pairs(Path(folder), pairs, seed)
-        milliseconds = time_pairs(truth, prediction)
-        milliseconds |= time_opencv(truth, prediction) | time_panopticapi(truth, prediction) | time_hotcoco(truth, prediction)
+        places = repeat_pairs(truth, prediction, images)
+        milliseconds = time_pairs(truth, prediction) | time_boundary(truth, prediction)
+        for others in (time_hotcoco, time_panopticapi, time_torchmetrics):
+            milliseconds |= others(truth, prediction)
         kept = [(prediction.regions(i), truth.regions(i)) for i in list(truth.entries)[:50]]
-        places = (truth.path, truth.folder, prediction.path, prediction.folder)
         counts = sorted({1, 2, usable_cores()})
-        seconds = {workers: wall_clock(places, workers) for workers in counts}
+        seconds = {workers: seconds_of(places, workers) for workers in counts}
+        drawing = time_intervals(places)
     return {
         "pairs": pairs,
+        "images": images,
         "milliseconds": milliseconds,
-        "png_ratio": milliseconds["baseline, PNG"] / milliseconds["PNG"],
-        "memory_ratio": milliseconds["baseline, PNG"] / milliseconds["memory"],
-        "counting_ratio": milliseconds["baseline, memory"] / milliseconds["memory"],
-        "decoding_share": milliseconds["decoding"] / milliseconds["PNG"],
         "flat_over": flat_over,
         "growth_mib": growth(kept, flat_over),
-        "seconds": seconds,
+        "seconds": {workers: wall for workers, (wall, _) in seconds.items()},
+        "cpu": {workers: cpu for workers, (_, cpu) in seconds.items()},
+        "intervals": drawing,
     }
 
 
+@contextmanager
+def decoded_by_opencv() -> Iterator[None]:
+    """Without the decoder of the extra."""
+    fast = segment_maps.fast_decoder
+    segment_maps.fast_decoder = None
+    try:
+        yield
+    finally:
+        segment_maps.fast_decoder = fast
+
+
+def read_by_opencv(path: Path, buffer: IdBuffer) -> np.ndarray:
+    """An id map by OpenCV."""
+    with decoded_by_opencv():
+        return read_id_png(path, buffer)
+
+
+def ways() -> dict[str, Callable[[], Reader]]:
+    """How id PNGs can be read here, by name: what makes a reader."""
+    found: dict[str, Callable[[], Reader]] = {}
+    if COMPILED:
+        found["as runs (numba, libdeflate)"] = RunReader
+    if segment_maps.fast_decoder is not None:
+        found["as maps (imgread)"] = lambda: partial(read_id_png, buffer=IdBuffer())
+    return found | {"as maps (OpenCV)": lambda: partial(read_by_opencv, buffer=IdBuffer())}
+
+
 def time_pairs(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
-    """Milliseconds per pair of this project and of the baseline, which must agree.
+    """Milliseconds per pair of this project, by how it reads, and of the baseline, which must agree.
 
     Raises:
         RuntimeError: they do not agree.
     """
-    watch, ours, baseline, from_memory = Stopwatch("cpu"), PanopticQuality(TABLE), Baseline(), PanopticQuality(TABLE)
-    buffers = IdBuffer(), IdBuffer()
+    watch, baseline, from_memory = Stopwatch("cpu"), Baseline(), PanopticQuality(TABLE)
+    readers = {name: (make(), make()) for name, make in ways().items()}
+    scores = {name: PanopticQuality(TABLE) for name in readers}
+    for pair in readers.values():  # what is compiled or loaded once
+        score_image(PanopticQuality(TABLE), prediction, truth, next(iter(truth.entries)), pair)
     for image_id in truth.entries:
         with watch.lap():
             paths = [side.folder / str(side.entries[image_id]["file_name"]) for side in (truth, prediction)]
             true_rows, predicted_rows = (side.entries[image_id]["segments_info"] for side in (truth, prediction))
-            watch.time("decoding", lambda files: [read_id_png(*pair) for pair in zip(files, buffers, strict=True)], paths)
-            watch.time("PNG", score_image, ours, prediction, truth, image_id, buffers)
-            maps = watch.time("baseline, reading", lambda files: [read_plainly(file) for file in files], paths)
-            watch.time("baseline, memory", baseline.add, maps[0], maps[1], true_rows, predicted_rows)
+            for name, pair in readers.items():
+                with watch.part(f"reading alone, {name}"):
+                    for read, path in zip(pair, paths, strict=True):
+                        read(path)
+                watch.time(f"PNG, {name}", score_image, scores[name], prediction, truth, image_id, pair)
+            maps = watch.time("straightforward, reading", lambda files: [read_plainly(file) for file in files], paths)
+            watch.time("straightforward, counting", baseline.add, maps[0], maps[1], true_rows, predicted_rows)
             regions = prediction.regions(image_id), truth.regions(image_id)
             watch.time("memory", from_memory.update_regions, *regions)
-    results = [ours.compute().all.pq, from_memory.compute().all.pq, baseline.pq()]
+    results = [*(score.compute().all.pq for score in (*scores.values(), from_memory)), baseline.pq()]
     if max(results) - min(results) > 1e-12:
-        raise RuntimeError(f"PQ from files, from memory and of the baseline differ: {results}")
+        raise RuntimeError(f"PQ by the ways of reading, from memory and of the baseline differ: {results}")
     milliseconds = watch.mean()
     del milliseconds["total"]
-    return milliseconds | {"baseline, PNG": milliseconds["baseline, reading"] + milliseconds["baseline, memory"]}
+    whole = milliseconds["straightforward, reading"] + milliseconds["straightforward, counting"]
+    return milliseconds | {"straightforward, PNG": whole}
 
 
-def wall_clock(places: Sequence[Path], workers: int) -> float:
-    """Seconds that the evaluation of files takes with some threads."""
-    started = time.perf_counter()
-    evaluate_panoptic(*places, workers=workers)
-    return time.perf_counter() - started
+def time_boundary(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
+    """Milliseconds per pair in memory with and without boundary PQ."""
+    watch, plain, edges = Stopwatch("cpu"), PanopticQuality(TABLE), PanopticQuality(TABLE, boundary=True)
+    for image_id in list(truth.entries)[:50]:
+        regions = prediction.regions(image_id), truth.regions(image_id)
+        with watch.lap():
+            watch.time("memory, again", plain.update_regions, *regions)
+            watch.time("memory, with boundary PQ", edges.update_regions, *regions)
+    return {name: value for name, value in watch.mean().items() if name != "total"}
+
+
+def time_intervals(places: Sequence[Path]) -> float:
+    """Seconds of one core that intervals of a set of images take, once they are scored."""
+    result = evaluate_panoptic(*places, workers=1, per_image=True, progress=False)
+    started = time.process_time()
+    intervals(result)
+    return time.process_time() - started
+
+
+def repeat_pairs(truth: AnnotationSet, prediction: AnnotationSet, images: int) -> tuple[Path, Path, Path, Path]:
+    """JSONs of so many images, which name the same PNGs again and again: the four places of `evaluate_panoptic`."""
+    for side in (truth, prediction):
+        rows = list(side.entries.values())
+        annotations = [{**rows[i % len(rows)], "image_id": i} for i in range(images)]
+        content = {"annotations": annotations, "categories": side.category_list}
+        side.path.with_suffix(".whole.json").write_text(json.dumps(content), encoding="utf-8")
+    first, second = (side.path.with_suffix(".whole.json") for side in (truth, prediction))
+    return first, truth.folder, second, prediction.folder
+
+
+def seconds_of(places: Sequence[Path], workers: int) -> tuple[float, float]:
+    """Seconds, and seconds of all cores together, that the evaluation of files takes with some threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    evaluate_panoptic(*places, workers=workers, progress=False)
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def growth(pairs: Sequence[tuple[Regions, Regions]], count: int) -> float:
@@ -181,22 +250,6 @@ def time_panopticapi(truth: AnnotationSet, prediction: AnnotationSet) -> dict[st
     return {"panopticapi, PNG": watch.mean()["total"] / len(pairs)}
 
 
-def time_opencv(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
-    """Milliseconds per pair with OpenCV's decoder; nothing where it is the only one (without the extra fast-pq)."""
-    fast = segment_maps.fast_decoder
-    if fast is None:
-        return {}
-    segment_maps.fast_decoder = None
-    watch, quality, buffers = Stopwatch("cpu"), PanopticQuality(TABLE), (IdBuffer(), IdBuffer())
-    try:
-        with watch.lap():
-            for image_id in truth.entries:
-                score_image(quality, prediction, truth, image_id, buffers)
-    finally:
-        segment_maps.fast_decoder = fast
-    return {"PNG, decoded by OpenCV": watch.mean()["total"] / len(truth.entries)}
-
-
 def time_hotcoco(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, float]:
     """Milliseconds per pair of hotcoco (in Rust; it believes the areas in the JSON); nothing if it is not installed."""
     if importlib.util.find_spec("hotcoco") is None:
@@ -207,6 +260,29 @@ def time_hotcoco(truth: AnnotationSet, prediction: AnnotationSet) -> dict[str, f
     with watch.lap():
         panoptic.PanopticEval(str(truth.path), str(prediction.path), **places).evaluate()
     return {"hotcoco, PNG": watch.mean()["total"] / len(truth.entries)}
+
+
+def time_torchmetrics(truth: AnnotationSet, prediction: AnnotationSet, pairs: int = 3) -> dict[str, float]:
+    """Milliseconds per pair of torchmetrics, from memory (without crowds); nothing if it is not installed."""
+    if importlib.util.find_spec("torchmetrics") is None:
+        return {}
+    kinds = {isthing: {c.id for c in TABLE.categories if c.isthing == isthing} for isthing in (True, False)}
+    module = importlib.import_module("torchmetrics.detection")
+    metric = module.PanopticQuality(things=kinds[True], stuffs=kinds[False], allow_unknown_preds_category=True)
+    watch, chosen = Stopwatch("cpu"), list(truth.entries)[:pairs]
+    for image_id in chosen:
+        maps = [torch.from_numpy(as_categories(side.regions(image_id)))[None] for side in (prediction, truth)]
+        with watch.lap():
+            metric.update(*maps)
+    return {"torchmetrics, memory": watch.mean()["total"]}
+
+
+def as_categories(regions: Regions) -> np.ndarray:
+    """(H, W, 2) category and segment of every pixel; void is a category that is none."""
+    order = np.argsort(regions.ids)
+    places = np.searchsorted(regions.ids[order], regions.segment_map).clip(max=len(order) - 1)
+    void = regions.ids[order][places] != regions.segment_map
+    return np.stack([np.where(void, 99, regions.category_ids[order][places]), regions.segment_map], axis=-1)
 
 
 def write_pairs(root: Path, count: int, seed: int) -> tuple[AnnotationSet, AnnotationSet]:
@@ -256,15 +332,15 @@ def describe(index: int, segment_map: np.ndarray, ids: np.ndarray, categories: n
 
 def tables(result: Figures) -> list[Table]:
     """The figures of `run` for people."""
-    view = Table("per pair of 480 x 640", "CPU ms", title=f"Panoptic quality, {result['pairs']} pairs", title_justify="left")
-    for name, value in result["milliseconds"].items():
-        view.add_row(name, f"{value:.2f}")
-    view.add_section()
-    view.add_row("times faster than the baseline, PNG", f"{result['png_ratio']:.1f}")
-    view.add_row("times faster than the baseline, memory against PNG", f"{result['memory_ratio']:.1f}")
-    view.add_row("times faster than the baseline's counting alone", f"{result['counting_ratio']:.1f}")
-    view.add_row("share of decoding, PNG", f"{result['decoding_share']:.0%}")
-    view.add_row(f"growth over {result['flat_over']} pairs, MiB", f"{result['growth_mib']:.1f}")
+    milliseconds: Mapping[str, float] = result["milliseconds"]
+    title = f"Panoptic quality, {result['pairs']} pairs of 480 x 640"
+    view = Table("", "CPU ms per pair", "times hotcoco", title=title, title_justify="left")
+    other = milliseconds.get("hotcoco, PNG")
+    for name, value in milliseconds.items():
+        view.add_row(name, f"{value:.2f}", f"{value / other:.2f}" if other and "PNG" in name else "")
+    sums = Table("", "", title=f"A set of {result['images']} images", title_justify="left")
     for workers, seconds in result["seconds"].items():
-        view.add_row(f"pairs per second, {workers} thread(s), wall-clock", f"{result['pairs'] / seconds:.0f}")
-    return [view]
+        sums.add_row(f"seconds, {workers} thread(s); of all cores", f"{seconds:.1f}; {result['cpu'][workers]:.1f}")
+    sums.add_row("seconds of 2,000 draws for intervals", f"{result['intervals']:.2f}")
+    sums.add_row(f"growth over {result['flat_over']} pairs, MiB", f"{result['growth_mib']:.1f}")
+    return [view, sums]

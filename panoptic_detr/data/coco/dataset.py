@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class CocoPanoptic(Dataset[Sample]):
         row, sample = self._row(i), self._sample(i)
         if self.transforms is None:
             return sample
-        mixing: dict[str, Any] = {"others": self._others()} if getattr(self.transforms, "mixes", False) else {}
+        mixing: dict[str, object] = {"others": self._others()} if getattr(self.transforms, "mixes", False) else {}
         try:
             return self.transforms(sample, self._generator(row), **mixing)
         except DataError:  # of another image that was to be mixed in

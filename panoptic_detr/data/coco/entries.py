@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from panoptic_detr.categories import Category, CategoryTable, read_category
 from panoptic_detr.data.coco.defects import Defect, ImageId, Report, show
 from panoptic_detr.errors import CategoryError, DataError, InputError
-from panoptic_detr.files import safe_path
+from panoptic_detr.files import path_fault, safe_path
 from panoptic_detr.segment_maps import MAX_ID
 
 Entry = dict[str, Any]  # an object of a JSON; whatever may be in it
@@ -51,6 +51,8 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError, what: st
     Raises:
         InputError: missing, unreadable, not JSON (truncated, say), or no object.
     """
+    if fault := path_fault(path):
+        raise error(f"{path}: this is {fault}")
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from panoptic_detr.data.convert.sources import (
 from panoptic_detr.data.doctor import raw_values, show
 from panoptic_detr.errors import DataError
 
-CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points that a shape with area needs
+CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2}  # points that a shape with area needs
 WITHOUT_AREA = ("point", "points", "line", "lines", "linestrip", "polyline", "keypoint")
 LABELME_JSON = "a LabelMe JSON: that is an object with imagePath and shapes (move other files out of the folder)"
 IGNORED = "__ignore__"  # LabelMe's own label for pixels that mean nothing
@@ -146,13 +146,13 @@ def _shape_mask(shape: Entry, size: tuple[int, int], where: str) -> tuple[np.nda
     if not isinstance(kind, str) or kind in WITHOUT_AREA:
         return None, "shape without area"
     points = _points(shape.get("points"), where)
+    if kind == "mask":
+        return _packed_mask(shape.get("mask"), points, size, where), ""
     if kind not in CORNERS and len(points) == 2:  # an ellipse in a box, say
         return _filled("rectangle", points, size), "unknown shape, with area, so its box is void"
     if kind not in CORNERS:
         kind = "polygon"
-    if len(points) < CORNERS[kind]:
-        return None, "shape without area"
-    return _packed_mask(shape.get("mask"), points, size, where) if kind == "mask" else _filled(kind, points, size), ""
+    return (None, "shape without area") if len(points) < CORNERS[kind] else (_filled(kind, points, size), "")
 
 
 def _filled(kind: str, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -185,6 +185,8 @@ def _packed_mask(text: object, points: np.ndarray, size: tuple[int, int], where:
         values = None
     if values is None:
         raise DataError(f"{where}: its mask is no picture in base64; draw it again")
+    if not len(points):
+        raise DataError(f"{where}: its mask has no point, and the first says where it lies; draw it again")
     left, top = points[0].round().astype(int).tolist()
     whole = np.zeros(size, bool)
     rows, columns = np.nonzero(values)

@@ -50,8 +50,9 @@ def number_classes(rows: Sequence[Entry], where: str, rest: str | None = None, s
         DataError: `rest` is a thing, or a name in `stuff` is no category, or one that says that it is a thing.
     """
     rows = [{**row, "id": whole(row["id"])} if "id" in row else row for row in rows]
-    if stuff is not None:
-        rows = _with_isthing(rows, stuff, where)
+    if stuff is not None:  # a rest that nobody drew is a new class, and stuff anyway
+        drawn = [name for name in stuff if name != rest or any(row.get("name") == name for row in rows)]
+        rows = _with_isthing(rows, drawn, where)
     table = CategoryTable.from_coco(rows, where=where)
     if rest is None:
         return Classes(table)

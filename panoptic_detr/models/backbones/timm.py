@@ -201,7 +201,9 @@ def _stage_ends(net: nn.Module, modules: Mapping[int, str]) -> list[str]:
     return [name if name in there else name.replace(".", "_") for name in names]
 
 
-def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]) -> tuple[Any, FoundWeights | None]:
+def _create(
+    timm: ModuleType, name: str, pretrained: bool | str, options: Mapping[str, object]
+) -> tuple[Any, FoundWeights | None]:
     """A module of timm, and the file that its weights came from, if any."""
     try:
         net = timm.create_model(name, pretrained=pretrained is True, **options)
@@ -221,7 +223,7 @@ def _create(timm: ModuleType, name: str, pretrained: bool | str, options: dict[s
 
 
 def _create_dilated(
-    timm: ModuleType, name: str, pretrained: bool | str, options: dict[str, Any]
+    timm: ModuleType, name: str, pretrained: bool | str, options: Mapping[str, object]
 ) -> tuple[Any, FoundWeights | None]:
     try:
         return _create(timm, name, pretrained, options)

@@ -1,4 +1,7 @@
-"""The losses as pure functions: classes, boxes, focal, DICE. All return sums; the criterion divides by the global counts."""
+"""The losses as pure functions: classes, boxes, focal, DICE. All return sums; the criterion divides by the global counts.
+
+Mask-DETR, whose masks are trained with the boxes, has those of places and of who wins one in `mask_detr`.
+"""
 
 import torch
 from torch import Tensor

@@ -16,7 +16,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.reading import save_config
 from panoptic_detr.config.stages import DetectorStage, TrainConfig
 from panoptic_detr.errors import CheckpointError, TrainingError
-from panoptic_detr.files import locked_folder, remove_stale_temporaries, sync_folder
+from panoptic_detr.files import check_path, locked_folder, remove_stale_temporaries, sync_folder
 from panoptic_detr.weights import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 
 
@@ -91,6 +91,7 @@ def check_run_folder(train: TrainConfig, command: str) -> str:
         TrainingError: the folder cannot be written, or holds another run and `train.resume` is off, or nothing to resume from.
     """
     folder = train.output
+    check_path(folder)
     last, best = (os.path.exists(folder / name) for name in ("last.pt", "best.pt"))
     if (last or best) and not train.resume:
         raise TrainingError(

@@ -202,9 +202,7 @@ def _timed_step(trainer: Trainer, batch: Batch) -> float:
     """Seconds of a whole step on a batch."""
 
     def step() -> None:
-        trainer.gradients([batch])
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+        trainer.try_step([batch])
         if trainer.fabric.device.type == "cuda":
             torch.cuda.synchronize(trainer.fabric.device)
 

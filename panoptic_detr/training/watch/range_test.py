@@ -80,11 +80,9 @@ def range_test(trainer: Trainer, steps: int) -> RangeTest:
     factors, losses = np.geomspace(LOWEST, HIGHEST, steps).tolist(), list[float]()
     for factor, group in zip(factors, trainer.batches(), strict=False):
         set_rates(trainer.optimizer, factor)
-        values = trainer.gradients(group)
+        values = trainer.try_step(group)
         if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
             break
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
         losses.append(values["loss"])
         smoothed = smooth(losses)
         if len(losses) > steps // 10 and smoothed[-1] > DIVERGED * min(smoothed):

@@ -1,6 +1,7 @@
 """The panoptic picture: fill, contour and label of every segment, void hatched."""
 
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ _STRIP_PIXELS = 1 << 18  # worked on at a time: stays in the cache, and bounds t
 
 _ROOMY_SIDE = 480
 LONGEST_SIDE = 2**14
+LARGEST_FONT = 1000
 
 
 def overlay(
@@ -56,9 +58,17 @@ def overlay(
         (H * scale, W * scale, 3) uint8 RGB; the inputs are not changed.
 
     Raises:
-        PictureError: image and segment map differ in size, alpha or scale is out of range, or the font cannot be read.
+        PictureError: image and segment map differ in size or are something else, alpha, scale or font size is out of range, or
+            the font cannot be read.
     """
     check_is_picture(image)
+    if not isinstance(segmentation, PanopticSegmentation):
+        raise PictureError(
+            f"{type(segmentation).__name__} is no PanopticSegmentation: give what a predictor gives for this picture, or make "
+            "one (from_transformers, from_detectron2, read_panoptic)"
+        )
+    if font_size is not None and not (isinstance(font_size, Real) and 1 <= font_size <= LARGEST_FONT):
+        raise PictureError(f"font_size must be 1 to {LARGEST_FONT} pixels, but got {font_size!r}")
     picture, index_map = _prepare(as_rgb(image), segmentation, alpha, scale)
     colors = segment_colors(segmentation, palette, shade_by_id=shade_by_id)
     table = _blend_table(segmentation.segments, colors, alpha)
@@ -82,9 +92,7 @@ def index_of(segmentation: PanopticSegmentation) -> np.ndarray:
     segment_map = segmentation.segment_map
     if segment_map.size == 0:
         return np.zeros(segment_map.shape, np.uint16)
-    low, high = int(segment_map.min()), int(segment_map.max())
-    if low < 0:
-        raise PictureError(f"image {segmentation.image_id}: segment ids must be 0 or more, but the map has {low}")
+    high = int(segment_map.max())
     table = np.zeros(high + 1, np.uint16)  # only the pages of ids that occur are ever touched
     for index, segment in enumerate(segmentation.segments, start=1):
         if 0 < segment.id <= high:
@@ -125,9 +133,10 @@ def enlarged(image: Picture, scale: int) -> np.ndarray:
         PictureError: the scale is no whole number from 1, or makes a side of more than 16,384 pixels.
     """
     picture = as_rgb(image)
-    if scale < 1 or scale != int(scale) or max(picture.shape) * scale > LONGEST_SIDE:
-        least = "" if scale < 1 or scale != int(scale) else f" that leaves no side longer than {LONGEST_SIDE} pixels"
-        raise PictureError(f"scale must be a whole number from 1{least}, but got {scale}")
+    whole = isinstance(scale, Real) and scale >= 1 and float(scale).is_integer()
+    if not whole or max(picture.shape) * scale > LONGEST_SIDE:
+        most = f" that leaves no side longer than {LONGEST_SIDE} pixels" if whole else ""
+        raise PictureError(f"scale must be a whole number from 1{most}, but got {scale!r}")
     return picture if scale == 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
@@ -142,8 +151,8 @@ def _prepare(
             f"but its segment map {map_height}x{map_width}; "
             "pass the image that was segmented, or ask the merger for target_size=(height, width)"
         )
-    if not 0 <= alpha <= 1:
-        raise PictureError(f"alpha must be in 0..1, but got {alpha}")
+    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+        raise PictureError(f"alpha must be in 0..1, but got {alpha!r}")
     picture, index_map = enlarged(picture, scale), index_of(segmentation)
     return picture, index_map.repeat(scale, axis=0).repeat(scale, axis=1)
 

@@ -149,19 +149,12 @@ def _rows(segmentation: PanopticSegmentation, palette: Palette, more: Callable[[
 
 
 def _truth_facts(comparison: Comparison, index: int, segment: Segment) -> Values:
-    ious = comparison.matching.ious[comparison.matching.truth == index].tolist()
-    status = "group, not rated" if segment.iscrowd else "found" if ious else "missed"
-    return {"status": status, "iou": round(ious[0], 3) if ious else None}
+    status, iou = comparison.of_truth(index, segment)
+    return {"status": status, "iou": None if iou is None else round(iou, 3)}
 
 
 def _prediction_facts(comparison: Comparison, index: int, segment: Segment) -> Values:
-    iou = float(comparison.ious[index])
-    if comparison.matching.ignored[index]:
-        status = "not rated"
-    elif comparison.matching.extra[index]:
-        status = "wrong class" if iou > 0.5 else "extra"
-    else:
-        status = "correct"
+    status, iou = comparison.of_prediction(index)
     return {"status": status, "iou": round(iou, 3), "score": round(segment.score, 3), "query": segment.query}
 
 

@@ -117,7 +117,7 @@ def _template() -> Template:
     return environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
 
 
-def class_rows(per_class: Mapping[int | str, Any], categories: CategoryTable, palette: Palette) -> list[Values]:
+def class_rows(per_class: Mapping[int | str, object], categories: CategoryTable, palette: Palette) -> list[Values]:
     """A row per category that occurs, the best first.
 
     Args:

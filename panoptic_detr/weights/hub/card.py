@@ -13,6 +13,7 @@ from panoptic_detr.errors import InputError
 from panoptic_detr.weights.checkpoints import Checkpoint
 from panoptic_detr.zoo import PANOPTIC
 
+Known = dict[str, Any]  # fields of `ModelNotes`
 PICTURE = "prediction.jpg"
 GROUPS = ("All", "Things", "Stuff")
 SHOWN = 30  # classes that a card lists
@@ -38,13 +39,13 @@ class ModelNotes:
     license: str | None = None
     data: str = ""
     command: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     box_ap: float | None = None
     picture: bytes | None = None
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
+def read_run(folder: str | Path) -> Known:
     """Fields of `ModelNotes` that a run's folder tells: data, command, settings, and the scores of its best validation.
 
     Raises:
@@ -69,7 +70,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def read_scores(path: str | Path) -> dict[str, Any]:
+def read_scores(path: str | Path) -> Known:
     """Fields of `ModelNotes` that a `scores.json` of `panoptic-detr evaluate --output` tells.
 
     Raises:
@@ -109,11 +110,11 @@ def write_card(checkpoint: Checkpoint, library: str, notes: ModelNotes) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str) -> dict[str, Any]:
+def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str) -> dict[str, object]:
     panoptic = checkpoint.model.name.endswith(PANOPTIC)
     task = "image-segmentation" if panoptic else "object-detection"
     kind = "deformable-detr" if "deformable" in checkpoint.model.name else "detr"
-    metadata: dict[str, Any] = {
+    metadata: dict[str, object] = {
         "license": notes.license or "unknown",
         "library_name": "transformers" if library == "transformers" else "panoptic-detr",
         "pipeline_tag": task,
@@ -200,9 +201,9 @@ def _classes(checkpoint: Checkpoint) -> str:
     return "\n".join(lines)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested settings as one level of dotted names; what is not set, and places on somebody's disk, left out."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -211,7 +212,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _best_scores(path: Path) -> dict[str, Any]:
+def _best_scores(path: Path) -> Known:
     """Quality and box AP of the best row of a run's `scores.csv`, whose values are fractions; nothing where there is none."""
     if not path.is_file():
         return {}
@@ -220,7 +221,7 @@ def _best_scores(path: Path) -> dict[str, Any]:
     if not rows:
         return {}
     best = max(rows, key=lambda row: row.get("PQ", row.get("box AP", 0.0)))
-    found: dict[str, Any] = {"box_ap": 100 * best["box AP"]} if "box AP" in best else {}
+    found: Known = {"box_ap": 100 * best["box AP"]} if "box AP" in best else {}
     if "PQ" in best:
         whole = {key: 100 * best[name] for key, name in (("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")) if name in best}
         groups = {group: {"pq": 100 * best[f"PQ {group.lower()}"]} for group in GROUPS[1:] if f"PQ {group.lower()}" in best}

@@ -19,8 +19,8 @@ ARCHITECTURES = {
     "DeformableDetrForObjectDetection": "deformable_detr",
 }
 NO_OBJECT = 1  # rows of DETR's class head beyond the labels
-# Ours, theirs, and what theirs is where it is not given.
-COMMON: tuple[tuple[str, str, Any], ...] = (
+Fields = tuple[tuple[str, str, Any], ...]  # ours, theirs, and what theirs is where it is not given
+COMMON: Fields = (
     ("hidden_dim", "d_model", 256),
     ("num_heads", "encoder_attention_heads", 8),
     ("decoder_heads", "decoder_attention_heads", 8),
@@ -29,13 +29,13 @@ COMMON: tuple[tuple[str, str, Any], ...] = (
     ("dropout", "dropout", 0.1),
     ("position_encoding", "position_embedding_type", "sine"),
 )
-DETR: tuple[tuple[str, str, Any], ...] = (
+DETR: Fields = (
     *COMMON,
     ("num_queries", "num_queries", 100),
     ("ffn_dim", "encoder_ffn_dim", 2048),
     ("decoder_ffn_dim", "decoder_ffn_dim", 2048),
 )
-DEFORMABLE: tuple[tuple[str, str, Any], ...] = (
+DEFORMABLE: Fields = (
     *COMMON,
     ("num_queries", "num_queries", 300),
     ("ffn_dim", "encoder_ffn_dim", 1024),
@@ -56,7 +56,7 @@ TRAINING = ("pretrained_backbone", "backbone_norm", "drop_path", "mask_dropout",
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
-def spec_of_config(config: Mapping[str, Any]) -> ModelSpec:
+def spec_of_config(config: Mapping[str, object]) -> ModelSpec:
     """What to build for a `config.json` of transformers.
 
     Raises:
@@ -82,7 +82,7 @@ def spec_of_config(config: Mapping[str, Any]) -> ModelSpec:
     return nearest_spec(kind, panoptic, num_labels(config), settings)
 
 
-def nearest_spec(kind: str, panoptic: bool, labels: int, settings: Mapping[str, Any]) -> ModelSpec:
+def nearest_spec(kind: str, panoptic: bool, labels: int, settings: Mapping[str, object]) -> ModelSpec:
     """The model name that differs from the settings in the fewest places, with these as its overrides."""
     ending = PANOPTIC if panoptic else ""
     specs = []
@@ -93,7 +93,7 @@ def nearest_spec(kind: str, panoptic: bool, labels: int, settings: Mapping[str, 
     return min(specs, key=lambda spec: len(spec.overrides))
 
 
-def num_labels(config: Mapping[str, Any]) -> int:
+def num_labels(config: Mapping[str, object]) -> int:
     """Labels without no-object: as many as have names, or as the config says, or transformers' default."""
     names = config.get("id2label")
     count = len(names) if isinstance(names, Mapping) and names else config.get("num_labels", 2)
@@ -102,7 +102,7 @@ def num_labels(config: Mapping[str, Any]) -> int:
     return count
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _architecture(config: Mapping[str, object]) -> str:
     named, kind = config.get("architectures") or [], config.get("model_type")
     named = list(map(str, named if isinstance(named, list) else [named]))
     for architecture in named:
@@ -117,7 +117,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     )
 
 
-def _field(config: Mapping[str, Any], name: str, usual: Any) -> Any:
+def _field(config: Mapping[str, object], name: str, usual: Any) -> Any:
     """A field of a config, or its usual value, which tells its type."""
     value = config.get(name, usual)
     wanted = (int, float) if isinstance(usual, float) else type(usual)
@@ -128,14 +128,14 @@ def _field(config: Mapping[str, Any], name: str, usual: Any) -> Any:
     return value
 
 
-def _refuse(config: Mapping[str, Any]) -> None:
+def _refuse(config: Mapping[str, object]) -> None:
     """Raise `CheckpointError` at a field with which transformers computes something that we do not."""
     for name, only in (("activation_function", "relu"), ("num_channels", 3), ("scale_embedding", False)):
         if config.get(name, only) != only:
             raise CheckpointError(f"config.json: {name} is {config[name]!r}; our models have {only!r} only")
 
 
-def _backbone(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _backbone(config: Mapping[str, object], kind: str) -> dict[str, object]:
     """Backbone, dilation and levels of a config: through timm as fields of its own, or nested in `backbone_config`."""
     nested = config.get("backbone_config")
     nested = nested if isinstance(nested, Mapping) else {}
@@ -179,13 +179,13 @@ def _own_resnet(nested: Mapping[str, Any]) -> str:
     return Layout(layer == "basic", tuple(depths), tuple(widths), nested.get("embedding_size", 64)).name
 
 
-def _indices(nested: Mapping[str, Any]) -> list[int]:
+def _indices(nested: Mapping[str, object]) -> list[int]:
     """Which stages of a nested backbone are used, by their names."""
     names = _field(nested, "out_features", []) if nested.get("out_features") else ["stage4"]
     return [STAGES.index(name) + 1 for name in names if name in STAGES]
 
 
-def _levels(levels: Any, config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _levels(levels: Any, config: Mapping[str, object], kind: str) -> dict[str, object]:
     """Which levels a deformable detector computes and uses; DETR's mask head has all, whatever the config says."""
     if levels is not None and (not isinstance(levels, list | tuple) or not levels or levels[-1] not in (4, -1)):
         raise CheckpointError(f"config.json: the backbone's levels are {levels!r}; the last one must be the coarsest, 4")
@@ -200,7 +200,7 @@ def _levels(levels: Any, config: Mapping[str, Any], kind: str) -> dict[str, Any]
     return {"num_backbone_levels": len(used), "backbone_levels": used}
 
 
-def config_of_spec(spec: ModelSpec) -> dict[str, Any]:
+def config_of_spec(spec: ModelSpec) -> dict[str, object]:
     """The `config.json` with which transformers builds the same model, without labels.
 
     Raises:
@@ -251,7 +251,7 @@ def _meaning(spec: ModelSpec, key: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _fields(spec: ModelSpec, kind: str) -> dict[str, Any]:
+def _fields(spec: ModelSpec, kind: str) -> dict[str, object]:
     fields = {theirs: _meaning(spec, ours) for ours, theirs, _ in (DETR if kind == "detr" else DEFORMABLE) if _has(spec, ours)}
     if kind == "detr":
         return fields | {"auxiliary_loss": spec.setting("renormalize") if _has(spec, "renormalize") else False}
@@ -262,7 +262,7 @@ def _has(spec: ModelSpec, key: str) -> bool:
     return key in override_types(spec.name)
 
 
-def _backbone_fields(spec: ModelSpec, kind: str) -> dict[str, Any]:
+def _backbone_fields(spec: ModelSpec, kind: str) -> dict[str, object]:
     """Through timm as the published configs have it, or transformers' own network where the sizes are in the name."""
     name, dilation = spec.setting("backbone"), spec.setting("dilation") if _has(spec, "dilation") else False
     used = [1, 2, 3, 4]

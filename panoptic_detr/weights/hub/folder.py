@@ -96,7 +96,7 @@ def weight_files(find: Find) -> list[Path]:
 
 def _parts(index: Path, find: Find) -> list[Path]:
     """The files that an index lists, each once."""
-    parts = _read_json(index).get("weight_map")
+    parts: Any = _read_json(index).get("weight_map")
     if not fits_type(parts, Mapping[str, str]) or not parts:
         raise CheckpointError(f"{index.name} has no weight_map of names and files")
     paths = []
@@ -108,11 +108,11 @@ def _parts(index: Path, find: Find) -> list[Path]:
     return paths
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     return read_json(path, error=CheckpointError, what="an object of names and values")
 
 
-def _read_transformers(config: Mapping[str, Any], find: Find, where: Path) -> Checkpoint:
+def _read_transformers(config: Mapping[str, object], find: Find, where: Path) -> Checkpoint:
     own = config.get(OURS)  # of a folder that we wrote: what has no field in transformers
     own = own if isinstance(own, Mapping) else {}
     spec = spec_of_config(config)

@@ -4,7 +4,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -121,7 +121,7 @@ def _checked(notes: ModelNotes | None) -> ModelNotes:
     return notes or ModelNotes()
 
 
-def transformers_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def transformers_files(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
     """`preprocessor_config.json` and `config.json` with which transformers builds and feeds the same model.
 
     Raises:
@@ -134,7 +134,7 @@ def transformers_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     own = {"categories": categories, "inference": dict(checkpoint.inference)}
     config |= {"id2label": labels, "label2id": {name: int(label) for label, name in labels.items()}, OURS: own}
     return {
-        PROCESSOR: processor_of_settings(settings, config["model_type"], panoptic=spec.name.endswith(PANOPTIC)),
+        PROCESSOR: processor_of_settings(settings, str(config["model_type"]), panoptic=spec.name.endswith(PANOPTIC)),
         CONFIG: config,
     }
 

@@ -43,13 +43,13 @@ def labels_of_categories(categories: CategoryTable | None, num_labels: int) -> d
     return {str(i): by_label[i].name if i in by_label else missing.format(i) for i in range(num_labels)}
 
 
-def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_processor(processor: Mapping[str, object]) -> dict[str, object]:
     """The settings of `InferenceSettings` that a `preprocessor_config.json` of whatever age gives.
 
     Raises:
         CheckpointError: a size of another form, or a preparation that we do not have.
     """
-    found: dict[str, Any] = _size(processor) if processor.get("do_resize", True) else {"short_side": None}
+    found: dict[str, object] = _size(processor) if processor.get("do_resize", True) else {"short_side": None}
     mean, std = (
         _statistics(processor, key, usual) for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
     )
@@ -69,7 +69,7 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def processor_of_settings(settings: InferenceSettings, kind: str, *, panoptic: bool) -> dict[str, Any]:
+def processor_of_settings(settings: InferenceSettings, kind: str, *, panoptic: bool) -> dict[str, object]:
     """The `preprocessor_config.json` that prepares pictures as the settings say."""
     name = "DetrImageProcessor" if kind == "detr" else "DeformableDetrImageProcessor"
     size = None if settings.short_side is None else {"shortest_edge": settings.short_side, "longest_edge": settings.long_side}
@@ -100,9 +100,9 @@ def _names(id2label: Mapping[str, str], num_labels: int) -> dict[int, str]:
     return names
 
 
-def _statistics(processor: Mapping[str, Any], key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _statistics(processor: Mapping[str, object], key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
     """A number for each of the three colours."""
-    values = processor.get(key) or usual
+    values: Any = processor.get(key) or usual
     if not fits_type(values, Sequence[float]) or len(values) != 3:
         raise CheckpointError(f"preprocessor_config.json: {key} must be three numbers, but is {values!r}")
     return tuple(values)
@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _size(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _size(processor: Mapping[str, object]) -> dict[str, object]:
     """Short and long side: `size: 800, max_size: 1333`, or a dict of edges."""
     size, longest = processor.get("size", 800), processor.get("max_size", 1333)
     if isinstance(size, Sequence | Mapping) and not isinstance(size, str) and "shortest_edge" not in size:

@@ -1,0 +1,197 @@
+"""What is compiled: the lines of an id PNG to runs, and the runs of two maps to those of both.
+
+Filters: PNG specification, third edition, section 9. Where a line has no remainder, under a stretch of one id, Sub and Paeth
+repeat the pixel on the left and Up repeats the one above; so only remainders and the ends of stretches above are looked at. A
+pixel is three bytes R, G, B as one number, as an id is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+_SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4
+_OUTER, _MIDDLE, _BYTE, _TWICE = np.uint32(0xFF00FF), np.uint32(0xFF00), np.uint32(255), np.uint32(16)
+
+
+def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile when this module is imported; numba keeps the result on disk if there is a folder that it may write to."""
+
+    def compile_function(function: Callable[..., Any]) -> Any:
+        try:
+            return nb.njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:
+            return nb.njit(signature, nogil=True)(function)
+
+    return compile_function
+
+
+@_compiled("uint32(uint32, uint32)")
+def _add(pixel: np.uint32, remainder: np.uint32) -> np.uint32:
+    """Channel by channel, modulo 256."""
+    outer = ((pixel & _OUTER) + (remainder & _OUTER)) & _OUTER
+    return outer | (((pixel & _MIDDLE) + (remainder & _MIDDLE)) & _MIDDLE)
+
+
+@_compiled("uint32(uint32, uint32, uint32)")
+def _paeth(left: np.uint32, above: np.uint32, corner: np.uint32) -> np.uint32:
+    if above == corner or left == above:
+        return left
+    if left == corner:
+        return above
+    pixel = np.uint32(0)
+    for shift in (0, 8, 16):
+        a, b, c = (np.int32((left >> shift) & 255), np.int32((above >> shift) & 255), np.int32((corner >> shift) & 255))
+        to_a, to_b, to_c = abs(b - c), abs(a - c), abs(a + b - 2 * c)
+        nearest = a if to_a <= to_b and to_a <= to_c else (b if to_b <= to_c else c)
+        pixel |= np.uint32(nearest) << np.uint32(shift)
+    return pixel
+
+
+@_compiled("uint32(uint32, uint32)")
+def _mean(left: np.uint32, above: np.uint32) -> np.uint32:
+    pixel = np.uint32(0)
+    for shift in (0, 8, 16):
+        both = ((left >> np.uint32(shift)) & _BYTE) + ((above >> np.uint32(shift)) & _BYTE)
+        pixel |= (both >> np.uint32(1)) << np.uint32(shift)
+    return pixel
+
+
+@_compiled("uint32(int64, uint32, uint32, uint32)")
+def _predict(kind: int, left: np.uint32, above: np.uint32, corner: np.uint32) -> np.uint32:
+    if kind == _UP:
+        return above
+    if kind == _SUB:
+        return left
+    if kind == _PAETH:
+        return _paeth(left, above, corner)
+    return _mean(left, above) if kind == _AVERAGE else np.uint32(0)
+
+
+_BYTES, _WORDS = (nb.types.Array(kind, 1, "C", readonly=True) for kind in (nb.uint8, nb.uint64))
+_INT, _PLACES, _IDS = nb.int64, nb.int32[::1], nb.uint32[::1]
+
+
+@_compiled(nb.void(_BYTES, _WORDS, _PLACES))
+def _find_remainders(data: np.ndarray, words: np.ndarray, places: np.ndarray) -> None:
+    """Places of the bytes that are not 0, and one behind the end."""
+    count, whole = 0, len(words) // 4 * 4
+    for word in range(0, whole, 4):
+        if words[word] | words[word + 1] | words[word + 2] | words[word + 3]:
+            for place in range(8 * word, 8 * word + 32):
+                places[count] = place
+                count += data[place] != 0
+    for place in range(8 * whole, len(data)):
+        places[count] = place
+        count += data[place] != 0
+    places[count] = len(data) + 3
+
+
+_LINE = (_BYTES, _INT, _INT, _INT, _PLACES, _INT, _IDS, _PLACES, _INT, _PLACES, _PLACES, _IDS, _INT)
+
+
+@_compiled(nb.types.UniTuple(_INT, 3)(*_LINE))
+def _line(
+    data: np.ndarray,
+    kind: int,
+    begin: int,
+    first: int,
+    places: np.ndarray,
+    k: int,
+    row: np.ndarray,
+    old: np.ndarray,
+    olds: int,
+    new: np.ndarray,
+    starts: np.ndarray,
+    ids: np.ndarray,
+    count: int,
+) -> tuple[int, int, int]:
+    """One line: `row` holds the one above and becomes this one; runs are added, and where they begin in it becomes `new`.
+
+    Its bytes are at `begin` and its pixels at `first`; `k` is the place of its first remainder, `count` of its first run.
+    Returns both of the next line, and in between the number of runs.
+    """
+    width, news, j, x = len(row), 0, 0, 0
+    left = corner = np.uint32(0)
+    while x < width:
+        above, byte, end = row[x], begin + 3 * x, x + 1
+        value = _predict(kind, left, above, corner)
+        changed = places[k] < byte + 3
+        if changed:
+            remainder = np.uint32(data[byte]) | np.uint32(data[byte + 1]) << np.uint32(8) | np.uint32(data[byte + 2]) << _TWICE
+            value = _add(value, remainder)
+            while places[k] < byte + 3:
+                k += 1
+        j += j < olds and old[j] == x
+        if news == 0 or value != left:
+            new[news], starts[count], ids[count] = x, first + x, value
+            news, count = news + 1, count + 1
+        if kind == _SUB or kind == _PAETH or (kind == _UP and not changed):
+            end = min(width, (places[k] - begin) // 3)
+            end = min(end, old[j]) if j < olds else end
+        if value != above:
+            for pixel in range(x, end):
+                row[pixel] = value
+        left, corner, x = value, above, end
+    return k, news, count
+
+
+@_compiled(_INT(_BYTES, _WORDS, _INT, _INT, _PLACES, _PLACES, _IDS))
+def read_runs(
+    data: np.ndarray, words: np.ndarray, height: int, width: int, places: np.ndarray, starts: np.ndarray, ids: np.ndarray
+) -> int:
+    """The number of runs in the filtered lines of a PNG, whose first pixels and ids are written; 0 for lines that are none.
+
+    Args:
+        data: (H * (1 + 3 W),) uint8.
+        words: the same as (N // 8,) uint64.
+        height: H.
+        width: W.
+        places: memory for (N + 1,) int32.
+        starts: memory for (H W,) int32.
+        ids: memory for (H W,) uint32.
+    """
+    _find_remainders(data, words, places)
+    row, old, new = np.zeros(width, np.uint32), np.zeros(width, np.int32), np.zeros(width, np.int32)
+    count, olds, k = 0, 1, 0
+    for y in range(height):
+        begin, first = y * (1 + 3 * width) + 1, y * width
+        kind = data[begin - 1]
+        if kind > _PAETH:
+            return 0
+        k += kind != 0
+        if kind == _UP and places[k] >= begin + 3 * width:  # the line above once more
+            for edge in range(olds):
+                starts[count + edge], ids[count + edge] = first + old[edge], row[old[edge]]
+            count += olds
+        else:
+            k, olds, count = _line(data, kind, begin, first, places, k, row, old, olds, new, starts, ids, count)
+            old, new = new, old
+    return count
+
+
+@_compiled(_INT(_PLACES, _IDS, _PLACES, _IDS, _INT, _IDS, _IDS, nb.int64[::1]))
+def join(
+    starts: np.ndarray,
+    ids: np.ndarray,
+    other_starts: np.ndarray,
+    other_ids: np.ndarray,
+    pixels: int,
+    first: np.ndarray,
+    second: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    """The number of runs over which neither of two maps changes; their two ids and lengths are written."""
+    i = j = place = 0
+    count = -1
+    while place < pixels:
+        end = starts[i + 1] if i + 1 < len(starts) else pixels
+        other_end = other_starts[j + 1] if j + 1 < len(other_starts) else pixels
+        nearest = min(end, other_end)
+        if count < 0 or first[count] != ids[i] or second[count] != other_ids[j]:
+            count += 1
+            first[count], second[count], lengths[count] = ids[i], other_ids[j], 0
+        lengths[count] += nearest - place
+        i, j, place = i + (end == nearest), j + (other_end == nearest), nearest
+    return count + 1

@@ -1,0 +1,95 @@
+"""Id PNGs as runs of equal ids: three times faster for scoring than as maps (the extra "fast-pq").
+
+An id map is piecewise constant, so what a PNG keeps of it is mostly zeros: after libdeflate only the bytes that are not 0, and
+the runs of the line above, are looked at, and no pixel is painted. What does this is compiled by numba and kept on disk: three
+seconds once, and one or two to load it, so it is for sets of many images.
+"""
+
+import importlib.util
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from panoptic_detr.segment_maps import LARGE, read_bytes, read_id_png, sound_png
+
+COMPILED = all(importlib.util.find_spec(name) for name in ("numba", "deflate"))
+
+
+@dataclass(frozen=True)
+class IdRuns:
+    """An id map as runs of pixels in reading order; neighbours may have the same id."""
+
+    starts: np.ndarray  # (R,) int32, first pixel of each run; the first is 0
+    ids: np.ndarray  # (R,) uint32
+    shape: tuple[int, int]  # (H, W)
+
+    def paint(self) -> np.ndarray:
+        """The (H, W) int32 map."""
+        lengths = np.diff(self.starts, append=self.shape[0] * self.shape[1])
+        return self.ids.astype(np.int32).repeat(lengths).reshape(self.shape)
+
+
+class RunReader:
+    """Reads one id PNG after the other, each into the memory of the one before."""
+
+    def __init__(self) -> None:
+        self._places, self._starts, self._ids = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint32)
+
+    def __call__(self, path: str | Path) -> "IdRuns | np.ndarray":
+        """The runs of a sound 8-bit RGB PNG, valid until the next one is read; what else there is as by `read_id_png`.
+
+        Raises:
+            SegmentMapError: as `read_id_png`.
+        """
+        from panoptic_detr.id_runs.kernels import read_runs
+
+        lines = _lines(read_bytes(path))
+        if lines is None:
+            return read_id_png(path)
+        data, (height, width) = lines
+        if self._starts.size < height * width:
+            self._places = np.empty(height * (1 + 3 * width) + 1, np.int32)
+            self._starts, self._ids = np.empty(height * width, np.int32), np.empty(height * width, np.uint32)
+        words = data[: data.size // 8 * 8].view(np.uint64)
+        count = read_runs(data, words, height, width, self._places, self._starts, self._ids)
+        return IdRuns(self._starts[:count], self._ids[:count], (height, width)) if count else read_id_png(path)
+
+
+def join_runs(first: IdRuns, second: IdRuns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Id of the first, id of the second and length (int64) of each run over which neither changes, of two maps of one size."""
+    from panoptic_detr.id_runs.kernels import join
+
+    most = len(first.starts) + len(second.starts)
+    ids, others, lengths = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty(most, np.int64)
+    size = first.shape[0] * first.shape[1]
+    runs = (first.starts, first.ids, second.starts, second.ids)
+    count = join(*runs, size, ids, others, lengths)
+    return ids[:count], others[:count], lengths[:count]
+
+
+def _lines(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """The filtered lines of a sound 8-bit RGB PNG without interlacing, and (H, W); None for any other file."""
+    contents = sound_png(data)
+    if contents is None:
+        return None
+    size = _size(contents[0])
+    return _inflate(contents[1], size) if size[0] * size[1] else None
+
+
+def _size(head: bytes) -> tuple[int, int]:
+    """(H, W) of an 8-bit RGB picture from the contents of its IHDR; zeros for others, and for what is large."""
+    width, height, *kind = struct.unpack(">IIBBBBB", head) if len(head) == 13 else (0, 0)
+    return (height, width) if kind == [8, 2, 0, 0, 0] and width * height <= LARGE else (0, 0)
+
+
+def _inflate(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
+    import deflate
+
+    length = size[0] * (1 + 3 * size[1])
+    try:
+        lines = np.frombuffer(deflate.zlib_decompress(data, length), np.uint8)
+    except deflate.DeflateError:
+        return None
+    return (lines, size) if len(lines) == length else None

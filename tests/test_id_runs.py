@@ -1,0 +1,90 @@
+"""Runs of an id PNG are those of its map, whichever filters it was written with."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from panoptic_detr.errors import SegmentMapError
+from panoptic_detr.id_runs import IdRuns, RunReader, join_runs
+from panoptic_detr.segment_maps import encode_ids, read_id_png
+
+pytest.importorskip("numba")
+RANDOM = np.random.default_rng(0)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def remainders(row, above, kind):
+    """A line behind its filter, byte by byte as the specification says it."""
+    left, corner = (np.concatenate([np.zeros(3, int), line[:-3]]) for line in (row, above))
+    guess = left + above - corner
+    to_left, to_above, to_corner = (abs(guess - other) for other in (left, above, corner))
+    nearest = np.where((to_left <= to_above) & (to_left <= to_corner), left, np.where(to_above <= to_corner, above, corner))
+    return (row - [0 * row, left, above, (left + above) // 2, nearest][kind]) % 256
+
+
+def png(ids, kinds, parts=1, head=(8, 2, 0, 0, 0)):
+    """A PNG of an id map whose lines have these filters."""
+    above, lines = np.zeros(3 * ids.shape[1], int), bytearray()
+    for row, kind in zip(encode_ids(ids).reshape(len(ids), -1).astype(int), kinds, strict=True):
+        lines += bytes([kind]) + remainders(row, above, min(kind, 4)).astype(np.uint8).tobytes()
+        above = row
+    data = zlib.compress(bytes(lines))
+    size = len(data) if parts == 1 else 7
+    pieces = [chunk(b"IDAT", data[i : i + size]) for i in range(0, len(data), size)]
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", ids.shape[1], len(ids), *head))
+    return start + chunk(b"tEXt", b"made\0by hand") + b"".join(pieces) + chunk(b"IEND", b"")
+
+
+def some_map(index):
+    height, width = RANDOM.integers(1, 30, 2)
+    numbers = RANDOM.integers(0, 2**24, RANDOM.integers(1, 5))
+    places = RANDOM.integers(0, len(numbers), (height // 3 + 1, width // 3 + 1))
+    if index % 3:
+        return numbers[places.repeat(3, 0).repeat(3, 1)[:height, :width]]
+    return RANDOM.choice(numbers, (height, width))
+
+
+def test_every_filter_on_random_maps(tmp_path):
+    read = RunReader()
+    for index in range(150):
+        ids, path = some_map(index), tmp_path / "a.png"
+        path.write_bytes(png(ids, RANDOM.integers(0, 5, len(ids)), parts=1 + index % 2))
+        runs = read(path)
+        assert isinstance(runs, IdRuns)
+        assert (runs.paint() == ids).all()
+        assert (read_id_png(path) == ids).all()
+
+
+def test_files_of_others_and_joined_runs(tmp_path):
+    readers = RunReader(), RunReader()
+    for index in range(20):
+        ids = some_map(index)
+        others = RANDOM.integers(0, 3, ids.shape)
+        Image.fromarray(encode_ids(ids)).save(tmp_path / "a.png", optimize=index % 2 == 0)
+        cv2.imwrite(str(tmp_path / "b.png"), encode_ids(others)[..., ::-1])
+        runs = [read(tmp_path / name) for read, name in zip(readers, ("a.png", "b.png"), strict=True)]
+        first, second, lengths = join_runs(*runs)
+        assert (first.repeat(lengths) == ids.ravel()).all()
+        assert (second.repeat(lengths) == others.ravel()).all()
+        assert ((first[1:] != first[:-1]) | (second[1:] != second[:-1])).all()
+
+
+def test_what_is_not_read_as_runs_is_read_or_refused_as_a_map(tmp_path):
+    ids, path = RANDOM.integers(0, 9, (6, 7)), tmp_path / "a.png"
+    whole = png(ids, [1] * 6)
+    path.write_bytes(png(ids, [1, 1, 1, 1, 1, 7]))
+    for data in (whole[:-30], whole.replace(b"IDAT", b"IDAU"), path.read_bytes(), png(ids, [1] * 6, head=(8, 6, 0, 0, 0)), b""):
+        path.write_bytes(data)
+        with pytest.raises(SegmentMapError, match=r"a\.png: "):
+            RunReader()(path)
+    transparent = whole[:33] + chunk(b"tRNS", bytes(6)) + whole[33:]
+    path.write_bytes(transparent)
+    with pytest.raises(SegmentMapError, match="must be an 8-bit RGB PNG"):
+        RunReader()(path)
