@@ -9,7 +9,7 @@ CHECKPOINTS = (  # what `weights.open_source` takes
     "a checkpoint, the name of a published model, a folder in the hub's form, or a repository of the hub (organisation/name "
     "or organisation/name@revision)"
 )
-MODELS = f"an exported file (.onnx, .xml), {CHECKPOINTS}"  # what `load_model` takes
+MODELS = f"an exported file (.onnx, .xml, .pt2), {CHECKPOINTS}"  # what `load_model` takes
 SWITCHES = {"--joint": "--joint", "--dry-run": "--train.dry_run"}  # of the stages, for settings that are true or false
 
 

@@ -1,4 +1,4 @@
-"""Export a model: one file from pixels to the panoptic map, for ONNX Runtime or OpenVINO, without PyTorch.
+"""Export a model: one file from pixels to the panoptic map, for ONNX Runtime, OpenVINO or PyTorch alone.
 
 A checkpoint, in a minute; the file then goes wherever a checkpoint goes (predict, evaluate, load_model):
 
@@ -8,6 +8,10 @@ A checkpoint, in a minute; the file then goes wherever a checkpoint goes (predic
 For OpenVINO (the weights go into scenes.bin beside it):
 
     panoptic-detr export runs/scenes_masks/best.pt scenes.xml
+
+For PyTorch without this package:
+
+    panoptic-detr export runs/scenes_masks/best.pt scenes.pt2 --size 480 640
 
 For one image size, with small weights, or the raw outputs of a detector:
 
@@ -54,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "panoptic-detr export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help=CHECKPOINTS)
-    parser.add_argument("file", type=Path, help="what to write; ends in .onnx, or in .xml for OpenVINO")
+    parser.add_argument("file", type=Path, help="what to write; ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize every picture to this size")
     parser.add_argument(
         "--precision", choices=get_args(FilePrecision), default="fp32", help="of the weights in the file (default: fp32)"

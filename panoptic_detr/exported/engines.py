@@ -1,5 +1,6 @@
 """The runtimes of exported files: each opens one kind of file, says what is in it, and runs it on NumPy arrays."""
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -49,11 +50,6 @@ class OnnxFile(Engine):
             import onnxruntime
         except ImportError:
             raise InputError(f"{path}: exported files need onnxruntime: pip install 'panoptic-detr[export]'") from None
-        if precision != "fp32":
-            raise InputError(
-                f"{path} is an exported file, which keeps the precision that it was written with: leave out {precision}, or "
-                "export the checkpoint again, with --precision fp16 or int8"
-            )
         providers, self.device = providers_of(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -111,7 +107,51 @@ class OpenVinoFile(Engine):
             return [np.array(found[name]) for name in names]
 
 
-KINDS: dict[str, type[OnnxFile] | type[OpenVinoFile]] = {".onnx": OnnxFile, ".xml": OpenVinoFile}
+class TorchFile(Engine):
+    """A program of `torch.export`, on the CPU."""
+
+    kind = "torch.export"
+
+    def __init__(self, path: Path, device: str, threads: int, content: Content | None, precision: str) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise InputError(f"{path}: such files need PyTorch; export to .onnx for places without") from None
+        if device.strip().lower() not in ("", "auto", "cpu"):
+            raise InputError(f"{path} runs on the CPU only, not on {device!r}; export to .onnx, or load the checkpoint")
+        self.device, extra = "cpu", {NOTES: ""}
+        try:
+            program = torch.export.load(io.BytesIO(content[".pt2"]) if content else str(path), extra_files=extra)
+            self._module, signature = program.module(), program.call_spec
+        except Exception as error:  # of zip files, JSON, pickle and torch
+            raise cannot_open(path, self.kind, error) from None
+        self.notes = extra[NOTES] or None
+        taken = set(signature.in_spec.child(1).context if signature.in_spec is not None else ())
+        self._any_size = "canvas" in taken
+        self.inputs = frozenset(taken - {"canvas"} | ({"short_side", "long_side"} if self._any_size else set()))
+        self.outputs = frozenset(signature.out_spec.context or () if signature.out_spec is not None else ())
+
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """See `Engine`; the size at which the network sees pictures is worked out here."""
+        import torch
+
+        from panoptic_detr.data.transforms import target_size
+
+        values = {name: torch.as_tensor(value) for name, value in given.items() if not name.endswith("_side")}
+        if self._any_size:
+            size = (given["image"].shape[1], given["image"].shape[2])
+            short, long = (int(given[f"{which}_side"]) for which in ("short", "long"))
+            values["canvas"] = torch.zeros(target_size(size, short, long) if short else size, dtype=torch.uint8)
+        with torch.no_grad():
+            found = self._module(**values)
+        return [found[name].numpy() for name in names]
+
+
+KINDS: dict[str, type[OnnxFile] | type[OpenVinoFile] | type[TorchFile]] = {
+    ".onnx": OnnxFile,
+    ".xml": OpenVinoFile,
+    ".pt2": TorchFile,
+}
 
 
 def open_engine(

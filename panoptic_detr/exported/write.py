@@ -15,6 +15,7 @@ from torch import nn
 
 from panoptic_detr.config.inference import LARGEST_SIDE
 from panoptic_detr.config.types import fits_type
+from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported.engines import NOTES, Content
 from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
@@ -27,7 +28,11 @@ from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
-NEEDS = {".onnx": ("export", "onnx", "onnxruntime"), ".xml": ("openvino", "onnx", "openvino")}  # the extra, its packages
+NEEDS: dict[str, tuple[str, ...]] = {  # the extra, its packages
+    ".onnx": ("export", "onnx", "onnxruntime"),
+    ".xml": ("openvino", "onnx", "openvino"),
+    ".pt2": ("export", "onnx"),  # which is not used to run it
+}
 LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
 
 
@@ -66,7 +71,8 @@ def export(
 
     Args:
         source: a checkpoint, a model name whose authors publish weights, or a predictor.
-        path: the file; its ending names the format: `.onnx`, or `.xml` (OpenVINO, weights beside it in a `.bin`).
+        path: the file; its ending names the format: `.onnx`, `.xml` (OpenVINO, weights beside it in a `.bin`),
+            or `.pt2` (`torch.export`).
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
@@ -82,6 +88,8 @@ def export(
     check_path(path)
     path = Path(path)
     check_target(path, size, precision)
+    if path.suffix.lower() == ".pt2" and (raw or precision != "fp32"):
+        raise InputError(f"{path}: .pt2 files hold float32 and give maps; --raw, fp16 and int8 are for .onnx and .xml")
     check_pictures(check)
     opened = opened_source(source)
     if not raw and not opened.panoptic:
@@ -161,13 +169,20 @@ def make_content(
     raw: bool,
 ) -> Content:
     """What is written, by the endings of the files."""
+    no_object = bool(getattr(detector_of(opened.model), "no_object", False))
+    notes = notes_of(opened, source, NEEDS[ending][1:], no_object=no_object, size=size, precision=precision, raw=raw)
+    fast = optimize_for_inference(opened.model, channels_last=False)
+    if ending == ".pt2":
+        from panoptic_detr.exported.program import Program, program_file
+
+        settings = opened.settings
+        statistics = settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD
+        return program_file(Program(fast, opened.categories, no_object, *statistics, size), notes)
     from panoptic_detr.exported.assemble import Networks, assemble
     from panoptic_detr.exported.parts import trace_parts
     from panoptic_detr.exported.precision import smaller_weights
 
-    no_object = bool(getattr(detector_of(opened.model), "no_object", False))
-    notes = notes_of(opened, source, NEEDS[ending][1:], no_object=no_object, size=size, precision=precision, raw=raw)
-    networks = Networks(*trace_parts(optimize_for_inference(opened.model, channels_last=False)))
+    networks = Networks(*trace_parts(fast))
     model = assemble(
         networks,
         opened.categories,

@@ -18,6 +18,7 @@ from panoptic_detr.errors import InputError, PictureError
 from panoptic_detr.exported import write
 from panoptic_detr.exported.engines import NOTES
 from panoptic_detr.exported.parity import default_pictures
+from panoptic_detr.exported.runtime import REASONS, RESULTS
 
 TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,9 +226,11 @@ def test_raw_outputs_of_a_detector(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("file.xyz", {}, "end in .onnx or .xml"),
+        ("file.xyz", {}, "end in .onnx or .xml or .pt2"),
         ("file.onnx", {"size": (8, 100)}, "32 to"),
         ("file.onnx", {"size": 5}, "but got 5"),
+        ("file.pt2", {"precision": "int8"}, "float32"),
+        ("file.pt2", {"raw": True}, "--raw"),
         ("file.onnx", {"precision": "int3"}, "fp32, fp16, int8"),
         ("file.onnx", {"check": 5}, "check must be a list of pictures, but got 5"),
         ("file.onnx", {"check": ["gone.jpg"]}, "gone.jpg: there is no such image"),
@@ -331,6 +334,50 @@ def test_files_of_openvino_that_are_none_of_ours(exported, tmp_path):
     for path, says in ((alone, "alone.bin must lie beside it"), (cut, "damaged"), (foreign, "not one that")):
         with pytest.raises(InputError, match=says):
             pd.load_model(path, device="cpu")
+
+
+def test_a_program_of_torch_export_runs_without_this_package(tmp_path):
+    """One file, other sizes and numbers of pictures than it was recorded with, in a process that cannot import us."""
+    settings = replace(SETTINGS, min_area=1500, min_visible=0.1)
+    predictor = pd.Predictor(lively("mask_detr_r50_panoptic"), TABLE, settings=settings)
+    path = tmp_path / "out.pt2"
+    report = pd.export(predictor, path, size=(128, 96))
+    assert report.equal_pixels > 0.999
+    assert max(one.logits for one in report.comparisons) < 1e-4
+    images = np.stack(pictures(3, 128, 96, seed=3))
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys, json, torch, numpy as np\n"
+        "sys.modules['panoptic_detr'] = sys.modules['onnx'] = None\n"
+        "notes = {'panoptic_detr': ''}\n"
+        f"model = torch.export.load({str(path)!r}, extra_files=notes).module()\n"
+        "assert json.loads(notes['panoptic_detr'])['size'] == [128, 96]\n"
+        f"given = {{'image': torch.from_numpy(np.load({str(tmp_path / 'images.npy')!r}))}}\n"
+        "for name, value in (('threshold', 0.2), ('stuff_threshold', 0.2), ('min_area', 1500), ('min_visible', 0.1),\n"
+        "                    ('max_segments', 0), ('keep_first', False)):\n"
+        "    given[name] = torch.tensor(value)\n"
+        f"torch.save(model(**given), {str(tmp_path / 'found.pt')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    predictor.settings = replace(settings, short_side=None)
+    reasons = set()
+    for index, theirs in enumerate(predictor(list(images))):
+        assert (found["segment_map"][index].numpy() == theirs.segment_map).mean() > 0.99999
+        rows = {name: values[index].tolist() for name, values in found.items() if name in RESULTS}
+        for s in theirs.segments:
+            assert [rows[name][s.query] for name in ("ids", "category_ids", "areas")] == [s.id, s.category_id, s.area]
+            assert rows["boxes"][s.query] == list(s.box)
+        for dropped in theirs.dropped:
+            assert (REASONS[rows["reasons"][dropped.query]], rows["ids"][dropped.query]) == (dropped.reason, 0)
+            reasons.add(dropped.reason)
+    assert {"small", "suppressed"} <= reasons
+    with pytest.raises(InputError, match="runs on the CPU only"):
+        pd.load_model(path, device="cuda")
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(InputError, match="damaged"):
+        pd.load_model(path)
 
 
 def test_weights_of_an_older_export_never_lie_beside_a_new_file(tmp_path, monkeypatch):
