@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from panoptic_detr.exported.runtime import ExportedPredictor
     from panoptic_detr.exported.write import ExportReport, export
     from panoptic_detr.inference import Predictor, merge_panoptic
+    from panoptic_detr.models.cpu.optimize import optimize_for_inference
     from panoptic_detr.panoptic import Dropped, PanopticSegmentation, Segment
     from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
     from panoptic_detr.structures import Batch, DetectorOutput, FeatureLevel, Predictions, Sample, Target
@@ -51,6 +52,7 @@ _HOMES = {
     "exported.runtime": ("ExportedPredictor",),
     "exported.write": ("ExportReport", "export"),
     "inference": ("Predictor", "merge_panoptic"),
+    "models.cpu.optimize": ("optimize_for_inference",),
     "panoptic": ("Dropped", "PanopticSegmentation", "Segment"),
     "quality": ("PanopticQuality", "PanopticQualityResult"),
     "structures": ("Batch", "DetectorOutput", "FeatureLevel", "Predictions", "Sample", "Target"),
@@ -100,6 +102,7 @@ __all__ = [
     "load_official",
     "load_pretrained",
     "merge_panoptic",
+    "optimize_for_inference",
     "overlay",
     "push_to_hub",
     "read_panoptic",

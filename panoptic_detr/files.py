@@ -258,6 +258,7 @@ def make_folder(path: str | Path) -> Path:
 @contextmanager
 def none_left_empty(path: Path) -> Iterator[None]:
     """Remove the folders that were made on the way to a path and in it, if this ends with an error while they are empty."""
+    check_path(path)
     made = [place for place in (path, *path.parents) if not os.path.lexists(place)]
     try:
         yield

@@ -69,7 +69,7 @@ class Predictor(PicturePredictor[Sample]):
         self.settings = settings or InferenceSettings()
         self.precision = precision
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
-        self._fast = optimize_for_inference(self.model, bf16=precision == "bf16")
+        self._fast = optimize_for_inference(self.model, precision=precision)
 
     def __repr__(self) -> str:
         """Three lines: model and where it runs, classes, settings of prediction."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones.build import build_backbone
 from panoptic_detr.models.backbones.resnet import FrozenBatchNorm2d
 from panoptic_detr.models.cpu import fused
@@ -150,12 +151,18 @@ def test_a_fused_block_passes_gradients_where_they_are_wanted():
 def test_autocast_of_a_fused_backbone_is_that_of_the_plain_one(bf16):
     backbone = build_backbone("resnet18").eval()
     randomise_norms(backbone)
-    fast, images = optimize_for_inference(backbone, bf16=bf16), torch.randn(1, 3, 64, 96)
+    fast, images = optimize_for_inference(backbone, precision="bf16" if bf16 else "fp32"), torch.randn(1, 3, 64, 96)
     with torch.autocast("cpu", torch.bfloat16):
         found = run(fast, images)
     assert {level.dtype for level in found} == {torch.bfloat16}
     assert {m.weight.dtype for m in fast.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16 if bf16 else torch.float32}
     assert_near(found, run(backbone, images), 5e-2)
+
+
+@pytest.mark.parametrize(("model", "precision"), [(None, "fp32"), ("detr_r50", "fp32"), (nn.Identity(), "fp16")])
+def test_what_cannot_be_made_faster_is_said(model, precision):
+    with pytest.raises(InputError, match="give a model of PyTorch"):
+        optimize_for_inference(model, precision=precision)
 
 
 def test_switches_leave_out_what_they_name():

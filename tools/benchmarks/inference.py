@@ -79,7 +79,7 @@ class Runner:
         self.job, self.variant, self.watch = job, variant, Stopwatch(clock)
         switches = {"fold": variant.fold, "fuse": variant.fuse, "channels_last": variant.channels_last}
         # Weights are converted to bf16 beforehand where everything is done, elsewhere on every call.
-        self.model = optimize_for_inference(model, **switches, bf16=variant.bf16 and variant.fuse)
+        self.model = optimize_for_inference(model, **switches, precision="bf16" if variant.bf16 and variant.fuse else "fp32")
         detector = self.model.get_submodule("detector")
         detector.backbone = TimedModule(detector.get_submodule("backbone"), self.watch, "backbone")
         self.segmented, self.segments = 0, 0

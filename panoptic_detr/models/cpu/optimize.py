@@ -3,19 +3,25 @@
 import copy
 from collections import Counter
 from itertools import pairwise
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.models.backbones import FrozenBatchNorm2d, Stages
 from panoptic_detr.models.cpu.fused import FusedBlock, FusedConv, FusedFeedForward, FusedLinear, linear
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
 
 
 def optimize_for_inference(
-    model: nn.Module, *, fold: bool = True, fuse: bool = True, channels_last: bool = True, bf16: bool = False
+    model: nn.Module,
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    fold: bool = True,
+    fuse: bool = True,
+    channels_last: bool = True,
 ) -> nn.Module:
     """Build a faster model of the same results (within rounding); the model itself stays as it is.
 
@@ -24,17 +30,22 @@ def optimize_for_inference(
 
     Args:
         model: any model of the package.
+        precision: "bf16" for bfloat16 autocast, which otherwise converts every convolution's weight on every call.
         fold: frozen BatchNorm, and ordinary BatchNorm, which at inference is constant too, go into the convolution before
             them wherever the order is known: in torchvision's ResNet blocks and stem, in `nn.Sequential`, and in timm's
             networks where tracing shows it.
         fuse: the residual blocks of a folded ResNet do convolution, sum and ReLU in one call, and so do linear layers with
             what follows them, on CPUs in float32.
         channels_last: convolution weights in the layout in which CPUs and tensor cores convolve faster.
-        bf16: for bfloat16 autocast, which otherwise converts every convolution's weight on every call.
 
     Returns:
         A copy in eval mode, for inference only: training it, or saving it as a checkpoint, makes no sense.
+
+    Raises:
+        InputError: no module, or another precision.
     """
+    if not isinstance(model, nn.Module) or precision not in ("fp32", "bf16"):
+        raise InputError(f"give a model of PyTorch, and a precision of fp32 or bf16, but got {model!r} and {precision!r}")
     fast = _copy_sharing_weights(model).eval()
     if fold:
         _fold(fast)
@@ -45,7 +56,7 @@ def optimize_for_inference(
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     for conv in fast.modules():
         if isinstance(conv, nn.Conv2d):
-            dtype = torch.bfloat16 if bf16 else conv.weight.dtype
+            dtype = torch.bfloat16 if precision == "bf16" else conv.weight.dtype
             conv.weight = _constant(conv.weight.detach().to(dtype, memory_format=memory_format))
             if conv.bias is not None:
                 conv.bias = _constant(conv.bias.detach().to(dtype))

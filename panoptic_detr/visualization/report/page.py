@@ -145,14 +145,15 @@ def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Value
         images: from `image_data`.
     """
     rows: list[Values] = []
+    most = max(next(iter(points.values()), {}).values(), default=0.0) or 1.0
     for cause in CAUSES:
         values = {group: by_cause[cause] for group, by_cause in points.items()}
         worst = sorted(images, key=lambda image: (-image["lost"][cause], image["id"]))[:_WORST_OF_A_CAUSE]
         shown = [image for image in worst if image["lost"][cause] > 0]
         if any(values.values()):
-            rows.append({"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown})
-    most = max((next(iter(row["groups"].values())) for row in rows), default=0.0) or 1.0
-    return [{**row, "share": next(iter(row["groups"].values())) / most} for row in rows]
+            row = {"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown}
+            rows.append({**row, "share": next(iter(values.values())) / most})
+    return rows
 
 
 def plot(name: str, points: Curve) -> Values:
