@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         OptimizerConfig,
         TrainConfig,
     )
-    from panoptic_detr.evaluation import evaluate_panoptic, read_panoptic
+    from panoptic_detr.evaluation import evaluate_films, evaluate_panoptic, read_panoptic
     from panoptic_detr.exported.open import load_model
     from panoptic_detr.exported.runtime import ExportedPredictor
     from panoptic_detr.exported.write import ExportReport, export
@@ -46,7 +46,7 @@ _HOMES = {
         "OptimizerConfig",
         "TrainConfig",
     ),
-    "evaluation": ("evaluate_panoptic", "read_panoptic"),
+    "evaluation": ("evaluate_films", "evaluate_panoptic", "read_panoptic"),
     "exported.open": ("load_model",),
     "exported.runtime": ("ExportedPredictor",),
     "exported.write": ("ExportReport", "export"),
@@ -92,6 +92,7 @@ __all__ = [
     "TrainConfig",
     "build_criterion",
     "build_model",
+    "evaluate_films",
     "evaluate_panoptic",
     "export",
     "list_models",

@@ -12,10 +12,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from panoptic_detr.errors import CategoryError
+from panoptic_detr.files import read_file
 
 LabelRule = Literal["contiguous", "id"]
 PlainValues = dict[str, Any]  # values for JSON and checkpoints
@@ -59,6 +61,11 @@ class CategoryTable:
         _check_unique("id", [category.id for category in self.categories])
         if not self.categories:
             raise CategoryError("the category list is empty; a panoptic data set needs at least one category")
+        if not isinstance(self.num_labels, Integral) or self.labels not in get_args(LabelRule):
+            raise CategoryError(
+                f"num_labels must be a whole number and labels one of {', '.join(get_args(LabelRule))}, but they are "
+                f"{self.num_labels!r} and {self.labels!r}"
+            )
         if self.labels == "id" and (low := self.categories[0].id) < 0:
             raise CategoryError(f"category id {low} is negative; with labels='id' ids must be label indices")
         needed = self.categories[-1].id + 1 if self.labels == "id" else len(self.categories)
@@ -88,6 +95,7 @@ class CategoryTable:
         Raises:
             CategoryError: an entry without id, name or isthing, a repeated id, or too few slots.
         """
+        _check_list(categories)
         try:
             rows = sorted(map(read_category, categories), key=lambda category: category.id)
         except CategoryError as error:
@@ -108,8 +116,7 @@ class CategoryTable:
         """
         if isinstance(categories, CategoryTable):
             return categories
-        if not isinstance(categories, Iterable):
-            raise CategoryError(f"categories must be a CategoryTable or a COCO list, but got {categories!r}")
+        _check_list(categories)
         rows = list(categories)
         rule: LabelRule = "contiguous" if num_labels in (None, len(rows)) else "id"
         return cls.from_coco(rows, labels=rule, num_labels=num_labels)
@@ -151,7 +158,9 @@ class CategoryTable:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CategoryTable":
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote; `CategoryError` if it did not."""
+        if not isinstance(values, Mapping) or {"categories", "labels", "num_labels"} - values.keys():
+            raise CategoryError(f"a class table is an object with categories, labels and num_labels, but got {values!r:.60}")
         return cls.from_coco(values["categories"], labels=values["labels"], num_labels=values["num_labels"])
 
     def save(self, path: str | Path) -> None:
@@ -160,8 +169,12 @@ class CategoryTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "CategoryTable":
-        """Read a table written by `save`."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Read a table written by `save`; `CategoryError` if that is another file."""
+        try:
+            values = json.loads(read_file(path))
+        except ValueError as error:
+            raise CategoryError(f"{path}: not a class table that was saved here: {error}") from None
+        return cls.from_dict(values)
 
     def differences(self, other: "CategoryTable") -> list[str]:
         """One sentence for each way in which `other` means something else; empty if labels mean the same in both."""
@@ -225,6 +238,11 @@ def no_integer(value: object) -> str:
     if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
         return f"is a text, not an integer; write {int(value)}"
     return "is not an integer"
+
+
+def _check_list(categories: object) -> None:
+    if not isinstance(categories, Iterable):
+        raise CategoryError(f"categories must be a CategoryTable or a COCO list, but got {categories!r}")
 
 
 def _check_unique(what: str, values: Sequence[int]) -> None:

@@ -203,6 +203,8 @@ ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")  # a Path keeps on
 
 def path_fault(path: str | Path) -> str | None:
     """What keeps a text from being the path of a file here: an address of the network, or no name at all; None if nothing."""
+    if not isinstance(path, str | os.PathLike):
+        return "no path of a file"
     name = os.fspath(path)
     with contextlib.suppress(UnicodeEncodeError):
         parts = os.fsencode(name).split(os.fsencode(os.sep))
@@ -215,7 +217,7 @@ def path_fault(path: str | Path) -> str | None:
 def check_path(path: str | Path) -> None:
     """Raise `DataError` if a path has a `path_fault`."""
     if fault := path_fault(path):
-        name = ADDRESS.sub(r"\1://", os.fspath(path))
+        name = ADDRESS.sub(r"\1://", str(path))
         raise DataError(f"{name[:80]!r} is {fault}")
 
 
@@ -256,6 +258,7 @@ def make_folder(path: str | Path) -> Path:
 @contextmanager
 def none_left_empty(path: Path) -> Iterator[None]:
     """Remove the folders that were made on the way to a path and in it, if this ends with an error while they are empty."""
+    check_path(path)
     made = [place for place in (path, *path.parents) if not os.path.lexists(place)]
     try:
         yield

@@ -5,6 +5,7 @@ says what the integers mean; they differ in which integers are void (-1, 0), whe
 and whether stuff comes in one piece.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -148,7 +149,10 @@ def _read_pipeline(rows: Sequence[Row], categories: CategoryTable) -> tuple[np.n
     """A map from masks; where they overlap, as those of semantic or instance pipelines may, the later one wins."""
     if not rows:
         raise InputError("the pipeline found nothing, so the image's size is unknown; make an empty PanopticSegmentation of it")
-    masks = [np.asarray(row["mask"]) > 0 for row in rows]
+    masks = [np.asarray(row.get("mask")) for row in rows]
+    if unread := [mask for mask in masks if mask.dtype.kind not in "buif"]:
+        raise InputError(f"the mask of a segment must be an array or a picture, but got {unread[0]!r:.60}")
+    masks = [mask > 0 for mask in masks]
     shapes = sorted({mask.shape for mask in masks})
     if len(shapes) > 1 or len(shapes[0]) != 2:
         raise InputError(f"the masks of one image must be (H, W) of one size, but theirs are {', '.join(map(str, shapes[:4]))}")
@@ -163,12 +167,22 @@ def _read_pipeline(rows: Sequence[Row], categories: CategoryTable) -> tuple[np.n
 def _whole(row: Row, key: str) -> int:
     if row.get(key) is None:
         raise InputError(f"segments_info has a segment without {key!r}: {dict(row)}")
-    return int(row[key])
+    return int(_number(row, key))
 
 
 def _score(row: Row) -> float:
     """The score, 1 where a library gives none: detectron2 for stuff."""
-    return 1.0 if row.get("score") is None else float(row["score"])
+    return 1.0 if row.get("score") is None else _number(row, "score")
+
+
+def _number(row: Row, key: str) -> float:
+    try:
+        value = float(row[key])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{key!r} of a segment must be a number, but is {row[key]!r:.60}")
+    return value
 
 
 def _by_label(label: int, categories: CategoryTable, names: Mapping[int, str] | None) -> Category:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from panoptic_detr.errors import SegmentMapError
-from panoptic_detr.files import read_file, write_whole
+from panoptic_detr.files import check_path, read_file, write_whole
 
 fast_decoder: Callable[[bytes], np.ndarray] | None = None  # to (H, W, 3) uint8 RGB
 with suppress(ImportError):
@@ -164,6 +164,7 @@ def write_id_png(path: str | Path, segment_map: np.ndarray) -> None:
     Raises:
         SegmentMapError: ids out of range, or a name with the ending of another format.
     """
+    check_path(path)
     if Path(path).suffix.lower() in OTHER_ENDINGS:
         raise SegmentMapError(f"{path}: an id map is written as PNG, which loses nothing; name the file {Path(path).stem}.png")
     if segment_map.size > LARGE:

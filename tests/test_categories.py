@@ -37,6 +37,18 @@ def test_files_and_dicts_round_trip(tmp_path):
     assert CategoryTable.load(tmp_path / "categories.json") == table
     assert CategoryTable.from_dict(table.to_dict()) == table
     assert CategoryTable.of(table) is table
+    for text in ("no JSON", "[]", "{}", '{"categories": 1, "labels": "id", "num_labels": 1}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(
+            CategoryError, match=r"not a class table|a class table is an object with|must be a CategoryTable or"
+        ):
+            CategoryTable.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("wrong", [{"num_labels": "5"}, {"labels": "other"}])
+def test_slots_and_convention_are_checked(wrong):
+    with pytest.raises(CategoryError, match="num_labels must be a whole number and labels one of contiguous, id"):
+        CategoryTable.from_coco([{"id": 1, "name": "a", "isthing": 1}], **wrong)
 
 
 def test_differences_are_named():

@@ -274,3 +274,21 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch):
     assert len(list((tmp_path / "mask2former" / "errors").iterdir())) == 2
     (evaluation,) = re.findall(r"^panoptic-detr (evaluate .+)$", text, flags=re.MULTILINE)
     assert cli.main(shlex.split(evaluation)) == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([{"label": "cat", "mask": None}], "the mask of a segment must be an array or a picture, but got"),
+        *(
+            (
+                {"segmentation": np.ones((2, 2), int), "segments_info": [{"id": 1, "label_id": 0, "score": 1, **wrong}]},
+                f"'{next(iter(wrong))}' of a segment must be a number, but is",
+            )
+            for wrong in ({"id": "a"}, {"label_id": [1]}, {"score": "high"}, {"score": float("nan")})
+        ),
+    ],
+)
+def test_what_is_no_mask_and_no_number_is_named(result, message):
+    with pytest.raises(InputError, match=message):
+        PanopticSegmentation.from_transformers(result, [{"id": 1, "name": "cat", "isthing": 1}])

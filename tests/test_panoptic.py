@@ -72,6 +72,12 @@ def test_what_a_segmentation_is_made_of_is_checked(result, changed):
         replace(result, **changed)
 
 
+@pytest.mark.parametrize("path", [None, "a\0b.png", "https://host/a.png"])
+def test_only_a_path_is_saved_to(result, path):
+    with pytest.raises(InputError, match=r"is (no path of a file|no name that a file can have|an address)"):
+        result.save(path)
+
+
 def test_notebooks_show_the_map(result):
     picture = cv2.imdecode(np.frombuffer(result._repr_png_(), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert picture.shape == (4, 6, 3)

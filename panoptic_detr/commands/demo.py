@@ -10,7 +10,8 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from panoptic_detr.commands.cli import Main, run
 from panoptic_detr.config.reading import packaged_configs
 from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
+from panoptic_detr.signals import interrupted_by_signals
 from panoptic_detr.visualization.draw import side_by_side
 
 SIZE = 96
@@ -29,8 +31,29 @@ PRODUCTS = ("scenes", "detector", "masks", "scores", "pictures", "overview.png",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make scenes, train both stages, evaluate, draw."""
+    """Make scenes, train both stages, evaluate, draw.
+
+    Raises:
+        TrainingError: a signal asked for an end.
+    """
     options = parse(argv)
+    with stopped_in_order("it begins anew when the same command is run again"):
+        do_all(options)
+    return 0
+
+
+@contextmanager
+def stopped_in_order(what_then: str) -> Iterator[None]:
+    """Inside this context a signal that asks for an end becomes a `TrainingError` that says what the next call does."""
+    try:
+        with interrupted_by_signals():
+            yield
+    except KeyboardInterrupt as interrupt:
+        raise TrainingError(f"stopped by {str(interrupt) or 'a second signal'}; {what_then}") from None
+
+
+def do_all(options: argparse.Namespace) -> None:
+    """Every step of the demo, one after the other."""
     out, console, started = options.output, Console(markup=False), time.monotonic()
     prepare_folder(out)
     step = Steps(console)
@@ -60,7 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"\nDone in {minutes} min {seconds} s.", style="bold")
     for what, where in (("pictures", pictures), ("report", report), ("scores", out / "scores"), ("model", best)):
         print(f"{what:8} {where}")
-    return 0
 
 
 class Steps:

@@ -8,6 +8,10 @@ Two of them, held against each other image by image: is the difference real, and
 
     panoptic-detr evaluate --gt-json gt.json --gt-folder gt --compare a/predictions.json b/predictions.json --output changes
 
+Films, whose segments keep their ids from frame to frame (`predict film.mp4 --track`): VPQ and STQ:
+
+    panoptic-detr evaluate --gt-json gt.json --gt-folder gt --pred-json predictions.json --pred-folder panoptic --films
+
 A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
@@ -27,6 +31,7 @@ counts and causes of errors per category), `ap.csv`.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,14 +54,18 @@ from panoptic_detr.evaluation import (
     compare_predictions,
     comparison_table,
     draw_changes,
+    evaluate_films,
     evaluate_model,
     evaluate_panoptic,
     evaluate_predictor,
+    film_scores,
+    film_table,
     show_scores,
     write_scores,
 )
 from panoptic_detr.exported.open import is_exported, load_model
-from panoptic_detr.files import make_folder, none_left_empty
+from panoptic_detr.files import make_folder, none_left_empty, write_whole
+from panoptic_detr.quality import WINDOWS
 from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
 FILES = {
@@ -78,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.output is not None:
             stack.enter_context(none_left_empty(options.output))
             make_folder(options.output)
-        return compare(options) if options.compare is not None else score(options)
+        work = compare if options.compare is not None else score_films if options.films is not None else score
+        return work(options)
 
 
 def score(options: argparse.Namespace) -> int:
@@ -113,6 +123,20 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def score_films(options: argparse.Namespace) -> int:
+    """Show VPQ and STQ; with an output folder, write them to `films.json`."""
+    places, chosen = (getattr(options, name) for name in FILES), {"windows": options.windows, "films": options.films}
+    result = evaluate_films(*places, workers=options.workers, **chosen)
+    console = Console(markup=False)
+    console.print(film_table(result))
+    for note in result.frames.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if options.output is not None:
+        text = json.dumps(film_scores(result), indent=1, ensure_ascii=False)
+        write_whole(options.output / "films.json", f"{text}\n".encode())
+    return 0
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; it names a checkpoint, or all four places of prediction files."""
     parser = argparse.ArgumentParser(
@@ -128,6 +152,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     files.add_argument(
         "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
     )
+    files.add_argument(
+        "--films", nargs="*", metavar="FOLDER", help="VPQ and STQ of all films, or of those whose PNGs lie in these folders"
+    )
+    files.add_argument(
+        "--windows", nargs="+", type=at_least(1), default=WINDOWS, metavar="N", help="frames for VPQ (default: 1 5 10 15)"
+    )
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
     add_model_options(parser.add_argument_group("a checkpoint"))
@@ -136,6 +166,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.compare is not None:
         return _check_compare(parser, options)
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
+    _check_films(parser, options)
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
     if options.checkpoint is not None and len(missing) < len(FILES):
@@ -155,6 +186,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
     return options
+
+
+def _check_films(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.films is not None and (options.checkpoint is not None or options.intervals or options.boundary):
+        parser.error("--films scores files of predictions; leave checkpoint, --intervals and --boundary out")
 
 
 def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from panoptic_detr.commands.arguments import CHECKPOINTS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.images import encode_picture, fit, upright_rgb
 from panoptic_detr.inference import Predictor
-from panoptic_detr.visualization.draw import overlay
+from panoptic_detr.visualization.draw import enlargement, overlay
 from panoptic_detr.weights import (
     ModelNotes,
     check_source,
@@ -111,7 +111,7 @@ def draw_prediction(source: str, picture: Path) -> bytes:
     rgb = fit(upright_rgb(picture), LONG_SIDE)
     opened = open_model(source)
     found = Predictor(opened.model, opened.categories, settings=opened.settings, device="auto")(rgb)
-    return encode_picture(overlay(rgb, found), ".jpg")
+    return encode_picture(overlay(rgb, found, scale=enlargement(rgb.shape)), ".jpg")
 
 
 if __name__ == "__main__":

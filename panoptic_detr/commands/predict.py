@@ -27,18 +27,19 @@ Under torchrun or srun the processes share the pictures, and the first joins the
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from panoptic_detr.commands.arguments import MODELS, whole
 from panoptic_detr.commands.cli import run
-from panoptic_detr.config.inference import add_inference_options, changed_settings
+from panoptic_detr.config.inference import InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
 from panoptic_detr.evaluation import image_names, match_names
-from panoptic_detr.exported.open import load_model
+from panoptic_detr.exported.open import is_exported, load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import none_left_empty
 from panoptic_detr.inference import (
@@ -49,6 +50,7 @@ from panoptic_detr.inference import (
     PictureModel,
     PredictionFolder,
     Predictor,
+    Recipe,
     Share,
     Tiled,
     Tracker,
@@ -60,6 +62,7 @@ from panoptic_detr.inference import (
     predict_files,
     predict_film,
     prepare_folder,
+    ray_predict,
     read_by_windows,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -67,13 +70,6 @@ from panoptic_detr.parallel import progress_bar
 from panoptic_detr.signals import StopRequest
 from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
-
-
-@dataclass
-class Notes:
-    """What the report says beside the outcome: the best score that was too low."""
-
-    best_below: float = 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +86,18 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError("--device is empty; give auto, cpu, cuda, cuda:1 and so on, or mps")
     if options.overlap is not None and options.tile is None:
         raise ConfigError(f"--overlap {options.overlap} means nothing without --tile; give --tile too, or leave it out")
+    if options.tiff and not find_spec("tifffile"):
+        raise ConfigError("--tiff needs tifffile; install it: pip install 'panoptic-detr[large]'")
+    film = options.track or any(is_film(path) for path in (*options.pictures, options.output))
+    if film and options.tiff:
+        raise ConfigError("--tiff is for pictures; leave it out for films")
+    if options.cluster is not None and (film or options.explain or is_exported(options.checkpoint)):
+        raise ConfigError(
+            "--cluster is for pictures and checkpoints, without --explain; leave it out for films and exported files"
+        )
+    if options.actors is not None and options.cluster is None:
+        raise ConfigError(f"--actors {options.actors} means nothing without --cluster; give --cluster ray too, or leave it out")
+    options.actors = 2 if options.actors is None else options.actors
     options.overlap = 256 if options.overlap is None else options.overlap
 
 
@@ -115,21 +123,42 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
     predictor.settings = changed_settings(predictor.settings, options)
     made, model = made_by(options, predictor, files), tiled(options, predictor)
     with PredictionFolder(
-        options.output, predictor.categories, overlays=options.overlays, made_by=made, part=share.part
+        options.output, predictor.categories, overlays=options.overlays, tiffs=options.tiff, made_by=made, part=share.part
     ) as folder:
         share.gather(None)  # nobody begins before the first has looked at the folder
         if len(folder) and share.first:
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
-        notes = Notes()
         with StopRequest() as request:
-            outcome = predict_all(model, share.of(files), folder, options.explain, notes, request.numbers)
-        told = share.gather((outcome, notes, request.numbers))
-        stopped = [number for _, _, asked in told for number in asked]
+            if options.cluster is not None:
+                outcomes = on_cluster(options, predictor.settings, files, folder, request.numbers)
+                return finish(folder, files, joined(outcomes, files), request.numbers)
+            outcome = predict_all(model, share.of(files), folder, options.explain, request.numbers)
+        told = share.gather((outcome, request.numbers))
+        stopped = [number for _, asked in told for number in asked]
         if not share.first:
             return 128 + stopped[0] if stopped else 0
         folder.read_others()
-        notes = Notes(max(note.best_below for _, note, _ in told))
-        return finish(folder, files, joined([outcome for outcome, _, _ in told], files), notes, stopped)
+        return finish(folder, files, joined([outcome for outcome, _ in told], files), stopped)
+
+
+def on_cluster(
+    options: argparse.Namespace,
+    settings: InferenceSettings,
+    files: Sequence[PictureFile],
+    folder: PredictionFolder,
+    requests: Sequence[int],
+) -> list[Outcome]:
+    """Let the actors of a cluster predict what is missing."""
+    tile = (options.tile, options.overlap) if options.tile else None
+    recipe = Recipe(options.checkpoint, settings, options.precision, tile)
+    with progress_bar() as bar:
+        task = bar.add_task("predicting", total=len(files) - len(folder))
+
+        def watch(done: int) -> None:
+            bar.update(task, completed=done)
+
+        gpus = 0 if options.device == "cpu" else None
+        return ray_predict(recipe, files, folder, actors=options.actors, gpus=gpus, requests=requests, watch=watch)
 
 
 def predict_one_film(options: argparse.Namespace) -> int:
@@ -189,12 +218,11 @@ def joined(outcomes: Sequence[Outcome], files: Sequence[PictureFile]) -> Outcome
         sum(outcome.done for outcome in outcomes),
         max(outcome.seconds for outcome in outcomes),
         max(outcome.waiting for outcome in outcomes),
+        max(outcome.best_below for outcome in outcomes),
     )
 
 
-def finish(
-    folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outcome, notes: Notes, stopped: Sequence[int]
-) -> int:
+def finish(folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outcome, stopped: Sequence[int]) -> int:
     """Write the JSONs and say how it went; the exit status."""
     folder.write_failures(outcome.failed)
     if stopped and len(folder) + len(outcome.failed) < len(files):
@@ -205,7 +233,7 @@ def finish(
     if not len(folder):
         raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in outcome.failed)]))
     folder.finish(files)
-    report(folder, outcome, notes)
+    report(folder, outcome)
     return 1 if outcome.failed else 0
 
 
@@ -271,8 +299,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256)")
     parser.add_argument("--track", action="store_true", help="of a film or a folder of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
+    parser.add_argument(
+        "--cluster", choices=("ray",), help="predict on the machines of a Ray cluster, or by actors on this one"
+    )
+    parser.add_argument("--actors", type=whole, metavar="N", help="predictors of the cluster (default: 2)")
     parser.add_argument("--explain", action="store_true", help="print what became of every query, and why")
     parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
+    parser.add_argument("--tiff", action="store_true", help="also write the ids as tiled TIFFs (tiff/<name>.tif)")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false", help="write no overlay pictures")
     add_inference_options(parser)
     return parser.parse_args(argv)
@@ -283,7 +316,6 @@ def predict_all(
     files: Sequence[PictureFile],
     folder: PredictionFolder,
     explain: bool,
-    notes: Notes,
     requests: Sequence[int] = (),
 ) -> Outcome:
     """Predict and write what is missing until an end is asked for."""
@@ -292,8 +324,8 @@ def predict_all(
         task = bar.add_task("predicting", total=len(files), completed=there)
 
         def watch(file: PictureFile, segmentation: PanopticSegmentation | None) -> None:
-            if segmentation is not None:
-                take_notes(file, segmentation, notes, explain)
+            if segmentation is not None and explain:
+                Console(markup=False).print(explain_table(segmentation, title=str(file.path)))
             bar.advance(task)
             bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f}/s")
 
@@ -301,15 +333,7 @@ def predict_all(
         return predict_files(model, files, folder, requests=requests, watch=watch, read=read)
 
 
-def take_notes(file: PictureFile, segmentation: PanopticSegmentation, notes: Notes, explain: bool) -> None:
-    """Remember what the report says about a prediction; explain it at once, if that is asked for."""
-    low = (dropped.score for dropped in segmentation.dropped if dropped.reason == "low score")
-    notes.best_below = max(notes.best_below, *low, 0.0)
-    if explain:
-        Console(markup=False).print(explain_table(segmentation, title=str(file.path)))
-
-
-def report(folder: PredictionFolder, outcome: Outcome, notes: Notes) -> None:
+def report(folder: PredictionFolder, outcome: Outcome) -> None:
     """Say what was found, where it lies, and which pictures could not be read."""
     found, categories = folder.found, folder.categories.by_id
     listed = ", ".join(f"{count} {categories[category_id].name}" for category_id, count in found.most_common(8))
@@ -319,7 +343,7 @@ def report(folder: PredictionFolder, outcome: Outcome, notes: Notes) -> None:
         print(f"{speed:.1f} pictures per second; for reading and writing the model waited {outcome.wait_share:.0%} of the time")
     print(f"written to {folder.folder}: predictions.json, panoptic/{', overlays/' if folder.overlays else ''}")
     if not found:
-        print(f"no query passed the threshold; the best score below it was {notes.best_below:.2f}: try a lower --threshold")
+        print(f"no query passed the threshold; the best score below it was {outcome.best_below:.2f}: try a lower --threshold")
     if outcome.failed:
         lines = ["could not be read:", *(f"  {failure}" for failure in outcome.failed)]
         print("\n".join(lines), file=sys.stderr)

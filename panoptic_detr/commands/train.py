@@ -31,12 +31,11 @@ from rich.console import Console
 from panoptic_detr.commands import evaluate, visualize
 from panoptic_detr.commands.arguments import OneLineParser, whole
 from panoptic_detr.commands.cli import run
-from panoptic_detr.commands.demo import Steps, draw_overview
+from panoptic_detr.commands.demo import Steps, draw_overview, stopped_in_order
 from panoptic_detr.config.reading import PACKAGED, read_config
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.transforms import PAPER_LONG_SIDE, PAPER_SHORT_SIDES
 from panoptic_detr.errors import ConfigError, DataError, TrainingError
-from panoptic_detr.signals import interrupted_by_signals
 from panoptic_detr.training.seeds import SEED
 from panoptic_detr.training.stages import save_untrained, train_detector, train_masks
 
@@ -53,11 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         TrainingError: a signal asked for an end.
     """
     options = parse(argv)
-    try:
-        with interrupted_by_signals():
-            (forecast_all if options.dry_run else do_all)(options)
-    except KeyboardInterrupt as interrupt:
-        raise TrainingError(f"stopped by {interrupt}; the same command goes on where it was") from None
+    with stopped_in_order("the same command goes on where it was"):
+        (forecast_all if options.dry_run else do_all)(options)
     return 0
 
 

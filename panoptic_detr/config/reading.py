@@ -125,7 +125,7 @@ def _check_file(stage: type, path: Path) -> None:
         values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"config file {str(path)!r} must hold keys and values, but holds {type(values).__name__}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, fraction
+from panoptic_detr.config.types import CLASS_SETTINGS, CLASSES_FROM_DATA, at_least, check_fields, fraction
 from panoptic_detr.errors import ConfigError
 
 MaskLossKind = Literal["full", "points"]
@@ -37,6 +37,7 @@ class ModelConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_fields("model", self)
         for name in CLASS_SETTINGS:
             if name in self.overrides:
                 raise ConfigError(f"there is no setting 'model.overrides.{name}': {CLASSES_FROM_DATA}")
@@ -80,12 +81,7 @@ class DataConfig:
     on_unreadable: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        for name in (
-            "root",
-            *(f"{part}_{kind}" for part in ("train", "val") for kind in ("images", "panoptic", "annotations")),
-        ):
-            if getattr(self, name) is not None:
-                setattr(self, name, Path(getattr(self, name)))
+        check_fields("data", self)
         at_least("data.workers", self.workers, 0)
         at_least("data.train_limit", self.train_limit, 1)
         at_least("data.val_limit", self.val_limit, 1)
@@ -140,6 +136,7 @@ class AugmentationConfig:
     mosaic: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields("augmentation", self)
         shares = (
             "crop_probability",
             "horizontal_flip",
@@ -192,6 +189,7 @@ class OptimizerConfig:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields("optimizer", self)
         for name in ("lr", "backbone_lr_scale", "offset_lr_scale", "weight_decay", "clip_norm"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
         if not 0 < self.layer_decay <= 1:
@@ -273,7 +271,7 @@ class TrainConfig:
     range_test: int = 0
 
     def __post_init__(self) -> None:
-        self.output = Path(self.output)
+        check_fields("train", self)
         counts = (
             "epochs",
             "steps",
@@ -374,6 +372,7 @@ class LossConfig:
     contest_balance: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields("loss", self)
         for name, value in vars(self).items():
             if "weight" in name or name.startswith("cost_"):
                 at_least(f"loss.{name}", value, 0)
@@ -422,6 +421,7 @@ class DetectorStage:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
     def __post_init__(self) -> None:
+        check_fields(self.job, self)
         for name in ("compile", "channels_last"):
             if self.train.strategy == "fsdp" and getattr(self.model, name):
                 raise ConfigError(f"train.strategy: fsdp does not go with model.{name}; switch it off, or use ddp")

@@ -28,6 +28,8 @@ def fits_type(value: object, wanted: Any) -> bool:
         return any(fits_type(value, part) for part in parts)
     if origin is Sequence:
         return isinstance(value, list | tuple) and all(fits_type(item, parts[0]) for item in value)
+    if origin is list:
+        return isinstance(value, list) and all(fits_type(item, parts[0]) for item in value)
     if origin is Mapping:
         pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
         return all(fits_type(key, parts[0]) and fits_type(item, parts[1]) for key, item in pairs)
@@ -68,6 +70,20 @@ def check_values(section: str, kind: type, values: Mapping[str, object]) -> None
             raise ConfigError(f"unknown setting '{section}.{name}'; {hint}")
         if not fits_type(value, known[name]):
             raise ConfigError(f"setting '{section}.{name}' must be {type_name(known[name])}, but got {value!r}")
+
+
+def check_fields(section: str, config: object) -> None:
+    """Check the types of a section of settings that Python code may have made; texts become paths, and tuples lists.
+
+    Raises:
+        ConfigError: a value of another type.
+    """
+    for name, kind in keyword_types(type(config)).items():
+        value = getattr(config, name)
+        meant = Path(value) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+        if not fits_type(value, kind) and fits_type(meant, kind):
+            setattr(config, name, meant)
+    check_values(section, type(config), vars(config))
 
 
 def at_least(key: str, value: float | None, low: float) -> None:

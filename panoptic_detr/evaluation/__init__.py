@@ -4,6 +4,7 @@ from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
 from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
+from panoptic_detr.evaluation.films import evaluate_films, film_scores, film_table
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
 from panoptic_detr.evaluation.panoptic_files import (
     AnnotationSet,
@@ -14,7 +15,7 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_panoptic,
 )
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
-from panoptic_detr.evaluation.tables import show_scores, write_scores
+from panoptic_detr.evaluation.tables import class_rows, show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
 __all__ = [
@@ -27,12 +28,16 @@ __all__ = [
     "calibrate_thresholds",
     "check_same_categories",
     "check_same_names",
+    "class_rows",
     "compare_predictions",
     "comparison_table",
     "draw_changes",
+    "evaluate_films",
     "evaluate_model",
     "evaluate_panoptic",
     "evaluate_predictor",
+    "film_scores",
+    "film_table",
     "find_things",
     "folder_of",
     "image_names",

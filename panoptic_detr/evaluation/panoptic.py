@@ -11,7 +11,7 @@ from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Read
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
 from panoptic_detr.id_runs import COMPILED, RunReader
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
-from panoptic_detr.quality import PanopticQuality, PanopticQualityResult, Regions
+from panoptic_detr.quality import FilmQuality, PanopticQuality, PanopticQualityResult, Regions
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
 
 MANY = 1000  # images for which to load what reads runs takes less time than it saves
@@ -62,16 +62,12 @@ def score_annotations(
     boundary: bool = False,
 ) -> tuple[PanopticQualityResult, AnnotationSet]:
     """Score predictions as `evaluate_panoptic`; they are returned too, under the image ids of the truth."""
-    if workers is not None and workers < 1:
-        raise EvaluationError(f"workers must be at least 1, but is {workers}")
+    if workers is not None and not (isinstance(workers, int) and workers >= 1):
+        raise EvaluationError(f"workers must be at least 1, but is {workers!r}")
     if not truth.entries:
         raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
-    other_names = check_same_names(prediction, quality.categories)
-    quality.note("categories with other names than the truth's; matched by their ids", other_names)
-    prediction, notes = as_images_of(prediction, truth)
-    for kind, images in notes:
-        quality.note(kind, images)
+    prediction = match_images(quality, prediction, truth)
     chunks = _chunks(list(truth.entries), workers or usable_cores())
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
@@ -80,6 +76,16 @@ def score_annotations(
             quality.merge(part)
             bar.advance(task, len(chunk))
     return quality.compute(), prediction
+
+
+def match_images(quality: PanopticQuality | FilmQuality, prediction: AnnotationSet, truth: AnnotationSet) -> AnnotationSet:
+    """The predictions under the image ids of the truth; what is odd about them is noted."""
+    other_names = check_same_names(prediction, quality.categories)
+    quality.note("categories with other names than the truth's; matched by their ids", other_names)
+    prediction, notes = as_images_of(prediction, truth)
+    for kind, images in notes:
+        quality.note(kind, images)
+    return prediction
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
@@ -110,18 +116,24 @@ def score_image(
     readers: tuple[Reader, Reader] = (read_id_png, read_id_png),
 ) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    expected = truth.regions(image_id, readers[1])
-    found = image_id in prediction.entries
-    if found:
-        result = prediction.regions(image_id, readers[0])
-    else:
-        result = Regions.from_rows(np.zeros(expected.pixels.shape, np.int32), (), prediction.where(image_id))
+    result, expected = read_pair(prediction, truth, image_id, readers)
     overlaps = quality.update_regions(result, expected, str(image_id))
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
-    if found:
+    if image_id in prediction.entries:
         wrong += prediction.wrong_areas(image_id, overlaps.prediction_areas)
     quality.note("segments whose area in the JSON is wrong; their pixels count", wrong)
     quality.note(
         "segments with id 0, which usually means void; counted like any other",
         [regions.where for regions in (result, expected) if (regions.ids == 0).any()],
     )
+
+
+def read_pair(
+    prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId, readers: tuple[Reader, Reader]
+) -> tuple[Regions, Regions]:
+    """Prediction and truth of an image; all void where there is no prediction."""
+    expected = truth.regions(image_id, readers[1])
+    if image_id in prediction.entries:
+        return prediction.regions(image_id, readers[0]), expected
+    nothing = np.zeros(expected.pixels.shape, np.int32)
+    return Regions.from_rows(nothing, (), prediction.where(image_id)), expected

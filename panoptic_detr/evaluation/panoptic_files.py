@@ -15,7 +15,7 @@ from panoptic_detr.data.coco import read_json
 from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import CategoryError, DataError, EvaluationError, SegmentMapError
-from panoptic_detr.files import safe_path
+from panoptic_detr.files import path_fault, safe_path
 from panoptic_detr.id_runs import IdRuns
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import Regions
@@ -109,6 +109,9 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
     Raises:
         EvaluationError: the JSON or the folder is missing, the JSON is broken, or its annotations are not one per image.
     """
+    for place in (path, folder):
+        if fault := path_fault(place):
+            raise EvaluationError(f"{place!r} is {fault}")
     path, folder = Path(path), Path(folder)
     content = read_json(path, error=EvaluationError)
     rows = content.get("annotations")

@@ -20,7 +20,7 @@ from panoptic_detr.errors import InputError
 from panoptic_detr.exported.engines import NOTES, Content
 from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
 from panoptic_detr.exported.runtime import FORMAT
-from panoptic_detr.files import make_folder, write_whole
+from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.inference import Predictor
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
@@ -85,6 +85,7 @@ def export(
         InputError: a source, path, size or precision that does not fit; what it needs is not installed; fewer than 99.9%
             equal pixels in fp32. Nothing is left behind then.
     """
+    check_path(path)
     path = Path(path)
     check_target(path, size, precision)
     if path.suffix.lower() == ".pt2" and (raw or precision != "fp32"):

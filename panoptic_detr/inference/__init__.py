@@ -10,6 +10,7 @@ from panoptic_detr.inference.batch import (
     unpadded_parts,
 )
 from panoptic_detr.inference.choose import Choice
+from panoptic_detr.inference.cluster import Recipe, ray_predict
 from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
 from panoptic_detr.inference.films import Film, is_film, predict_film
 from panoptic_detr.inference.flow import Outcome, PictureModel, predict_files
@@ -32,6 +33,7 @@ __all__ = [
     "PredictionFolder",
     "Predictor",
     "Raster",
+    "Recipe",
     "Share",
     "Tiled",
     "Tracker",
@@ -49,6 +51,7 @@ __all__ = [
     "predict_files",
     "predict_film",
     "prepare_folder",
+    "ray_predict",
     "read_by_windows",
     "segment_batch",
     "spans",

@@ -13,6 +13,8 @@ from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.winners import Axis, make_axis, winning_masks
 from panoptic_detr.panoptic import DropReason, Segment
 
+MOST_PIXELS = 2**31  # of a map in memory
+
 # Pixels counted at a time.
 _BAND_PIXELS = 1 << 20
 
@@ -148,6 +150,8 @@ def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
         raise MergeError(f"{name} must be (height, width) in pixels, but got {value!r}") from None
     if len(numbers) != 2 or min(numbers) < 1:
         raise MergeError(f"{name} must be (height, width) in pixels, at least 1 each, but got {tuple(numbers)}")
+    if numbers[0] * numbers[1] > MOST_PIXELS:
+        raise MergeError(f"{name} must have at most {MOST_PIXELS} pixels, but got {tuple(numbers)}")
     return numbers[0], numbers[1]
 
 

@@ -50,12 +50,14 @@ class Outcome:
         done: pictures that were predicted.
         seconds: from the first picture to the last file.
         waiting: of these, what the model waited for pictures to be read or written.
+        best_below: the best score of a query that was below its threshold.
     """
 
     failed: list[Failure] = field(default_factory=list)
     done: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
+    best_below: float = 0.0
 
     @property
     def wait_share(self) -> float:
@@ -106,6 +108,8 @@ def predict_files(
                 if isinstance(result, PanopticSegmentation):
                     outcome.waiting += writers.add(file, picture, result)
                     outcome.done += 1
+                    low = (dropped.score for dropped in result.dropped if dropped.reason == "low score")
+                    outcome.best_below = max(outcome.best_below, *low, 0.0)
                 else:
                     outcome.failed.append(Failure.of(file, result))
                 if watch is not None:

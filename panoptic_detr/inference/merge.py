@@ -68,6 +68,9 @@ def merge_panoptic(
         MergeError: arguments that do not fit together; the message says which.
         ShapeError: logits or masks of a wrong number of axes.
     """
+    for name, value in (("logits", logits), ("mask_logits", mask_logits)):
+        if not isinstance(value, Tensor):
+            raise MergeError(f"{name} must be a tensor, but got {type(value).__name__}; torch.from_numpy makes one of an array")
     check_shape("logits", logits, ("Q", "C"))
     table = CategoryTable.of(categories, num_labels=logits.shape[1] - int(no_object))
     choice = choose_queries(logits, table, threshold=threshold, stuff_threshold=stuff_threshold, no_object=no_object)

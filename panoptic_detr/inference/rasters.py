@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
 
-from panoptic_detr.errors import PictureError
+from panoptic_detr.errors import InputError, PictureError
+from panoptic_detr.files import write_whole
 from panoptic_detr.images import as_rgb
 from panoptic_detr.inference.files import PictureFile
 from panoptic_detr.segment_maps import LARGE
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 STRIP = 256  # rows worked on at a time
+TILE = 256  # side of the tiles of id maps
 _OVERLAY_SIDE = 4096  # pixels, of an overlay that is drawn smaller
 
 
@@ -121,6 +123,39 @@ def _paste(window: np.ndarray, segment: np.ndarray, top: int, left: int) -> None
     bottom, right = min(top + segment.shape[0], window.shape[0]), min(left + segment.shape[1], window.shape[1])
     inside = segment[max(0, -top) : bottom - top, max(0, -left) : right - left]
     window[max(0, top) : bottom, max(0, left) : right] = inside
+
+
+def write_id_tiff(path: str | Path, segment_map: np.ndarray) -> None:
+    """Write an (H, W) map of ids as a tiled TIFF of one 32-bit number a pixel, which is read by windows; whole or not at all.
+
+    Raises:
+        InputError: tifffile is not installed.
+    """
+    if not find_spec("tifffile"):
+        raise InputError("id maps as TIFF need tifffile; install it: pip install 'panoptic-detr[large]'")
+    import tifffile
+
+    height, width = segment_map.shape
+
+    def tiles() -> Iterator[np.ndarray]:
+        for top in range(0, height, TILE):
+            row = np.array(segment_map[top : top + TILE])
+            yield from (row[:, left : left + TILE].astype(np.uint32) for left in range(0, width, TILE))
+
+    def write(stream: BinaryIO) -> None:
+        tifffile.imwrite(
+            stream,
+            tiles(),
+            shape=(height, width),
+            dtype=np.uint32,
+            tile=(TILE, TILE),
+            photometric="minisblack",
+            compression="zlib",
+            bigtiff=segment_map.size > 2**29,
+            metadata=None,
+        )
+
+    write_whole(path, write)
 
 
 def id_store(shape: tuple[int, int], folder: Path | None) -> np.ndarray:

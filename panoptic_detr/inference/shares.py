@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import distributed
 
 from panoptic_detr.errors import DataError
@@ -73,17 +73,21 @@ class Share:
 
 def join_processes() -> Share:
     """Meet the processes that torchrun or srun has started together with this one; a share of all where it is alone."""
-    environment: ClusterEnvironment
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        environment = SLURMEnvironment()
+        torchrun = TorchElasticEnvironment()
+        share = Share(torchrun.global_rank(), torchrun.world_size(), torchrun.local_rank())
+        address, port = torchrun.main_address, torchrun.main_port
+    elif tasks > 1:  # Lightning's environment refuses `srun --ntasks`
+        share = Share(int(os.environ["SLURM_PROCID"]), tasks, int(os.environ["SLURM_LOCALID"]))
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "127.0.0.1"
+        address = SLURMEnvironment.resolve_root_node_address(nodes)
+        port = 15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])
     else:
         return Share()
-    share = Share(environment.global_rank(), environment.world_size(), environment.local_rank())
     if share.processes > 1 and not distributed.is_initialized():
-        os.environ.setdefault("MASTER_ADDR", environment.main_address)
-        os.environ.setdefault("MASTER_PORT", str(environment.main_port))
+        os.environ.setdefault("MASTER_ADDR", address)
+        os.environ.setdefault("MASTER_PORT", str(port))
         distributed.init_process_group("gloo", rank=share.rank, world_size=share.processes, timeout=PATIENCE)
     return share
 

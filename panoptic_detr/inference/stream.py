@@ -25,7 +25,7 @@ from panoptic_detr.errors import DataError
 from panoptic_detr.files import locked_folder, make_folder, remove_stale_temporaries, write_json, write_whole
 from panoptic_detr.images import save_picture
 from panoptic_detr.inference.files import PictureFile
-from panoptic_detr.inference.rasters import Raster, reduced
+from panoptic_detr.inference.rasters import Raster, reduced, write_id_tiff
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
 from panoptic_detr.visualization.draw import enlargement, overlay
@@ -69,6 +69,7 @@ class PredictionFolder:
         folder: made if it is missing.
         categories: what the predictions mean.
         overlays: draw each prediction over its picture.
+        tiffs: write the ids as `tiff/<name>.tif` too, tiled, which programs for maps and slides read by windows.
         made_by: what the predictions depend on, as plain values; an output that was started with others is refused.
         part: which of several processes this is, a word of its own for each; the first has none.
 
@@ -85,14 +86,17 @@ class PredictionFolder:
         categories: CategoryTable,
         *,
         overlays: bool = True,
+        tiffs: bool = False,
         made_by: Row | None = None,
         part: str = "",
     ) -> None:
         self.folder = prepare_folder(folder, overlays=overlays)
-        self.categories, self.overlays = categories, overlays
+        self.categories, self.overlays, self.tiffs = categories, overlays, tiffs
         self.lines = self.folder / (f"predictions.{part}.jsonl" if part else "predictions.jsonl")
         self.found: Counter[int] = Counter()
-        self._head: Json = json.loads(json.dumps({"overlays": overlays, **(made_by or {})}))
+        self._head: Json = json.loads(
+            json.dumps({"overlays": overlays, **({"tiffs": True} if tiffs else {}), **(made_by or {})})
+        )
         self._files: list[Path] = [self.lines]  # of lines, of this process and of others
         self._done: dict[str, int] = {}  # name of a picture to the place of its line
         self._first = not part
@@ -135,6 +139,8 @@ class PredictionFolder:
         """
         height, width = picture.shape[:2]
         segmentation.save(_place(self.folder / "panoptic" / f"{file.name}.png"))
+        if self.tiffs:
+            write_id_tiff(_place(self.folder / "tiff" / f"{file.name}.tif"), segmentation.segment_map)
         if self.overlays:
             save_picture(_place(self.folder / "overlays" / f"{file.name}.jpg"), _drawn(picture, segmentation))
         image = {"id": file.image_id, "file_name": file.file_name or file.path.name, "height": height, "width": width}
@@ -166,6 +172,12 @@ class PredictionFolder:
         ]
         segment_map = read_id_png(self.folder / "panoptic" / annotation["file_name"])
         return PanopticSegmentation(segment_map, segments, self.categories, image_id=file.image_id)
+
+    def likeness(self) -> tuple[str, CategoryTable, dict[str, Any]]:
+        """The arguments, without `part`, of a folder in which another process takes part in the same output."""
+        made_by = {key: value for key, value in self._head.items() if key not in ("overlays", "tiffs")}
+        options = {"overlays": self.overlays, "tiffs": self.tiffs, "made_by": made_by}
+        return str(self.folder), self.categories, options
 
     def read_others(self) -> None:
         """Take in the lines that other processes have written until now.

@@ -1,6 +1,7 @@
-"""Panoptic quality as a pure thing: overlaps, matching, counts, scores, kinds of errors; no files, no models."""
+"""Panoptic quality as a pure thing: overlaps, matching, counts, scores, films, kinds of errors; no files, no models."""
 
 from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts, price_by_cause
+from panoptic_detr.quality.films import WINDOWS, FilmQuality, FilmResult
 from panoptic_detr.quality.intervals import Interval, difference_intervals, image_quality, intervals
 from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
@@ -12,7 +13,10 @@ __all__ = [
     "MEANING",
     "NO_ERRORS",
     "SIZES",
+    "WINDOWS",
     "ErrorCounts",
+    "FilmQuality",
+    "FilmResult",
     "Interval",
     "Loss",
     "Matching",

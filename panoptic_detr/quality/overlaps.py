@@ -132,27 +132,39 @@ def measure_boundaries(overlaps: Overlaps, *, ratio: float = 0.02) -> BoundaryOv
         overlaps: of the image.
         ratio: the paper's for COCO, by default.
     """
-    rows, columns = overlaps.pixels.shape
-    pairs = np.arange(rows * columns).reshape(rows, columns)
     reach = max(1, round(ratio * float(np.hypot(*overlaps.size))))
-    true, predicted = (_boundary(overlaps.paint(side), reach) for side in (pairs // columns, pairs % columns))
-    codes = overlaps.paint(pairs)
-    both, of_truth, of_prediction = (
-        np.bincount(codes[chosen], minlength=rows * columns).reshape(rows, columns)
-        for chosen in (true & predicted, true, predicted)
-    )
+    places = np.indices(overlaps.pixels.shape)  # (2, G + 1, P + 1) index of the true segment, of the predicted one
+    true, predicted = (_boundary(overlaps.paint(_small(places[side] + 1)), reach) for side in (0, 1))
+    counts = _count_kinds(overlaps, true.view(np.uint8) | (predicted.view(np.uint8) << 1))  # 1 true, 2 predicted, 3 both
+    of_truth, of_prediction = (counts[..., 3] + counts[..., kind] for kind in (1, 2))
     truth_areas, areas = of_truth[:-1].sum(1), of_prediction[:-1, :-1].sum(0)
-    intersections = both[:-1, :-1]
+    intersections = counts[:-1, :-1, 3]
     return BoundaryOverlaps(intersections, truth_areas[:, None] + areas - intersections)
 
 
+def _small(numbers: np.ndarray) -> np.ndarray[Any, np.dtype[Any]]:
+    """Numbers in the smallest type that OpenCV can erode."""
+    return numbers.astype(np.uint8 if numbers.size and numbers.max() < 256 else np.float32)
+
+
 def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
-    """Where a map of small numbers has another number, or ends, within `reach` pixels: (H, W) bool."""
-    few = not index.size or index.max() < 255
-    small: np.ndarray[Any, np.dtype[Any]] = (index + 1).astype(np.uint8 if few else np.float32)
+    """Where an (H, W) map of numbers above 0 has another number, or ends, within `reach` pixels: (H, W) bool."""
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    lowest = cv2.erode(small, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return (lowest != small) | (cv2.dilate(small, kernel, borderType=cv2.BORDER_REPLICATE) != small)
+    lowest = cv2.erode(index, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return (lowest != index) | (cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE) != index)
+
+
+def _count_kinds(overlaps: Overlaps, kinds: np.ndarray) -> np.ndarray:
+    """Pixels of every pair and kind, (G + 1, P + 1, 4) int64, from (H, W) uint8 kinds below 4; by runs, which are few."""
+    flat, begins_run = kinds.ravel(), np.zeros(kinds.size, dtype=bool)
+    begins_run[np.cumsum(overlaps.lengths) - overlaps.lengths] = True
+    changes = begins_run.copy()
+    changes[1:] |= flat[1:] != flat[:-1]
+    starts = np.flatnonzero(changes)
+    runs = overlaps.runs[np.cumsum(begins_run[starts]) - 1]
+    shape = (*overlaps.pixels.shape, 4)
+    lengths = np.diff(starts, append=kinds.size)
+    return np.bincount(4 * runs + flat[starts], lengths, int(np.prod(shape))).astype(np.int64).reshape(shape)
 
 
 def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:

@@ -69,15 +69,19 @@ class PanopticQuality:
         for regions in (prediction, truth):
             self._check_categories(regions)
         overlaps = measure_overlaps(prediction, truth)
+        self.count(overlaps, truth.where if name is None else name)
+        return overlaps
+
+    def count(self, overlaps: Overlaps, name: str) -> None:
+        """Count one image by its overlaps, of known categories."""
         counts = count_segments(overlaps)
         self._counts.merge(counts)
         if self.boundary:
             matching = match_segments(overlaps, measure_boundaries(overlaps))
             self._boundaries.merge(PanopticCounts(count_classes(overlaps, matching)))
         if self.per_image:
-            self._by_image.append((truth.where if name is None else name, counts.classes))
+            self._by_image.append((name, counts.classes))
         self._images += 1
-        return overlaps
 
     def note(self, kind: str, examples: Iterable[str]) -> None:
         """Report an oddity that does not change how images are counted; see `PanopticQualityResult.notes`."""
@@ -89,6 +93,8 @@ class PanopticQuality:
         Raises:
             EvaluationError: `other` has other categories.
         """
+        if not isinstance(other, PanopticQuality):
+            raise EvaluationError(f"only another PanopticQuality can be added, but got {other!r:.60}")
         mine, theirs = ({(c.id, c.name, c.isthing) for c in part.categories.categories} for part in (self, other))
         if different := sorted(mine ^ theirs):
             raise EvaluationError(f"scores over different categories cannot be added: {different[0]} is in one of them only")

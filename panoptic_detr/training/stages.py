@@ -59,6 +59,7 @@ def train_detector(stage: DetectorStage) -> Path | None:
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
     """
+    _check_stage(stage, DetectorStage)
     if stage.model.weights is not None:
         check_source(stage.model.weights)
     return run_stage(stage, lambda part, categories, console: new_model(part.model, categories, console))
@@ -73,12 +74,20 @@ def train_masks(stage: MaskStage) -> Path | None:
     Raises:
         InputError: settings, data, weights or folder that cannot be used.
     """
+    _check_stage(stage, MaskStage)
     if stage.detector is None:
         raise ConfigError("stage 2 starts from a detector: give --detector CHECKPOINT, a file of train_detector (best.pt)")
     for source in dict.fromkeys([*(part.detector for part in parts_of(stage)), stage.model.weights]):
         if source is not None:
             check_source(source)
     return run_stage(stage, _panoptic_of, frozen_detector=not stage.joint)
+
+
+def _check_stage(stage: object, kind: type) -> None:
+    if not isinstance(stage, kind):
+        raise ConfigError(
+            f"a {kind.__name__} is needed, but got {stage!r:.60}; on the command line --config FILE reads a file of settings"
+        )
 
 
 def _panoptic_of(stage: MaskStage, categories: CategoryTable, console: Console) -> PanopticDETR:

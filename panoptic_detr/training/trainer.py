@@ -25,7 +25,7 @@ from panoptic_detr.training.run.state import RunState, changed_settings, restore
 from panoptic_detr.training.step import TrainingStep, Work, freeze, remember_statistics, set_train_mode
 from panoptic_detr.training.stopping import describe_nonfinite, explained_worker_death, save_batch
 from panoptic_detr.training.watch.diagnosis import VITAL_SIGNS
-from panoptic_detr.training.watch.progress import Reporter
+from panoptic_detr.training.watch.progress import Reporter, Scores
 from panoptic_detr.weights import Checkpoint
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -265,7 +265,8 @@ class Trainer:
         with self.reporter.progress.paused(), self._weights_for_use(), whole_modules(self.step_module):
             self.model.eval()
             with torch.no_grad():
-                self.last_scores = scores = dict(evaluate(self.model))
+                found = evaluate(self.model)
+                self.last_scores = scores = dict(found)
             if self.reporter.wants_pictures and self.draw_samples is not None:
                 self.reporter.pictures(self.state, self.draw_samples(self.model))
             value = next(iter(scores.values()))
@@ -278,6 +279,7 @@ class Trainer:
         self.state.evaluated = self.state.step
         set_train_mode(self.model, self.frozen)
         self.reporter.scores(self.state, scores, improved)
+        self.reporter.tables(self.state, found if isinstance(found, Scores) else Scores())
 
     def _finished(self, stop: StopRequest) -> bool:
         return self.complete or self._agree(bool(stop))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_detr.errors import CheckpointError, DataError
-from panoptic_detr.files import write_whole
+from panoptic_detr.files import check_path, write_whole
 
 SAFETENSORS = ".safetensors"
 CHECKSUM = "crc32"
@@ -109,6 +109,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         CheckpointError: it could not be written; nothing is left behind and an older file at `path` is untouched.
     """
     try:
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write, to_disk=True)
     except (OSError, RuntimeError, DataError) as error:

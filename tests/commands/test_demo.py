@@ -1,5 +1,6 @@
 """The demo's output folder: what a demo made is replaced, everything else stays."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_a_stopped_stage_ends_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.train_masks, "main", lambda argv: pytest.fail("stage 2 began"))
     with pytest.raises(TrainingError, match="the demo was stopped; it begins anew when it is run again"):
         demo.main(["--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("job", ["data", "evaluate", "visualize"])
+def test_a_signal_between_the_stages_ends_the_demo_in_a_sentence(tmp_path, monkeypatch, job):
+    for other in ("data", "train_detector", "train_masks", "evaluate", "visualize"):
+        monkeypatch.setattr(getattr(demo, other), "main", lambda argv: None)
+    monkeypatch.setattr(demo, "train", lambda *_: "best.pt")
+    monkeypatch.setattr(getattr(demo, job), "main", lambda argv: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingError, match="stopped by SIGTERM; it begins anew when the same command is run again"):
+        demo.main(["--output", str(tmp_path / "demo")])

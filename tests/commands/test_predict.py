@@ -19,7 +19,7 @@ from panoptic_detr.commands import cli, predict
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import write_films
 from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
-from panoptic_detr.inference import PredictionFolder, stream
+from panoptic_detr.inference import PredictionFolder, shares, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import read_id_png
@@ -231,15 +231,18 @@ def test_a_kill_at_any_moment_loses_nothing(checkpoint, photos, tmp_path, capsys
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_finish_the_picture_and_say_how_to_go_on(checkpoint, photos, tmp_path, monkeypatch, capsys, number):
-    original = predict.take_notes
+    original = predict.predict_files
 
-    def interrupted(*arguments):
-        os.kill(os.getpid(), number)
-        original(*arguments)
+    def interrupted(*given, watch, **named):
+        def watch_and_interrupt(*seen):
+            os.kill(os.getpid(), number)
+            watch(*seen)
+
+        return original(*given, watch=watch_and_interrupt, **named)
 
     arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "take_notes", interrupted)
+        patch.setattr(predict, "predict_files", interrupted)
         assert predict.main(arguments) == 128 + number
     assert "stopped after 1 of 2 pictures; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(number) is signal.SIG_DFL
@@ -275,6 +278,24 @@ def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
     assert tree(tmp_path / "four") == tree(tmp_path / "one")
     names = [Path(row["path"]).name for row in json.loads((tmp_path / "four" / "failures.json").read_text())]
     assert names == ["broken.png", "c9.png"]
+
+
+def test_slurm_tells_each_task_its_share(monkeypatch):
+    """By variables alone: a step of three tasks, two of them on a machine of this one."""
+    met = []
+    monkeypatch.setattr(shares.distributed, "init_process_group", lambda backend, **given: met.append((backend, given)))
+    step = {"SLURM_JOB_ID": "4242", "SLURM_NODELIST": "gpu[07-08]", "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3"}
+    for name, value in {**step, "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    share = shares.join_processes()
+    assert share == shares.Share(rank=2, processes=3, local_rank=1)
+    assert (share.part, list(share.of(range(8)))) == ("3-of-3", [2, 5])
+    assert met == [("gloo", {"rank": 2, "world_size": 3, "timeout": shares.PATIENCE})]
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "19242")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a batch script, or a shell of an allocation
+    assert shares.join_processes() == shares.Share()
 
 
 def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
@@ -327,15 +348,17 @@ def test_ids_and_names_of_a_ground_truth_and_folders_in_folders(checkpoint, phot
 
 
 def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
     arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out"), "--tile", "32"]
     with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 256"):
         predict.main(arguments)
-    assert predict.main([*arguments, "--overlap", "16"]) == 0
+    assert predict.main([*arguments, "--overlap", "16", "--tiff"]) == 0
     content, entries = predictions(tmp_path / "out")
     assert [(i["height"], i["width"]) for i in content["images"]] == [(40, 60), (60, 40)]
     for entry in entries.values():
-        found = areas(read_id_png(tmp_path / "out" / "panoptic" / entry["file_name"]))
-        assert {s["id"]: s["area"] for s in entry["segments_info"]} == {i: area for i, area in found.items() if i}
+        ids = read_id_png(tmp_path / "out" / "panoptic" / entry["file_name"])
+        assert {s["id"]: s["area"] for s in entry["segments_info"]} == {i: area for i, area in areas(ids).items() if i}
+        assert (tifffile.imread((tmp_path / "out" / "tiff" / entry["file_name"]).with_suffix(".tif")) == ids).all()
 
 
 def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):

@@ -186,6 +186,11 @@ def test_a_drawing_that_is_refused_leaves_no_folder(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
+def test_an_output_that_is_no_name_is_told(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    assert "is no name that a file can have" in complaint(capsys, "predict", "best.pt", tmp_path, "--output", "o\0b")
+
+
 def test_a_link_to_itself_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "loop.pt").symlink_to("loop.pt")
     assert "there is no such file" in complaint(capsys, "convert_checkpoint", tmp_path / "loop.pt", tmp_path / "out.pt")
@@ -200,7 +205,9 @@ def test_a_name_of_thousands_of_letters_is_no_model(ending):
 
 def test_an_exported_file_has_its_own_precision(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    for job in (["predict", "m.onnx", tmp_path, "--output", tmp_path / "out"], ["evaluate", "m.onnx", "--data.root", tmp_path]):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    file = tmp_path / "m.onnx"
+    for job in (["predict", file, tmp_path, "--output", tmp_path / "out"], ["evaluate", file, "--data.root", tmp_path]):
         line = complaint(capsys, *job, "--precision", "bf16")
         assert "m.onnx is an exported file, which keeps the precision that it was written with: leave out bf16" in line
 

@@ -4,9 +4,19 @@ from typing import Literal
 import pytest
 
 from panoptic_detr.config.reading import plain, read_config, read_config_or_exit, save_config, typed_keys
-from panoptic_detr.config.stages import DetectorStage, LossConfig, MaskStage, OptimizerConfig, TrainConfig
+from panoptic_detr.config.stages import (
+    AugmentationConfig,
+    DataConfig,
+    DetectorStage,
+    LossConfig,
+    MaskStage,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from panoptic_detr.config.types import type_name
 from panoptic_detr.errors import ConfigError
+from panoptic_detr.training.stages import train_detector, train_masks
 
 
 @pytest.fixture
@@ -197,3 +207,37 @@ def test_several_lists_of_choices_read_as_one():
 def test_numbers_are_finite(value):
     with pytest.raises(ConfigError, match=r"setting 'optimizer.lr' must be at least 0( and finite)?, but got"):
         OptimizerConfig(lr=value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(seed=None), "'train.seed' must be int, but got None"),
+        (lambda: TrainConfig(output=None), "'train.output' must be a path, but got None"),
+        (lambda: TrainConfig(ema_decay="x"), "'train.ema_decay' must be float, but got 'x'"),
+        (lambda: TrainConfig(strategy="x"), "'train.strategy' must be one of auto, ddp, fsdp, but got 'x'"),
+        (lambda: OptimizerConfig(drop_at=None), "'optimizer.drop_at' must be"),
+        (lambda: OptimizerConfig(drop_at=["a"]), "'optimizer.drop_at' must be"),
+        (lambda: ModelConfig(overrides=None), "'model.overrides' must be"),
+        (lambda: DataConfig(root=5), "'data.root' must be a path or null, but got 5"),
+        (lambda: AugmentationConfig(preset="x"), "'augmentation.preset' must be one of paper"),
+        (lambda: LossConfig(aux_loss=3), "'loss.aux_loss' must be bool, but got 3"),
+        (lambda: DetectorStage(model=None), "'train_detector.model' must be ModelConfig, but got None"),
+        (lambda: train_detector("a.yaml"), "a DetectorStage is needed, but got 'a.yaml'"),
+        (lambda: train_masks(DetectorStage()), "a MaskStage is needed, but got DetectorStage"),
+    ],
+)
+def test_settings_made_in_python_keep_their_types(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_texts_are_paths_and_tuples_lists_where_these_are_wanted():
+    assert DataConfig(root="a", train_split="b").root == Path("a")
+    assert AugmentationConfig(preset="photos", window=(64, 96)).window == [64, 96]
+
+
+def test_a_yaml_without_end_is_no_settings(tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * 3000)
+    with pytest.raises(ConfigError, match=r"deep\.yaml' is not valid YAML: maximum recursion depth"):
+        read_config(DetectorStage, ["--config", str(tmp_path / "deep.yaml")])

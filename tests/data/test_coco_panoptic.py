@@ -1,6 +1,7 @@
 import pickle
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -326,3 +327,8 @@ def test_classes_of_crowds_only_are_told(layout):
     layout.segments[3]["iscrowd"] = 1
     layout.save()
     assert [str(category) for category in open_set(layout).only_crowds] == ["'cube' (thing)"]
+
+
+def test_an_address_is_no_data_set():
+    with pytest.raises(DataError, match=r"'s3://bucket/coco' is an address \(s3\), and only files of this machine are read"):
+        resolve_paths(Path("s3://bucket/coco"), "train2017")

@@ -136,8 +136,12 @@ def test_workers_do_not_change_the_result(files, workers):
 
 def test_workers_must_be_positive(files):
     files.evaluate()
-    with pytest.raises(EvaluationError, match="workers must be at least 1, but is 0"):
-        evaluate_panoptic(files.root / "gt.json", files.root / "gt", files.root / "pred.json", files.root / "pred", workers=0)
+    for place in (None, "a\0b"):
+        with pytest.raises(EvaluationError, match=r"is no (path of a file|name that a file can have)"):
+            evaluate_panoptic(place, place, place, place)
+    for workers in (0, "x"):
+        with pytest.raises(EvaluationError, match=f"workers must be at least 1, but is {workers!r}"):
+            evaluate_panoptic(*(files.root / name for name in ("gt.json", "gt", "pred.json", "pred")), workers=workers)
 
 
 def info(files, side="pred"):

@@ -153,3 +153,18 @@ def test_only_large_tiffs_are_read_by_windows(tmp_path, monkeypatch):
     (tmp_path / "x.tif").write_bytes(b"no tiff")
     with pytest.raises(PictureError, match="not a readable TIFF"):
         rasters.open_tiff(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("shape", [(600, 300), (256, 513), (3, 2)])
+def test_ids_are_written_as_tiled_tiffs_and_read_by_windows(tmp_path, shape):
+    tifffile = pytest.importorskip("tifffile")
+    ids = drawn(shape, 5) if min(shape) > 3 else np.arange(6, dtype=np.int32).reshape(shape)
+    rasters.write_id_tiff(tmp_path / "ids.tif", ids)
+    with tifffile.TiffFile(tmp_path / "ids.tif") as tiff:
+        page = tiff.pages.first
+        assert (page.is_tiled, page.dtype, page.shape, page.compression.name) == (True, np.uint32, shape, "ADOBE_DEFLATE")
+    assert np.array_equal(tifffile.imread(tmp_path / "ids.tif"), ids)
+    rows, columns = slice(shape[0] // 2, shape[0]), slice(shape[1] // 3, shape[1])
+    window = rasters.open_tiff(tmp_path / "ids.tif").read(rows, columns)
+    assert np.array_equal(window[..., 0], ids[rows, columns])
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.tif"]

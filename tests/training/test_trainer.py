@@ -28,7 +28,7 @@ from panoptic_detr.training import trainer as trainer_module
 from panoptic_detr.training.optimizer import freeze_groups_at_rest
 from panoptic_detr.training.run.log import CsvLog
 from panoptic_detr.training.watch.diagnosis import overfit_verdict
-from panoptic_detr.training.watch.progress import TrainingProgress
+from panoptic_detr.training.watch.progress import Scores, TrainingProgress
 from panoptic_detr.weights.checkpoints import load_checkpoint
 
 
@@ -188,6 +188,24 @@ def test_best_checkpoint_early_stop_and_scores(scenes, tmp_path):
     assert_equal(weights_of(tmp_path / "run" / "best.pt"), at_best)
     rows = read_rows(tmp_path / "run" / "scores.csv")
     assert [float(row["PQ"]) for row in rows] == [0.1, 0.5, 0.3, 0.2, 0.2]
+
+
+def test_tables_of_classes_are_logged_at_every_evaluation(scenes, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(scenes, tmp_path / "run", steps=2, evaluate_every=1, tensorboard=True)
+    rows = [{"id": 1, "name": "cat", "pq": 0.25, "sq": 0.5, "rq": 0.5, "tp": 3, "iou": None}]
+    trainer.evaluate = lambda model: Scores({"PQ": 0.25}, rows, {"missed": 0.75})
+    trainer.fit()
+    logged = read_rows(tmp_path / "run" / "classes.csv")
+    assert [(row["step"], row["name"], row["pq"], row["tp"], row["iou"]) for row in logged] == [
+        ("1", "cat", "0.25", "3", ""),
+        ("2", "cat", "0.25", "3", ""),
+    ]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("PQ of classes/cat")] == [(1, 0.25), (2, 0.25)]
+    assert [event.value for event in events.Scalars("points lost/missed")] == [0.75, 0.75]
 
 
 def test_sample_pictures_go_to_tensorboard_at_every_evaluation(scenes, tmp_path):

@@ -76,6 +76,14 @@ def test_an_evaluation_shows_its_own_bar(kind, name, first, dataset, monkeypatch
     assert seen == [True]
 
 
+def test_an_evaluation_brings_its_tables(dataset):
+    scores = evaluator(stage_of(MaskStage), dataset, Fabric(accelerator="cpu", devices=1))(tiny("detr_r50_panoptic"))
+    assert scores.classes
+    assert {"id", "name", "pq", "sq", "rq", "tp", "fp", "fn", "points_missed"} <= set(scores.classes[0])
+    assert all(row["tp"] + row["fp"] + row["fn"] for row in scores.classes)
+    assert sum(scores.lost.values()) == pytest.approx(1 - scores["PQ"])
+
+
 def test_without_validation_set_or_wish_there_is_nothing_to_call(dataset):
     assert sample_drawer(stage_of(DetectorStage), None) is None
     assert sample_drawer(stage_of(DetectorStage, sample_pictures=0), dataset) is None

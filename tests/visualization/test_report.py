@@ -206,7 +206,8 @@ def test_points_lost_lead_to_the_images_where_they_went(report):
     wrong, void = table.split("<tr><td>")[1:]
     assert wrong.startswith("wrong class<small>found under the name of another class")
     assert re.findall(r"#image-(\d)", wrong) == ["0"]
-    assert "<span>28.8</span>" in wrong
+    assert 'width:100.0%"></i><span>28.8</span>' in wrong  # the dearest cause fills its bar
+    assert '<a href="#points">Points lost</a>' in text
     assert '<td class="n">40.0</td>' in wrong
     assert void.startswith("void<")
     assert "#image-" not in void

@@ -177,7 +177,9 @@ def test_the_card_tells_the_run(tmp_path, capsys):
     run.mkdir(parents=True)
     tiny_checkpoint = pd.Predictor(tiny(), tiny().categories).save(run / "best.pt")
     (run / "config.yaml").write_text("data: {root: /somewhere/plates}\noptimizer: {lr: 0.002}\n")
-    (run / "run.json").write_text(json.dumps({"parts": [{"command": "panoptic-detr train_masks --train.steps 3"}]}))
+    (run / "run.json").write_text(
+        json.dumps({"parts": [{"command": "/home/me/.venv/bin/panoptic-detr train_masks --train.steps 3"}]})
+    )
     (run / "scores.csv").write_text(
         "step,PQ,SQ,RQ,PQ things,PQ stuff,box AP\n3,0.25,0.5,0.5,0.2,0.3,0.125\n9,0.1,0.9,0.9,0,0,0\n"
     )
@@ -193,7 +195,7 @@ def test_the_card_tells_the_run(tmp_path, capsys):
     assert card.data.pipeline_tag == "image-segmentation"
     for words in (
         "| All | 25.0 | 50.0 | 50.0 |",
-        "train_masks --train.steps 3",
+        "```\npanoptic-detr train_masks --train.steps 3",
         "| `optimizer.lr` | 0.002 |",
         "1 kinds of stuff: glass",
     ):

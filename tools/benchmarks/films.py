@@ -1,7 +1,6 @@
 """Measure things that keep their ids: video panoptic quality of drawn films with and without tracking, and frames per second.
 
-VPQ (Kim et al., CVPR 2020): a segment of k frames in a row is a tube, and PQ is that of tubes. Frames set below each other are
-one picture in which a tube is a segment, so `PanopticQuality` counts them.
+What VPQ is: `panoptic_detr.quality.FilmQuality`.
 """
 
 import time
@@ -15,8 +14,8 @@ from panoptic_detr.data.scenes import make_film, scene_categories
 from panoptic_detr.images import save_picture
 from panoptic_detr.inference import Tracker, load_model
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.segment_maps import measure, with_ids
+from panoptic_detr.quality import FilmQuality
+from panoptic_detr.segment_maps import measure
 from panoptic_detr.visualization.draw import overlay, side_by_side
 from tools.benchmarks.measure import Figures
 
@@ -61,10 +60,8 @@ def run(
         shown.append((pictures, tracked))
     if output is not None:
         draw_frames(*max(shown, key=lambda film: sum(len(frame.segments) for frame in film[1])), output)
-    rows = [
-        {"frames": k, "alone": vpq([(t, s) for t, s, _ in found], k), "tracked": vpq([(t, f) for t, _, f in found], k)}
-        for k in windows
-    ]
+    alone, followed = (vpq([(film[0], film[side]) for film in found], windows) for side in (1, 2))
+    rows = [{"frames": k, "alone": alone[k], "tracked": followed[k]} for k in windows]
     return {"rows": rows, "milliseconds": {name: 1000 * value / films / frames for name, value in seconds.items()}}
 
 
@@ -75,26 +72,15 @@ def draw_frames(pictures: Sequence[np.ndarray], frames: Sequence[PanopticSegment
     save_picture(output, side_by_side(drawn, [f"frame {i + 1}" for i in chosen]), quality=80)
 
 
-def vpq(films: Sequence[tuple[Sequence[PanopticSegmentation], Sequence[PanopticSegmentation]]], frames: int) -> float:
-    """VPQ over windows of so many frames, in points; each film is its true frames and its predicted ones."""
-    quality = PanopticQuality(scene_categories())
-    for truths, results in films:
-        for first in range(len(truths) - frames + 1):
-            quality.update(tube(results[first : first + frames]), tube(truths[first : first + frames]))
-    return 100 * quality.compute().all.pq
-
-
-def tube(frames: Sequence[PanopticSegmentation]) -> PanopticSegmentation:
-    """Frames as one picture, in which what has the same id and class in several of them is one segment."""
-    ids: dict[tuple[int, int, bool], int] = {}
-    maps = []
-    for frame in frames:
-        keys = {segment.id: (segment.id, segment.category_id, segment.isthing) for segment in frame.segments}
-        maps.append(with_ids(frame.segment_map, {i: ids.setdefault(key, len(ids) + 1) for i, key in keys.items()}))
-    whole = np.concatenate(maps)
-    kinds = {number: key for key, number in ids.items()}
-    segments = [Segment(number, *kinds[number][1:], 0.9, *row) for number, row in measure(whole).items()]
-    return PanopticSegmentation(whole, segments, frames[0].categories)
+def vpq(
+    films: Sequence[tuple[Sequence[PanopticSegmentation], Sequence[PanopticSegmentation]]], windows: Sequence[int]
+) -> dict[int, float]:
+    """VPQ in points by windows of frames; each film is its true frames and its predicted ones."""
+    quality = FilmQuality(scene_categories(), windows=windows)
+    for index, (truths, results) in enumerate(films):
+        for truth, result in zip(truths, results, strict=True):
+            quality.update(str(index), result, truth)
+    return {frames: 100 * result.all.pq for frames, result in quality.compute().windows.items()}
 
 
 def truth_of(segment_map: np.ndarray, rows: Sequence[dict[str, int]]) -> PanopticSegmentation:

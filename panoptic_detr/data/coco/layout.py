@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, safe_path
+from panoptic_detr.files import check_path, make_folder, safe_path
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 _ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of pictures elsewhere
@@ -68,6 +68,9 @@ def resolve_paths(
     Raises:
         DataError: something is not there; the message lists every place that was looked at.
     """
+    for place in (root, images, panoptic, annotations):
+        if place is not None:
+            check_path(place)
     named = images is not None and panoptic is not None and annotations is not None
     splits = [] if root is None else list_splits(root)
     if split is None and not named:

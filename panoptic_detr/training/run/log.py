@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from panoptic_detr.files import write_whole
 from panoptic_detr.training.watch.diagnosis import VAL_LOSS, learning_verdict
 
+Row = Mapping[str, object]  # numbers, names of classes
+
 
 class CsvLog:
-    """Rows of numbers by name, appended and flushed one at a time.
+    """Rows of values by name, appended and flushed one at a time.
 
     Args:
         path: the file; rows of an earlier part of the same run are kept up to `resume_step`.
@@ -34,7 +36,7 @@ class CsvLog:
         else:
             path.unlink(missing_ok=True)
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Row) -> None:
         """Append a row; a name that is new becomes a column."""
         new = [name for name in row if name not in self.columns]
         if new:
@@ -116,14 +118,23 @@ def write_board(board: Board | None, group: str, row: Mapping[str, float]) -> No
             board.add_scalar(f"{group}/{name.replace(' ', '_')}", value, int(row["step"]))
 
 
+def write_classes(board: Board | None, rows: Sequence[Row], step: int) -> None:
+    """Add PQ, SQ and RQ of every class to curves of its own."""
+    if board is None:
+        return
+    for row in rows:
+        for score in ("pq", "sq", "rq"):
+            board.add_scalar(f"{score.upper()} of classes/{row['name']}", float(str(row[score])), step)
+
+
 def write_pictures(board: Board, pictures: Mapping[str, np.ndarray], step: int) -> None:
     """Add (H, W, 3) uint8 RGB pictures, each to the series of its name."""
     for name, picture in pictures.items():
         board.add_image(f"samples/{name}", picture, step, dataformats="HWC")
 
 
-def _text(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+def _text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 TITLES = {"over": "overfitting", "gap": "a wide gap", "under": "underfitting"}

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from panoptic_detr.config.stages import TrainConfig
-from panoptic_detr.training.run.log import Averages, Board, CsvLog, open_board, write_board, write_pictures
+from panoptic_detr.training.run.log import Averages, Board, CsvLog, Row, open_board, write_board, write_classes, write_pictures
 from panoptic_detr.training.run.state import RunState
 from panoptic_detr.training.watch.diagnosis import Diagnosis, shown_score
 
@@ -182,6 +182,22 @@ def peak_memory(device: torch.device) -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
+class Scores(dict[str, float]):
+    """Scores by name, the one that decides first, and the tables behind them.
+
+    Args:
+        scores: fractions.
+        classes: a row of scores, counts and points lost for each class that occurs.
+        lost: what PQ of all was lost to, by cause; fractions.
+    """
+
+    def __init__(
+        self, scores: Mapping[str, float] | None = None, classes: Sequence[Row] = (), lost: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(scores or {})
+        self.classes, self.lost = classes, lost or {}
+
+
 class Reporter:
     """The voice of a run. `open` comes first; use as a context, which shows the bar.
 
@@ -198,6 +214,7 @@ class Reporter:
         self._diagnosis: Diagnosis | None = None
         self._log: CsvLog | None = None
         self._scores: CsvLog | None = None
+        self._classes: CsvLog | None = None
         self._board: Board | None = None
         self._told_of_loss = False
 
@@ -213,6 +230,7 @@ class Reporter:
         folder = self.config.output
         self._log = CsvLog(folder / "log.csv", state.step)
         self._scores = CsvLog(folder / "scores.csv", state.evaluated)
+        self._classes = CsvLog(folder / "classes.csv", state.evaluated)
         if self.config.tensorboard:
             self._board = open_board(folder / "tensorboard", state.step)
 
@@ -257,6 +275,13 @@ class Reporter:
         self.say(f"step {state.step}: {shown}{f'  (best {first} so far)' if improved else ''}")
         self._write_row(self._scores, "scores", {"step": state.step, **scores})
 
+    def tables(self, state: RunState, scores: Scores) -> None:
+        """Log what an evaluation has found of every class, and what PQ was lost to."""
+        for row in scores.classes:
+            self._write(self._classes, {"step": state.step, **row})
+        self._unless_disk_full(lambda: write_classes(self._board, scores.classes, state.step))
+        self._unless_disk_full(lambda: write_board(self._board, "points lost", {"step": state.step, **scores.lost}))
+
     @property
     def wants_pictures(self) -> bool:
         """Whether there is a place for pictures of samples."""
@@ -281,9 +306,12 @@ class Reporter:
             self._unless_disk_full(self._board.close)
 
     def _write_row(self, log: CsvLog | None, group: str, row: Mapping[str, float]) -> None:
+        self._write(log, row)
+        self._unless_disk_full(lambda: write_board(self._board, group, row))
+
+    def _write(self, log: CsvLog | None, row: Row) -> None:
         if log is not None:
             self._unless_disk_full(lambda: log.write(row))
-        self._unless_disk_full(lambda: write_board(self._board, group, row))
 
     def _unless_disk_full(self, write: Callable[[], None]) -> None:
         """A log never ends a run: whether it goes on without room on the disk is decided by its checkpoints."""

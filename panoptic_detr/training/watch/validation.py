@@ -14,12 +14,13 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.loading import collate, make_loader
-from panoptic_detr.evaluation import evaluate_model
+from panoptic_detr.evaluation import ModelScores, class_rows, evaluate_model
 from panoptic_detr.images import fit
 from panoptic_detr.inference import choose_for, predict_batch
 from panoptic_detr.training.losses import Criterion, GlobalCounts, MaskCriterion
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
 from panoptic_detr.training.watch.diagnosis import VAL_LOSS
+from panoptic_detr.training.watch.progress import Scores
 from panoptic_detr.visualization.draw import draw_boxes, side_by_side
 from panoptic_detr.visualization.errors import Entry, draw_entry
 
@@ -44,7 +45,7 @@ def evaluator(
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         """Scores of the model as it is now, by name."""
-        scores = evaluate_model(
+        found = evaluate_model(
             model,
             validation,
             settings=stage.inference,
@@ -53,15 +54,27 @@ def evaluator(
             batch_size=stage.train.batch_size,
             workers=stage.data.workers,
             share=fabric.world_size > 1,
-        ).summary()
+        )
+        scores = as_scores(found)
         if criterion is None:
             return scores
         frozen = isinstance(stage, MaskStage) and not stage.joint
         with extra_outputs(model, wanted=not frozen):
             loss = validation_loss(model, criterion, validation, stage.train.batch_size, fabric)
-        return {**scores, VAL_LOSS: loss}
+        scores[VAL_LOSS] = loss
+        return scores
 
     return evaluate
+
+
+def as_scores(found: ModelScores) -> Scores:
+    """What a run logs of an evaluation."""
+    result = found.panoptic
+    if result is None:
+        return Scores(found.summary())
+    rows = [row for row in class_rows(result) if row["tp"] or row["fp"] or row["fn"]]
+    lost = {cause: sum(sizes) for cause, sizes in result.loss(result.groups()["All"]).items()}
+    return Scores(found.summary(), rows, lost)
 
 
 @contextmanager

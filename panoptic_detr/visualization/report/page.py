@@ -144,13 +144,15 @@ def point_rows(points: Mapping[str, Mapping[str, float]], images: Sequence[Value
         points: by group, what each cause cost, as fractions of PQ.
         images: from `image_data`.
     """
-    rows = []
+    rows: list[Values] = []
+    most = max(next(iter(points.values()), {}).values(), default=0.0) or 1.0
     for cause in CAUSES:
         values = {group: by_cause[cause] for group, by_cause in points.items()}
         worst = sorted(images, key=lambda image: (-image["lost"][cause], image["id"]))[:_WORST_OF_A_CAUSE]
         shown = [image for image in worst if image["lost"][cause] > 0]
         if any(values.values()):
-            rows.append({"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown})
+            row = {"name": cause.replace("_", " "), "meaning": MEANING[cause], "groups": values, "worst": shown}
+            rows.append({**row, "share": next(iter(values.values())) / most})
     return rows
 
 

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -55,7 +56,7 @@ def read_run(folder: str | Path) -> Known:
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         parts = json.loads((folder / "run.json").read_text(encoding="utf-8"))["parts"]
-        command = str(parts[-1]["command"])
+        program, _, arguments = str(parts[-1]["command"]).partition(" ")
         data = settings["data"]
     except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError) as error:
         raise InputError(
@@ -64,7 +65,7 @@ def read_run(folder: str | Path) -> Known:
     source = data.get("root") or data.get("train_annotations") or ""
     return {
         "data": Path(str(source)).name,
-        "command": command,
+        "command": f"{PurePath(program).name} {arguments}".strip(),  # not where the program lies on somebody's disk
         "settings": _flat({key: settings.get(key) for key in ("model", "optimizer", "train", "loss")}),
         **_best_scores(folder / "scores.csv"),
     }
@@ -125,7 +126,11 @@ def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str
         metadata["metrics"] = list(values)
         metrics = [{"type": key, "name": NAMES[key], "value": round(value, 2)} for key, value in values.items()]
         data = notes.data or "validation images"
-        result = {"task": {"type": task}, "dataset": {"type": data, "name": data}, "metrics": metrics}
+        result = {
+            "task": {"type": task},
+            "dataset": {"type": re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-"), "name": data},
+            "metrics": metrics,
+        }
         metadata["model-index"] = [{"name": name, "results": [result]}]
     return metadata
 

@@ -1,0 +1,103 @@
+"""Quality of films whose frames lie in COCO-panoptic files: VPQ and STQ."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from rich.table import Table
+
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation.panoptic import match_images, read_pair, reader
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.parallel import parallel_map, progress_bar
+from panoptic_detr.quality import WINDOWS, FilmQuality, FilmResult
+
+
+def evaluate_films(
+    gt_json: str | Path,
+    gt_folder: str | Path,
+    pred_json: str | Path,
+    pred_folder: str | Path,
+    *,
+    windows: Sequence[int] = WINDOWS,
+    films: Sequence[str] = (),
+    workers: int | None = None,
+    progress: bool = True,
+) -> FilmResult:
+    """Score predictions of films; frames are matched as the images of `evaluate_panoptic`.
+
+    The frames of a film are those whose PNGs of the truth lie in one folder, in the order of their names.
+
+    Args:
+        gt_json: ground truth whose segments keep their ids over the frames of a film.
+        gt_folder: its id PNGs.
+        pred_json: predictions whose segments do (`predict FILM --track` writes such).
+        pred_folder: their id PNGs.
+        windows: numbers of frames for VPQ.
+        films: folders of the films to score; all by default.
+        workers: threads, each at a film; by default one per usable core.
+        progress: show a progress bar if there is a terminal.
+
+    Raises:
+        EvaluationError: as `evaluate_panoptic`; no film of such a name.
+    """
+    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    by_film = _by_film(truth)
+    for name in films:
+        if name not in by_film:
+            raise EvaluationError(f"{gt_json}: no film {name!r}; there are {', '.join(map(repr, sorted(by_film)[:5]))}")
+    chosen = {name: by_film[name] for name in films or by_film}
+    truth = replace(truth, entries={i: truth.entries[i] for ids in chosen.values() for i in ids})
+    if not truth.entries:
+        raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
+    quality = FilmQuality(truth.categories(), windows=windows)
+    prediction = match_images(quality, prediction, truth)
+    with progress_bar(shown=progress) as bar:
+        task = bar.add_task("films", total=len(chosen))
+        score = partial(_score_film, quality, prediction, truth)
+        for part in parallel_map(score, list(chosen.items()), workers=workers, threads=True):
+            quality.merge(part)
+            bar.advance(task)
+    return quality.compute()
+
+
+def _by_film(truth: AnnotationSet) -> dict[str, list[ImageId]]:
+    """Ids of the frames of each film, in order."""
+    frames = defaultdict(list)
+    for image_id, entry in truth.entries.items():
+        place = PurePosixPath(str(entry.get("file_name", "")).replace("\\", "/"))
+        frames[str(place.parent)].append((place.name, image_id))
+    return {film: [image_id for _, image_id in sorted(rows, key=lambda row: row[0])] for film, rows in frames.items()}
+
+
+def _score_film(
+    whole: FilmQuality, prediction: AnnotationSet, truth: AnnotationSet, film: tuple[str, list[ImageId]]
+) -> FilmQuality:
+    quality = FilmQuality(whole.categories, windows=whole.windows)
+    readers = reader(len(truth.entries)), reader(len(truth.entries))
+    for image_id in film[1]:
+        quality.update_regions(film[0], *read_pair(prediction, truth, image_id, readers))
+    return quality
+
+
+def film_table(result: FilmResult) -> Table:
+    """VPQ by windows, and STQ with its parts, in per cent."""
+    table = Table(title=f"{result.films} films, {result.frames.images} frames", title_justify="left")
+    for column in ("", "All", "Things", "Stuff", "windows"):
+        table.add_column(column, justify="right" if column else "left")
+    for count, scores in result.windows.items():
+        groups = (f"{100 * group.pq:.1f}" if scores.images else "-" for group in (scores.all, scores.things, scores.stuff))
+        table.add_row(f"VPQ, {count} frame(s)", *groups, str(scores.images))
+    table.add_section()
+    for name, value in (("VPQ", result.vpq), ("STQ", result.stq), ("AQ", result.aq), ("SQ", result.sq)):
+        table.add_row(name, "-" if value is None else f"{100 * value:.1f}", "", "", "")
+    return table
+
+
+def film_scores(result: FilmResult) -> dict[str, object]:
+    """Everything as plain values, fractions."""
+    content: dict[str, object] = {"VPQ": result.vpq, "STQ": result.stq, "AQ": result.aq, "SQ": result.sq}
+    content |= {"films": result.films, "frames": result.frames.images, "notes": list(result.frames.notes)}
+    return content | {"windows": {str(count): scores.as_dict() for count, scores in result.windows.items() if scores.images}}

@@ -1,0 +1,68 @@
+"""Films of COCO files are found, ordered, scored and shown."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from panoptic_detr.commands.evaluate import main
+from panoptic_detr.data.scenes import write_films
+from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation import evaluate_films
+from panoptic_detr.segment_maps import read_id_png, write_id_png
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Drawn films, and predictions in which the first frame of each has other ids, and the order of the JSON is another."""
+    root = tmp_path_factory.mktemp("films")
+    truth = write_films(root, 2, frames=3, size=48, split="val", workers=1)
+    content = json.loads(truth.read_text())
+    shutil.copytree(root / "panoptic_val", root / "predicted")
+    for row in content["annotations"]:
+        if row["file_name"].endswith("000000.png"):
+            path = root / "predicted" / row["file_name"]
+            write_id_png(path, np.where(ids := read_id_png(path), ids + 1000, 0))
+            for segment in row["segments_info"]:
+                segment["id"] += 1000
+    content["annotations"].reverse()
+    content["images"].reverse()
+    (root / "predictions.json").write_text(json.dumps(content))
+    return {
+        "gt_json": truth,
+        "gt_folder": root / "panoptic_val",
+        "pred_json": root / "predictions.json",
+        "pred_folder": root / "predicted",
+    }
+
+
+def test_films_are_folders_and_frames_follow_their_names(films):
+    result = evaluate_films(**films, windows=(1, 2, 3))
+    assert (result.films, result.frames.images) == (2, 6)
+    assert result.windows[1].all.pq == 1.0
+    assert {count: scores.images for count, scores in result.windows.items()} == {1: 6, 2: 4, 3: 2}
+    # Over 3 frames a tube has its id in 2 of them, IoU 2/3 about, and a wrong one in the other: RQ = 1 / (1 + 1/2).
+    assert result.windows[3].all.sq == pytest.approx(2 / 3, abs=0.01)
+    assert result.windows[3].all.rq == pytest.approx(2 / 3)
+    assert result.sq == 1.0
+    assert result.aq == pytest.approx((2 / 3) ** 2 + (1 / 3) ** 2, abs=0.01)
+    one = evaluate_films(**films, films=["0001"], windows=(1,))
+    assert (one.films, one.frames.images) == (1, 3)
+    with pytest.raises(EvaluationError, match=r"no film '2'; there are '0000', '0001'"):
+        evaluate_films(**films, films=["2"])
+
+
+def test_the_command_shows_and_writes_them(films, tmp_path, capsys):
+    places = [part for name, path in films.items() for part in (f"--{name.replace('_', '-')}", str(path))]
+    assert main([*places, "--films", "--windows", "1", "3", "15", "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 films, 6 frames" in shown
+    assert "STQ" in shown
+    content = json.loads((tmp_path / "out" / "films.json").read_text())
+    assert set(content["windows"]) == {"1", "3"}  # no film has 15 frames
+    assert content["windows"]["1"]["All"]["pq"] == 1.0
+    assert content["VPQ"] == pytest.approx((1 + content["windows"]["3"]["All"]["pq"]) / 2)
+    with pytest.raises(SystemExit):
+        main([*places, "--films", "--boundary"])
+    assert "--films scores files of predictions" in capsys.readouterr().err
