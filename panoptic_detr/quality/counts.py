@@ -6,6 +6,7 @@ the number of images.
 """
 
 from dataclasses import dataclass, field
+from operator import add
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -147,4 +148,4 @@ Counts = TypeVar("Counts", ClassCounts, ErrorCounts, PixelCounts)
 
 def _add(totals: dict[int, Counts], category_id: int, counts: Counts) -> None:
     mine = totals.get(category_id)
-    totals[category_id] = counts if mine is None else type(counts)(*map(sum, zip(mine, counts, strict=True)))
+    totals[category_id] = counts if mine is None else type(counts)(*map(add, mine, counts))

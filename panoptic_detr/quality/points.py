@@ -7,6 +7,7 @@ classes, as its PQ is.
 """
 
 from collections.abc import Iterable, Sequence
+from operator import add
 
 import numpy as np
 
@@ -44,28 +45,29 @@ def lost_units(overlaps: Overlaps, matching: Matching, lost: Sequence[int], extr
         lost: the cause of every missed segment, as a place in `ErrorCounts`, in order.
         extra: the cause of every extra one.
     """
-    true_sizes = np.searchsorted(_SIZE_ENDS, overlaps.truth_areas)
-    sizes = np.searchsorted(_SIZE_ENDS, overlaps.prediction_areas)
-    on_void = 4 * overlaps.on_void >= overlaps.prediction_areas
+    true_sizes = np.searchsorted(_SIZE_ENDS, overlaps.truth_areas).tolist()
+    sizes = np.searchsorted(_SIZE_ENDS, overlaps.prediction_areas).tolist()
+    on_void = (4 * overlaps.on_void >= overlaps.prediction_areas).tolist()
+    true_classes, classes = overlaps.truth_categories.tolist(), overlaps.prediction_categories.tolist()
     rows: list[tuple[int, int, int, int]] = []  # category, cause, size, units
     for row, iou in zip(matching.truth.tolist(), matching.ious.tolist(), strict=True):
         cause = _BOUNDARY if iou <= 0.75 else _OUTLINE
-        rows.append((overlaps.truth_categories[row], cause, true_sizes[row], IOU_UNIT - int(iou * IOU_UNIT)))
-    for row, cause in zip(np.flatnonzero(matching.missed), lost, strict=True):
-        rows.append((overlaps.truth_categories[row], cause, true_sizes[row], IOU_UNIT // 2))
-    for column, cause in zip(np.flatnonzero(matching.extra), extra, strict=True):
+        rows.append((true_classes[row], cause, true_sizes[row], IOU_UNIT - int(iou * IOU_UNIT)))
+    for row, cause in zip(np.flatnonzero(matching.missed).tolist(), lost, strict=True):
+        rows.append((true_classes[row], cause, true_sizes[row], IOU_UNIT // 2))
+    for column, cause in zip(np.flatnonzero(matching.extra).tolist(), extra, strict=True):
         known = cause if cause != _MISSED else _VOID if on_void[column] else _EXTRA
-        rows.append((overlaps.prediction_categories[column], known, sizes[column], IOU_UNIT // 2))
+        rows.append((classes[column], known, sizes[column], IOU_UNIT // 2))
     found: dict[int, list[int]] = {}
     for category_id, cause, size, units in rows:
-        found.setdefault(int(category_id), [0] * len(CAUSES) * len(SIZES))[cause * len(SIZES) + size] += units
+        found.setdefault(category_id, [0] * len(CAUSES) * len(SIZES))[cause * len(SIZES) + size] += units
     return {category_id: tuple(units) for category_id, units in found.items()}
 
 
 def add_units(totals: dict[int, Units], category_id: int, units: Units) -> None:
     """Add what an image cost."""
     mine = totals.get(category_id)
-    totals[category_id] = units if mine is None else tuple(map(sum, zip(mine, units, strict=True)))
+    totals[category_id] = units if mine is None else tuple(map(add, mine, units))
 
 
 def loss_of(units: Units | None, size: float) -> Loss:
