@@ -28,6 +28,8 @@ from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
+FileFormat = Literal["onnx", "openvino", "pt2"]
+ENDINGS: dict[str, FileFormat] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 NEEDS: dict[str, tuple[str, ...]] = {  # the extra, its packages
     ".onnx": ("export", "onnx", "onnxruntime"),
     ".xml": ("openvino", "onnx", "openvino"),
@@ -62,6 +64,7 @@ def export(
     source: "str | Path | Predictor",
     path: str | Path,
     *,
+    format: FileFormat | None = None,
     size: tuple[int, int] | None = None,
     precision: FilePrecision = "fp32",
     raw: bool = False,
@@ -73,6 +76,7 @@ def export(
         source: a checkpoint, a model name whose authors publish weights, or a predictor.
         path: the file; its ending names the format: `.onnx`, `.xml` (OpenVINO, weights beside it in a `.bin`),
             or `.pt2` (`torch.export`).
+        format: for programs that name it ("onnx", "openvino", "pt2"); it must agree with the ending.
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
@@ -88,6 +92,8 @@ def export(
     check_path(path)
     path = Path(path)
     check_target(path, size, precision)
+    if format not in (None, ENDINGS[path.suffix.lower()]):
+        raise InputError(f"{path} ends as a file of {ENDINGS[path.suffix.lower()]}, but format is {format!r}; leave format out")
     if path.suffix.lower() == ".pt2" and (raw or precision != "fp32"):
         raise InputError(f"{path}: .pt2 files hold float32 and give maps; --raw, fp16 and int8 are for .onnx and .xml")
     check_pictures(check)

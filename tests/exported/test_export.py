@@ -228,6 +228,7 @@ def test_raw_outputs_of_a_detector(tmp_path):
     [
         ("file.xyz", {}, "end in .onnx or .xml or .pt2"),
         ("file.onnx", {"size": (8, 100)}, "32 to"),
+        ("file.xml", {"format": "onnx"}, "ends as a file of openvino"),
         ("file.onnx", {"size": 5}, "but got 5"),
         ("file.pt2", {"precision": "int8"}, "float32"),
         ("file.pt2", {"raw": True}, "--raw"),
