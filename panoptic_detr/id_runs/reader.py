@@ -49,8 +49,9 @@ class RunReader:
         if lines is None:
             return read_id_png(path)
         data, (height, width) = lines
+        if self._places.size <= data.size:
+            self._places = np.empty(data.size + 1, np.int32)
         if self._starts.size < height * width:
-            self._places = np.empty(height * (1 + 3 * width) + 1, np.int32)
             self._starts, self._ids = np.empty(height * width, np.int32), np.empty(height * width, np.uint32)
         words = data[: data.size // 8 * 8].view(np.uint64)
         count = read_runs(data, words, height, width, self._places, self._starts, self._ids)
