@@ -5,16 +5,29 @@ the runs of the line above, are looked at, and no pixel is painted. What does th
 seconds once, and one or two to load it, so it is for sets of many images.
 """
 
-import importlib.util
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from panoptic_detr.segment_maps import LARGE, read_bytes, read_id_png, sound_png
 
-COMPILED = all(importlib.util.find_spec(name) for name in ("numba", "deflate"))
+
+@cache
+def can_read_runs() -> bool:
+    """Whether what is compiled is there and can be loaded, which takes a second or two when it is first asked.
+
+    A numba that is too old for the NumPy beside it is installed and cannot be imported.
+    """
+    try:
+        import deflate  # noqa: F401
+
+        from panoptic_detr.id_runs.kernels import read_runs  # noqa: F401
+    except (ImportError, AttributeError, OSError, SystemError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
