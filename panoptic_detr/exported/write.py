@@ -132,6 +132,8 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
         raise InputError(f"{path}: exported files end in {' or '.join(NEEDS)}, not in {path.suffix or 'nothing'}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file")
+    if ending == ".xml" and path.with_suffix(".bin").exists() and not path.exists():
+        raise InputError(f"{path.with_suffix('.bin')} is there already, and would be overwritten; choose another name")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise InputError(f"{path} cannot be written: {nearest} is no folder that may be written to; choose another place")

@@ -320,12 +320,21 @@ def test_openvino_gives_the_same(exported):
     assert {"small", "suppressed", "merged", "low score"} <= reasons
 
 
+def test_weights_of_others_are_not_overwritten(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is there already"):
+        pd.export("detr_r50_panoptic", tmp_path / "pytorch_model.xml")
+    assert (tmp_path / "pytorch_model.bin").read_bytes() == b"weights"
+
+
 def test_files_of_openvino_that_are_none_of_ours(exported, tmp_path):
     openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     _, file = exported("deformable_detr_r50_panoptic", ".xml")
     assert json.loads(file.engine.notes)["versions"]["openvino"]
     with pytest.raises(InputError, match="no device 'cuda' for OpenVINO"):
         pd.load_model(file.path, device="cuda")
+    with pytest.raises(InputError, match="fp32 or bf16, not in 'fp16'"):
+        pd.load_model(file.path, device="cpu", precision="fp16")
     alone, cut, foreign = (tmp_path / f"{name}.xml" for name in ("alone", "cut", "foreign"))
     alone.write_bytes(file.path.read_bytes())
     cut.write_bytes(file.path.read_bytes()[:5000])
