@@ -125,14 +125,19 @@ def _paste(window: np.ndarray, segment: np.ndarray, top: int, left: int) -> None
     window[max(0, top) : bottom, max(0, left) : right] = inside
 
 
+def check_tifffile() -> None:
+    """Raise `InputError` unless tifffile is installed, which id maps as TIFF need."""
+    if not find_spec("tifffile"):
+        raise InputError("id maps as TIFF (--tiff) need tifffile; install it: pip install 'panoptic-detr[large]'")
+
+
 def write_id_tiff(path: str | Path, segment_map: np.ndarray) -> None:
     """Write an (H, W) map of ids as a tiled TIFF of one 32-bit number a pixel, which is read by windows; whole or not at all.
 
     Raises:
         InputError: tifffile is not installed.
     """
-    if not find_spec("tifffile"):
-        raise InputError("id maps as TIFF need tifffile; install it: pip install 'panoptic-detr[large]'")
+    check_tifffile()
     import tifffile
 
     height, width = segment_map.shape

@@ -280,6 +280,15 @@ def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
     assert names == ["broken.png", "c9.png"]
 
 
+def port_of(monkeypatch, job, step):
+    """Where the tasks of a step of a job meet."""
+    monkeypatch.delenv("MASTER_PORT")
+    for name, value in (("SLURM_JOB_ID", job), ("SLURM_STEP_ID", step)):
+        monkeypatch.setenv(name, str(value))
+    shares.join_processes()
+    return int(os.environ["MASTER_PORT"])
+
+
 def test_slurm_tells_each_task_its_share(monkeypatch):
     """By variables alone: a step of three tasks, two of them on a machine of this one."""
     met = []
@@ -294,6 +303,9 @@ def test_slurm_tells_each_task_its_share(monkeypatch):
     assert (share.part, list(share.of(range(8)))) == ("3-of-3", [2, 5])
     assert met == [("gloo", {"rank": 2, "world_size": 3, "timeout": shares.PATIENCE})]
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "19242")
+    ports = {port_of(monkeypatch, job, step) for job in (4242, 4243) for step in range(4)}
+    assert len(ports) == 8  # of steps that may run side by side
+    assert all(15000 <= port < 25000 for port in ports)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a batch script, or a shell of an allocation
     assert shares.join_processes() == shares.Share()
 
@@ -353,6 +365,7 @@ def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
     with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 256"):
         predict.main(arguments)
     assert predict.main([*arguments, "--overlap", "16", "--tiff"]) == 0
+    assert "predictions.json, panoptic/, overlays/, tiff/\n" in capsys.readouterr().out
     content, entries = predictions(tmp_path / "out")
     assert [(i["height"], i["width"]) for i in content["images"]] == [(40, 60), (60, 40)]
     for entry in entries.values():
