@@ -71,6 +71,8 @@ from panoptic_detr.signals import StopRequest
 from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
+FASTEST = 1000  # frames per second that a film can be written with
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the pictures, load the model, predict, write."""
@@ -88,6 +90,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError(f"--overlap {options.overlap} means nothing without --tile; give --tile too, or leave it out")
     if options.tiff:
         check_tifffile()
+    if options.fps is not None and (not of_film(options) or options.fps > FASTEST):
+        raise ConfigError(f"--fps {options.fps}: films are written with 1 to {FASTEST} frames per second; pictures have none")
     if options.tiff and of_film(options):
         raise ConfigError("--tiff is for pictures; leave it out for films")
     if options.cluster is not None and (of_film(options) or options.explain or is_exported(options.checkpoint)):

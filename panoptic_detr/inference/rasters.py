@@ -6,6 +6,7 @@ imagecodecs. Other formats are decoded whole.
 """
 
 import mmap
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def open_tiff(path: Path) -> Raster:
                 raise PictureError(f"{path}: only TIFFs whose pixels lie together (grey, RGB or RGBA) are read by windows")
             shape = (page.imagelength, page.imagewidth)
             plain = page.is_memmappable
-    except tifffile.TiffFileError as error:
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
         raise PictureError(f"{path}: not a readable TIFF: {error}") from None
     if plain:
         return Raster(shape, lambda rows, columns: np.array(tifffile.memmap(path, page=0, mode="r")[rows, columns]))
