@@ -19,11 +19,15 @@ from panoptic_detr.files import check_path, read_file, write_whole
 
 fast_decoder: Callable[[bytes], np.ndarray] | None = None  # to (H, W, 3) uint8 RGB
 with suppress(ImportError):
+    import deflate  # noqa: F401, for `png_lines`
     from imgread import load_numpy_from_bytes  # the extra "fast-pq": half of OpenCV's time
 
     fast_decoder = load_numpy_from_bytes
 
 MAX_ID = 256**3 - 1
+_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_HARMLESS = {b"IDAT", b"pHYs", b"tIME", b"gAMA", b"sRGB", *_TEXTS}  # what may stand behind IHDR, for `png_lines`
+_WINDOW = 1 << 15  # bytes that zlib looks back at most
 _END = bytes(4) + b"IEND\xaeB`\x82"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGE = 2**26  # pixels, 8192 x 8192: what is larger is worked on by strips
@@ -87,7 +91,7 @@ def read_id_png(path: str | Path, buffer: IdBuffer | None = None) -> np.ndarray:
 
 def _decode_fast(data: bytes) -> np.ndarray | None:
     """The RGB picture (H, W, 3) of a sound 8-bit RGB PNG; None for OpenCV, and the user, to say what is wrong with it."""
-    if fast_decoder is None or png_kind(data) != "RGB" or sound_png(data) is None:
+    if fast_decoder is None or png_lines(data) is None:
         return None
     try:
         return fast_decoder(data)
@@ -95,23 +99,43 @@ def _decode_fast(data: bytes) -> np.ndarray | None:
         return None
 
 
-def sound_png(data: bytes) -> tuple[bytes, bytes] | None:
-    """Contents of IHDR and of all IDAT of a PNG that is whole; None for one that OpenCV, and the user, should look at.
+def png_lines(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """The inflated lines (H * (1 + 3 W),) of an 8-bit RGB PNG that is whole and not interlaced, and (H, W); needs libdeflate.
 
-    Other decoders read over damage that OpenCV refuses, and what is read must not depend on what is installed. With a
-    transparent colour (tRNS) a picture is RGBA.
+    None for any other file, and for what is large: OpenCV, and the user, should look at it. Other decoders read over damage
+    that OpenCV refuses, and what is read must not depend on what is installed. A window too small for its data is such damage.
     """
-    if data[:8] != SIGNATURE or data[12:16] != b"IHDR" or len(data) < 45:
+    import deflate
+
+    head, packed = _png_contents(data)
+    width, height, *kind = struct.unpack(">IIBBBBB", head) if len(head) == 13 else (0, 0)
+    length = height * (1 + 3 * width)
+    if kind != [8, 2, 0, 0, 0] or not 0 < width * height <= LARGE or len(packed) < 2:
         return None
-    place, head, parts = 8, data[16:29], list[bytes]()
+    if 256 << (packed[0] >> 4) < min(length, _WINDOW):
+        return None
+    try:
+        lines = np.frombuffer(deflate.zlib_decompress(packed, length), np.uint8)
+    except deflate.DeflateError:
+        return None
+    return (lines, (height, width)) if len(lines) == length else None
+
+
+def _png_contents(data: bytes) -> tuple[bytes, bytes]:
+    """Contents of IHDR and of all IDAT of a PNG, in which there are, besides these, known chunks only; else nothing."""
+    place, kind, kinds, head, parts = 8, b"", set[bytes](), b"", list[bytes]()
     while data[place : place + 12] != _END:
+        last, kind = kind, data[place + 4 : place + 8]
         end = place + 8 + int.from_bytes(data[place : place + 4], "big")
-        kind = data[place + 4 : place + 8]
-        known = kind in (b"IHDR", b"PLTE", b"IDAT") or (len(kind) == 4 and kind[0] & 32 and kind != b"tRNS")
-        if not known or data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
-            return None
+        again = kind in kinds and kind not in _TEXTS and not kind == last == b"IDAT"
+        known = kind in _HARMLESS if kinds else (data[:8], kind) == (SIGNATURE, b"IHDR")
+        if again or not known or data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
+            return b"", b""
         if kind == b"IDAT":
             parts.append(data[place + 8 : end])
+        elif kind == b"IHDR":
+            head = data[place + 8 : end]
+        kinds.add(kind)
         place = end + 4
     return head, b"".join(parts)
 

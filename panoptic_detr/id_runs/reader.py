@@ -5,14 +5,13 @@ the runs of the line above, are looked at, and no pixel is painted. What does th
 seconds once, and one or two to load it, so it is for sets of many images.
 """
 
-import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from panoptic_detr.segment_maps import LARGE, read_bytes, read_id_png, sound_png
+from panoptic_detr.segment_maps import png_lines, read_bytes, read_id_png
 
 
 @cache
@@ -58,7 +57,7 @@ class RunReader:
         """
         from panoptic_detr.id_runs.kernels import read_runs
 
-        lines = _lines(read_bytes(path))
+        lines = png_lines(read_bytes(path))
         if lines is None:
             return read_id_png(path)
         data, (height, width) = lines
@@ -81,29 +80,3 @@ def join_runs(first: IdRuns, second: IdRuns) -> tuple[np.ndarray, np.ndarray, np
     runs = (first.starts, first.ids, second.starts, second.ids)
     count = join(*runs, size, ids, others, lengths)
     return ids[:count], others[:count], lengths[:count]
-
-
-def _lines(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """The filtered lines of a sound 8-bit RGB PNG without interlacing, and (H, W); None for any other file."""
-    contents = sound_png(data)
-    if contents is None:
-        return None
-    size = _size(contents[0])
-    return _inflate(contents[1], size) if size[0] * size[1] else None
-
-
-def _size(head: bytes) -> tuple[int, int]:
-    """(H, W) of an 8-bit RGB picture from the contents of its IHDR; zeros for others, and for what is large."""
-    width, height, *kind = struct.unpack(">IIBBBBB", head) if len(head) == 13 else (0, 0)
-    return (height, width) if kind == [8, 2, 0, 0, 0] and width * height <= LARGE else (0, 0)
-
-
-def _inflate(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
-    import deflate
-
-    length = size[0] * (1 + 3 * size[1])
-    try:
-        lines = np.frombuffer(deflate.zlib_decompress(data, length), np.uint8)
-    except deflate.DeflateError:
-        return None
-    return (lines, size) if len(lines) == length else None
