@@ -198,7 +198,8 @@ def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name")
     return Path(folder).joinpath(*parts)
 
 
-ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")  # a Path keeps one of its two slashes
+# A Path keeps one of the two slashes, so that only what is known for an address is one then.
+ADDRESS = re.compile(r"((?:https?|ftps?|s3|gs|hf|file|ssh|az|abfss?|hdfs)(?=:/)|[A-Za-z][A-Za-z0-9+.-]+(?=://)):/+(?=[^/])")
 
 
 def path_fault(path: str | Path) -> str | None:

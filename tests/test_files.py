@@ -97,6 +97,8 @@ def test_an_address_keeps_its_slashes_in_the_message():
 
 def test_odd_names_are_no_fault(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    check_path("exp:/a")
+    check_path(Path("exp:/a"))
     (tmp_path / "data:" / "x").mkdir(parents=True)
     for path in ("", ".", "C:/x", "a:b/c", "ü" * 100, "\udcff", "data://x", "x" * 255):
         check_path(path)

@@ -1,7 +1,11 @@
 """Runs of an id PNG are those of its map, whichever filters it was written with."""
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -60,6 +64,30 @@ def test_every_filter_on_random_maps(tmp_path):
         assert isinstance(runs, IdRuns)
         assert (runs.paint() == ids).all()
         assert (read_id_png(path) == ids).all()
+
+
+def test_a_tall_map_after_a_wide_one_gets_the_memory_that_it_needs(tmp_path):
+    read = RunReader()
+    for size in ((2, 300), (600, 1), (1, 600)):  # one number of pixels; a line has a byte more than its pixels
+        ids = RANDOM.integers(0, 2**24, size)
+        (tmp_path / "a.png").write_bytes(png(ids, [1] * len(ids)))
+        assert (read(tmp_path / "a.png").paint() == ids).all()
+
+
+def test_nothing_is_written_out_of_bounds(tmp_path):
+    # What is compiled does not look at bounds unless it is told to, and a small overrun shows nowhere else.
+    checked = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    functions = (
+        test_every_filter_on_random_maps,
+        test_a_tall_map_after_a_wide_one_gets_the_memory_that_it_needs,
+        test_files_of_others_and_joined_runs,
+    )
+    calls = "; ".join(f"tests.{function.__name__}(Path({str(tmp_path)!r}))" for function in functions)
+    script = f"from pathlib import Path; import test_id_runs as tests; {calls}"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, env=checked, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_files_of_others_and_joined_runs(tmp_path):

@@ -10,20 +10,25 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
-from panoptic_detr.commands import data, evaluate, train_detector, train_masks, visualize
-from panoptic_detr.commands.cli import Main, run
-from panoptic_detr.config.reading import packaged_configs
+from panoptic_detr.commands import data, evaluate, visualize
+from panoptic_detr.commands.cli import run
+from panoptic_detr.config.reading import packaged_configs, read_config
+from panoptic_detr.config.stages import DetectorStage, MaskStage
 from panoptic_detr.errors import DataError, TrainingError
 from panoptic_detr.images import as_rgb, fit, save_picture
 from panoptic_detr.signals import interrupted_by_signals
+from panoptic_detr.training.stages import train_detector, train_masks
 from panoptic_detr.visualization.draw import side_by_side
+
+Stage = TypeVar("Stage", bound=DetectorStage)
 
 SIZE = 96
 MARK = "made_by_the_demo"
@@ -63,10 +68,10 @@ def do_all(options: argparse.Namespace) -> None:
         data.main(["scenes", str(out / "scenes"), f"--count={count}", f"--size={SIZE}", f"--split={split}"])
 
     step("Stage 1: a detector of boxes around things and stuff")
-    detector = train(train_detector.main, "detector", options, options.detector_steps)
+    detector = train(DetectorStage, train_detector, "detector", options, options.detector_steps)
 
     step("Stage 2: masks on the frozen detector")
-    best = train(train_masks.main, "masks", options, options.mask_steps, "--detector", detector)
+    best = train(MaskStage, train_masks, "masks", options, options.mask_steps, "--detector", detector)
 
     step("Panoptic quality on the held-out scenes")
     held_out = ["--root", str(out / "scenes"), "--split", "val"]
@@ -103,18 +108,23 @@ def draw_overview(folder: Path, path: Path) -> None:
     save_picture(path, fit(side_by_side(first, columns=2), 1600))
 
 
-def train(stage: Main, name: str, options: argparse.Namespace, steps: int | None, *more: str) -> str:
+def train(
+    kind: type[Stage],
+    run_stage: Callable[[Stage], Path | None],
+    name: str,
+    options: argparse.Namespace,
+    steps: int | None,
+    *more: str,
+) -> str:
     """Run a stage with its YAML, or with other steps than that says; the path of its best checkpoint.
 
     Raises:
         TrainingError: the stage was stopped, which ends a training without an error.
     """
-    out = options.output / name
-    arguments = ["--config", str(packaged_configs()[f"scenes/{name}"]), "--train.output", str(out), *more]
+    arguments = ["--config", str(packaged_configs()[f"scenes/{name}"]), "--train.output", str(options.output / name), *more]
     arguments += ["--data.root", str(options.output / "scenes"), "--train.seed", str(options.seed)]
-    stage([*arguments, *(() if steps is None else ("--train.steps", str(steps)))])
-    best = out / "best.pt"
-    if not best.is_file():
+    best = run_stage(read_config(kind, [*arguments, *(() if steps is None else ("--train.steps", str(steps)))]))
+    if best is None:
         raise TrainingError(
             "the demo was stopped; it begins anew when it is run again (the line above goes on with this stage alone)"
         )

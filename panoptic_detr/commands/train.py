@@ -94,7 +94,7 @@ def do_all(options: argparse.Namespace) -> None:
 
 
 def forecast_all(options: argparse.Namespace) -> None:
-    """What both stages will need. The second is measured on an untrained detector, which costs the same."""
+    """What both stages will need; the second by an untrained detector, whose steps cost the same and whose evaluations less."""
     step = Steps(Console(markup=False))
     step("Stage 1: a detector of boxes around things and stuff")
     boxes = settings(DetectorStage, options)
@@ -103,6 +103,7 @@ def forecast_all(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         detector = save_untrained(boxes, Path(folder) / "untrained.pt")
         train_masks(as_dry_run(settings(MaskStage, options, str(detector))))
+    print("the masks of what a trained detector finds come on top of the evaluations")
     if options.runs > 1:
         print(f"{options.runs} runs take {options.runs} times as long")
 

@@ -9,7 +9,7 @@ import numpy as np
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
-from panoptic_detr.id_runs import COMPILED, RunReader
+from panoptic_detr.id_runs import RunReader, can_read_runs
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import FilmQuality, PanopticQuality, PanopticQualityResult, Regions
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
@@ -105,7 +105,7 @@ def _score_images(
 
 def reader(images: int) -> Reader:
     """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
-    return RunReader() if COMPILED and images >= MANY else partial(read_id_png, buffer=IdBuffer())
+    return RunReader() if images >= MANY and can_read_runs() else partial(read_id_png, buffer=IdBuffer())
 
 
 def score_image(

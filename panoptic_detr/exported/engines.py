@@ -80,6 +80,8 @@ class OpenVinoFile(Engine):
             import openvino
         except ImportError:
             raise InputError(f"{path}: such files need openvino: pip install 'panoptic-detr[openvino]'") from None
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"{path}: files of OpenVINO compute in fp32 or bf16, not in {precision!r}")
         core = openvino.Core()
         place, self.device = openvino_device(device, core.available_devices)
         weights = path.with_suffix(".bin")
@@ -90,9 +92,13 @@ class OpenVinoFile(Engine):
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads and place == "CPU" else {}
         try:
             read = core.read_model(content[".xml"], content[".bin"]) if content else core.read_model(path)
-            self.compiled = core.compile_model(read, place, settings)
         except Exception as error:  # RuntimeError and what its bindings raise
             raise cannot_open(path, self.kind, error) from None
+        try:
+            self.compiled = core.compile_model(read, place, settings)
+        except Exception as error:
+            hint = settings["INFERENCE_PRECISION_HINT"]
+            raise InputError(f"{path} cannot run on {place} in {hint} ({last_line(error)}); give device cpu") from None
         self.notes = read.get_rt_info(NOTES).astype(str) if read.has_rt_info(NOTES) else None
         self.inputs, self.outputs = (
             frozenset(name for port in ports for name in port.get_names())
@@ -178,10 +184,15 @@ def open_engine(
 
 def cannot_open(path: Path, kind: str, error: Exception) -> InputError:
     """The error of a file that its runtime refuses."""
-    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
     return InputError(
-        f"{path} cannot be opened as a file of {kind} ({line.strip()[:200]}): it is damaged, or none; export the model again"
+        f"{path} cannot be opened as a file of {kind} ({last_line(error)}): it is damaged, or none; export the model again"
     )
+
+
+def last_line(error: Exception) -> str:
+    """What an error of a runtime comes down to."""
+    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return line.strip()[:200]
 
 
 def openvino_device(device: str, there: Sequence[str]) -> tuple[str, str]:

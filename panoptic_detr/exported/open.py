@@ -27,7 +27,8 @@ def load_model(
         name_or_path: an exported file (`.onnx`, `.xml`, `.pt2`); a checkpoint of this project; a model name whose authors
             publish weights (`weights.PUBLISHED`); a folder in the hub's form (`config.json`, `model.safetensors`); a repository
             of the hub, `name/of` or `name/of@revision`.
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one there is.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one there is (files of OpenVINO and
+            PyTorch: the CPU).
         precision: "fp32", or "bf16" for bfloat16 autocast; of exported files only those of OpenVINO take it.
 
     Raises:

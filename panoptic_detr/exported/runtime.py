@@ -50,7 +50,8 @@ class ExportedPredictor(PicturePredictor[np.ndarray]):
 
     Args:
         path: the file.
-        device: "cpu", or "auto" for the best one there is; of ONNX files also "cuda", "cuda:1"; of OpenVINO's "gpu", "npu".
+        device: "cpu", or "auto", which takes a GPU for ONNX files if there is one; of those also "cuda", "cuda:1", of
+            OpenVINO's "gpu", "npu".
         threads: of the runtime; by default as many as there are cores.
         content: of the file, where it is not written yet.
         precision: "bf16" lets OpenVINO compute in bfloat16; other files keep the one that they were written with.

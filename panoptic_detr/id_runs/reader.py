@@ -5,16 +5,29 @@ the runs of the line above, are looked at, and no pixel is painted. What does th
 seconds once, and one or two to load it, so it is for sets of many images.
 """
 
-import importlib.util
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from panoptic_detr.segment_maps import LARGE, read_bytes, read_id_png, sound_png
 
-COMPILED = all(importlib.util.find_spec(name) for name in ("numba", "deflate"))
+
+@cache
+def can_read_runs() -> bool:
+    """Whether what is compiled is there and can be loaded, which takes a second or two when it is first asked.
+
+    A numba that is too old for the NumPy beside it is installed and cannot be imported.
+    """
+    try:
+        import deflate  # noqa: F401
+
+        from panoptic_detr.id_runs.kernels import read_runs  # noqa: F401
+    except (ImportError, AttributeError, OSError, SystemError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,9 @@ class RunReader:
         if lines is None:
             return read_id_png(path)
         data, (height, width) = lines
+        if self._places.size <= data.size:
+            self._places = np.empty(data.size + 1, np.int32)
         if self._starts.size < height * width:
-            self._places = np.empty(height * (1 + 3 * width) + 1, np.int32)
             self._starts, self._ids = np.empty(height * width, np.int32), np.empty(height * width, np.uint32)
         words = data[: data.size // 8 * 8].view(np.uint64)
         count = read_runs(data, words, height, width, self._places, self._starts, self._ids)

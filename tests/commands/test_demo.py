@@ -45,30 +45,39 @@ def test_everything_that_the_demo_makes_is_one_of_its_products(tmp_path, monkeyp
 
     def record(argv):
         words = [Path(word) for word in argv]
-        named = [words[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--output", "--train.output")]
+        named = [words[i + 1] for i, word in enumerate(argv[:-1]) if word == "--output"]
         made.update(path.relative_to(tmp_path).parts[0] for path in named or words[1:2])
         for path in named:
             path.mkdir(exist_ok=True)
             (path / "best.pt").touch()
 
-    for job in ("data", "evaluate", "train_detector", "train_masks", "visualize"):
+    def record_stage(stage):
+        made.add(stage.train.output.name)
+        return stage.train.output / "best.pt"
+
+    for job in ("data", "evaluate", "visualize"):
         monkeypatch.setattr(getattr(demo, job), "main", record)
+    for stage in ("train_detector", "train_masks"):
+        monkeypatch.setattr(demo, stage, record_stage)
     monkeypatch.setattr(demo, "draw_overview", lambda folder, path: made.add(path.name))
     assert demo.main(["--output", str(tmp_path)]) == 0
     assert made == set(demo.PRODUCTS)
 
 
 def test_a_stopped_stage_ends_the_demo(tmp_path, monkeypatch):
-    for job in ("data", "train_detector"):  # which leaves no best.pt behind when it is stopped
-        monkeypatch.setattr(getattr(demo, job), "main", lambda argv: 0)
-    monkeypatch.setattr(demo.train_masks, "main", lambda argv: pytest.fail("stage 2 began"))
+    monkeypatch.setattr(demo.data, "main", lambda argv: 0)
+    monkeypatch.setattr(demo, "train_detector", lambda stage: None)  # though a signal in its last step leaves a best.pt
+    (tmp_path / "demo" / "detector").mkdir(parents=True)
+    (tmp_path / "demo" / demo.MARK).touch()
+    (tmp_path / "demo" / "detector" / "best.pt").touch()
+    monkeypatch.setattr(demo, "train_masks", lambda stage: pytest.fail("stage 2 began"))
     with pytest.raises(TrainingError, match="the demo was stopped; it begins anew when it is run again"):
-        demo.main(["--output", str(tmp_path)])
+        demo.main(["--output", str(tmp_path / "demo")])
 
 
 @pytest.mark.parametrize("job", ["data", "evaluate", "visualize"])
 def test_a_signal_between_the_stages_ends_the_demo_in_a_sentence(tmp_path, monkeypatch, job):
-    for other in ("data", "train_detector", "train_masks", "evaluate", "visualize"):
+    for other in ("data", "evaluate", "visualize"):
         monkeypatch.setattr(getattr(demo, other), "main", lambda argv: None)
     monkeypatch.setattr(demo, "train", lambda *_: "best.pt")
     monkeypatch.setattr(getattr(demo, job), "main", lambda argv: signal.raise_signal(signal.SIGTERM))

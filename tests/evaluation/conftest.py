@@ -10,7 +10,7 @@ import pytest
 from panoptic_detr import segment_maps
 from panoptic_detr.evaluation import panoptic
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
-from panoptic_detr.id_runs import COMPILED
+from panoptic_detr.id_runs import can_read_runs
 from panoptic_detr.segment_maps import write_id_png
 
 CATEGORIES = [
@@ -21,7 +21,7 @@ CATEGORIES = [
 
 
 # How id PNGs are read: as maps by OpenCV or the extra's decoder, or as runs.
-DECODERS = ["OpenCV", *["fast"] * (segment_maps.fast_decoder is not None), *["runs"] * COMPILED]
+DECODERS = ["OpenCV", *["fast"] * (segment_maps.fast_decoder is not None), *["runs"] * can_read_runs()]
 
 
 @contextmanager

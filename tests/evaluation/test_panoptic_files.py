@@ -1,12 +1,16 @@
 """Scoring folders: what may be odd, what is refused and how it is said."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
+from panoptic_detr.evaluation import panoptic
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
+from panoptic_detr.id_runs import can_read_runs
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import write_id_png
 
@@ -281,3 +285,13 @@ def test_a_folder_is_no_json(files):
     files.evaluate()
     with pytest.raises(EvaluationError, match=r"gt: cannot be read: Is a directory"):
         evaluate_panoptic(files.root / "gt", files.root / "gt", files.root / "pred.json", files.root / "pred")
+
+
+def test_a_numba_that_cannot_be_imported_is_as_none(plain_files, tmp_path, monkeypatch):
+    (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.x or less")')
+    for name in ("numba", "panoptic_detr.id_runs.kernels"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(panoptic, "MANY", 0)
+    monkeypatch.setattr(panoptic, "can_read_runs", can_read_runs.__wrapped__)
+    assert plain_files.evaluate().all.pq == 1.0

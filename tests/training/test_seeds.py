@@ -13,6 +13,7 @@ from training.test_stages import stage_on
 from panoptic_detr.config.stages import MaskStage, TrainConfig
 from panoptic_detr.errors import ConfigError, TrainingError
 from panoptic_detr.training import seeds, stages
+from panoptic_detr.training.run.folder import check_run_folder
 from panoptic_detr.training.seeds import SeedResult, mean_and_spread, parts_of, read_result, summary
 from panoptic_detr.training.watch.range_test import range_test, smooth
 
@@ -43,6 +44,16 @@ def test_every_seed_has_its_folder_and_the_mean_is_of_all(scenes, tmp_path, caps
     assert TrainConfig(runs=3).runs == 3
     with pytest.raises(ConfigError, match=r"train\.runs"):
         TrainConfig(runs=0)
+
+
+@pytest.mark.parametrize(
+    ("there", "runs", "says"), [("last.pt", 3, "a run of one seed"), ("seed_0/last.pt", 1, "several seeds")]
+)
+def test_one_seed_and_several_do_not_share_a_folder(tmp_path, there, runs, says):
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    with pytest.raises(TrainingError, match=says):
+        check_run_folder(TrainConfig(output=tmp_path, runs=runs, resume=True), "train_detector")
 
 
 def test_stage_2_takes_the_detector_of_the_same_seed():

@@ -26,7 +26,7 @@ from rich.table import Table
 from panoptic_detr import segment_maps
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.evaluation import AnnotationSet, Reader, evaluate_panoptic, read_annotations, score_image
-from panoptic_detr.id_runs import COMPILED, RunReader
+from panoptic_detr.id_runs import RunReader, can_read_runs
 from panoptic_detr.parallel import usable_cores
 from panoptic_detr.quality import PanopticQuality, Regions, intervals
 from panoptic_detr.segment_maps import IdBuffer, encode_ids, read_id_png, resize_ids
@@ -94,7 +94,7 @@ def read_by_opencv(path: Path, buffer: IdBuffer) -> np.ndarray:
 def ways() -> dict[str, Callable[[], Reader]]:
     """How id PNGs can be read here, by name: what makes a reader."""
     found: dict[str, Callable[[], Reader]] = {}
-    if COMPILED:
+    if can_read_runs():
         found["as runs (numba, libdeflate)"] = RunReader
     if segment_maps.fast_decoder is not None:
         found["as maps (imgread)"] = lambda: partial(read_id_png, buffer=IdBuffer())

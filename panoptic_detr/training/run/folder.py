@@ -88,11 +88,19 @@ def check_run_folder(train: TrainConfig, command: str) -> str:
         The command that goes on with the run.
 
     Raises:
-        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off, or nothing to resume from.
+        TrainingError: the folder cannot be written, or holds another run and `train.resume` is off, or one
+            seed where there were several, or the reverse, or nothing to resume from.
     """
     folder = train.output
     check_path(folder)
     last, best = (os.path.exists(folder / name) for name in ("last.pt", "best.pt"))
+    several = any(folder.glob("seed_*/last.pt"))
+    if (last or best) if train.runs > 1 else several:
+        held = "runs of several seeds" if several else "a run of one seed"
+        raise TrainingError(
+            f"{str(folder)!r} holds {held}, and train.runs is {train.runs}; "
+            "name another folder (--train.output), or give train.runs as it was"
+        )
     if (last or best) and not train.resume:
         raise TrainingError(
             f"{str(folder)!r} holds a run already; go on with it (--train.resume true), name another folder "
