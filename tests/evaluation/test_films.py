@@ -51,6 +51,9 @@ def test_films_are_folders_and_frames_follow_their_names(films):
     assert (one.films, one.frames.images) == (1, 3)
     with pytest.raises(EvaluationError, match=r"no film '2'; there are '0000', '0001'"):
         evaluate_films(**films, films=["2"])
+    for workers in (1.5, 0, "2"):
+        with pytest.raises(EvaluationError, match="workers must be at least 1, a whole number, but is"):
+            evaluate_films(**films, workers=workers)
 
 
 def copied(films, root, change):
