@@ -222,6 +222,14 @@ def check_path(path: str | Path) -> None:
         raise DataError(f"{name[:80]!r} is {fault}")
 
 
+def by_numbers(name: str) -> tuple[object, ...]:
+    """A key that sorts names by the numbers in them: frame_2 comes before frame_10, whether or not zeros fill them up."""
+    parts = re.split("([0-9]+)", name)  # text, number, text, ..., text
+    digits = (part.lstrip("0") for part in parts[1::2])
+    numbers = [(len(number), number) for number in digits]
+    return (*(key for pair in zip(parts, numbers, strict=False) for key in pair), parts[-1], name)
+
+
 def read_file(path: str | Path) -> bytes:
     """The bytes of a regular file.
 

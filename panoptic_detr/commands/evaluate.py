@@ -156,7 +156,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
     )
     files.add_argument(
-        "--films", nargs="*", metavar="FOLDER", help="VPQ and STQ of all films, or of those whose PNGs lie in these folders"
+        "--films", nargs="*", metavar="FILM", help="VPQ and STQ of all films, or of these: video_id, or folder of the PNGs"
     )
     files.add_argument(
         "--windows", nargs="+", type=at_least(1), default=WINDOWS, metavar="N", help="frames for VPQ (default: 1 5 10 15)"

@@ -2,15 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.table import Table
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic import match_images, read_pair, reader
+from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, reader
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.files import by_numbers
 from panoptic_detr.parallel import parallel_map, progress_bar
 from panoptic_detr.quality import WINDOWS, FilmQuality, FilmResult
 
@@ -28,7 +28,8 @@ def evaluate_films(
 ) -> FilmResult:
     """Score predictions of films; frames are matched as the images of `evaluate_panoptic`.
 
-    The frames of a film are those whose PNGs of the truth lie in one folder, in the order of their names.
+    Films and their frames are what `video_id` and `frame_id` of the truth's `images` say. Where they do not, the frames of a
+    film are those whose PNGs of the truth lie in one folder, in the order of the numbers in their names.
 
     Args:
         gt_json: ground truth whose segments keep their ids over the frames of a film.
@@ -36,7 +37,7 @@ def evaluate_films(
         pred_json: predictions whose segments do (`predict FILM --track` writes such).
         pred_folder: their id PNGs.
         windows: numbers of frames for VPQ.
-        films: folders of the films to score; all by default.
+        films: the films to score, by `video_id` or folder; all by default.
         workers: threads, each at a film; by default one per usable core.
         progress: show a progress bar if there is a terminal.
 
@@ -44,16 +45,19 @@ def evaluate_films(
         EvaluationError: as `evaluate_panoptic`; no film of such a name.
     """
     truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    check_scoring(truth, workers)
     by_film = _by_film(truth)
     for name in films:
         if name not in by_film:
             raise EvaluationError(f"{gt_json}: no film {name!r}; there are {', '.join(map(repr, sorted(by_film)[:5]))}")
     chosen = {name: by_film[name] for name in films or by_film}
-    truth = replace(truth, entries={i: truth.entries[i] for ids in chosen.values() for i in ids})
-    if not truth.entries:
-        raise EvaluationError(f"{gt_json}: there is no annotation in it, so nothing to score; give another ground truth")
     quality = FilmQuality(truth.categories(), windows=windows)
-    prediction = match_images(quality, prediction, truth)
+    prediction = match_images(quality, prediction, truth, [i for ids in chosen.values() for i in ids])
+    if len(by_film) == 1 and not truth.frames:
+        kind = (
+            "all frames lie in one folder and count as one film; where they are of several, give images video_id and frame_id"
+        )
+        quality.note(kind, by_film)
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("films", total=len(chosen))
         score = partial(_score_film, quality, prediction, truth)
@@ -65,11 +69,15 @@ def evaluate_films(
 
 def _by_film(truth: AnnotationSet) -> dict[str, list[ImageId]]:
     """Ids of the frames of each film, in order."""
-    frames = defaultdict(list)
-    for image_id, entry in truth.entries.items():
-        place = PurePosixPath(str(entry.get("file_name", "")).replace("\\", "/"))
-        frames[str(place.parent)].append((place.name, image_id))
-    return {film: [image_id for _, image_id in sorted(rows, key=lambda row: row[0])] for film, rows in frames.items()}
+    films = defaultdict(list)
+    if truth.entries.keys() <= truth.frames.keys():
+        for image_id in sorted(truth.entries, key=lambda image_id: truth.frames[image_id][1]):
+            films[truth.frames[image_id][0]].append(image_id)
+        return films
+    places = {i: PurePosixPath(str(entry.get("file_name", "")).replace("\\", "/")) for i, entry in truth.entries.items()}
+    for image_id in sorted(places, key=lambda image_id: by_numbers(places[image_id].name)):
+        films[str(places[image_id].parent)].append(image_id)
+    return films
 
 
 def _score_film(
@@ -78,7 +86,8 @@ def _score_film(
     quality = FilmQuality(whole.categories, windows=whole.windows)
     readers = reader(len(truth.entries)), reader(len(truth.entries))
     for image_id in film[1]:
-        quality.update_regions(film[0], *read_pair(prediction, truth, image_id, readers))
+        pair = read_pair(prediction, truth, image_id, readers)
+        note_oddities(quality, prediction, truth, image_id, pair, quality.update_regions(film[0], *pair))
     return quality
 
 

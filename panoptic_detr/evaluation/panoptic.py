@@ -1,6 +1,6 @@
 """Panoptic quality of folders of files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Read
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
 from panoptic_detr.id_runs import RunReader, can_read_runs
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
-from panoptic_detr.quality import FilmQuality, PanopticQuality, PanopticQualityResult, Regions
+from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
 
 MANY = 1000  # images for which to load what reads runs takes less time than it saves
@@ -62,10 +62,7 @@ def score_annotations(
     boundary: bool = False,
 ) -> tuple[PanopticQualityResult, AnnotationSet]:
     """Score predictions as `evaluate_panoptic`; they are returned too, under the image ids of the truth."""
-    if workers is not None and not (isinstance(workers, int) and workers >= 1):
-        raise EvaluationError(f"workers must be at least 1, but is {workers!r}")
-    if not truth.entries:
-        raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
+    check_scoring(truth, workers)
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
     chunks = _chunks(list(truth.entries), workers or usable_cores())
@@ -78,11 +75,24 @@ def score_annotations(
     return quality.compute(), prediction
 
 
-def match_images(quality: PanopticQuality | FilmQuality, prediction: AnnotationSet, truth: AnnotationSet) -> AnnotationSet:
-    """The predictions under the image ids of the truth; what is odd about them is noted."""
+def check_scoring(truth: AnnotationSet, workers: int | None) -> None:
+    """`EvaluationError` where nothing is to be scored, or nobody to do it."""
+    if workers is not None and not (isinstance(workers, int) and workers >= 1):
+        raise EvaluationError(f"workers must be at least 1, a whole number, but is {workers!r}")
+    if not truth.entries:
+        raise EvaluationError(f"{truth.path}: there is no annotation in it, so nothing to score; give another ground truth")
+
+
+def match_images(
+    quality: PanopticQuality | FilmQuality,
+    prediction: AnnotationSet,
+    truth: AnnotationSet,
+    wanted: Collection[ImageId] | None = None,
+) -> AnnotationSet:
+    """The predictions under the image ids of the truth, of which `wanted` are scored; what is odd about them is noted."""
     other_names = check_same_names(prediction, quality.categories)
     quality.note("categories with other names than the truth's; matched by their ids", other_names)
-    prediction, notes = as_images_of(prediction, truth)
+    prediction, notes = as_images_of(prediction, truth, wanted)
     for kind, images in notes:
         quality.note(kind, images)
     return prediction
@@ -116,15 +126,26 @@ def score_image(
     readers: tuple[Reader, Reader] = (read_id_png, read_id_png),
 ) -> None:
     """Count one image of two annotation sets; one without a prediction has all its segments missed."""
-    result, expected = read_pair(prediction, truth, image_id, readers)
-    overlaps = quality.update_regions(result, expected, str(image_id))
+    pair = read_pair(prediction, truth, image_id, readers)
+    note_oddities(quality, prediction, truth, image_id, pair, quality.update_regions(*pair, str(image_id)))
+
+
+def note_oddities(
+    quality: PanopticQuality | FilmQuality,
+    prediction: AnnotationSet,
+    truth: AnnotationSet,
+    image_id: ImageId,
+    pair: tuple[Regions, Regions],
+    overlaps: Overlaps,
+) -> None:
+    """Note what is odd about an image, of which these regions, prediction and truth, were counted."""
     wrong = truth.wrong_areas(image_id, overlaps.truth_areas)
     if image_id in prediction.entries:
         wrong += prediction.wrong_areas(image_id, overlaps.prediction_areas)
     quality.note("segments whose area in the JSON is wrong; their pixels count", wrong)
     quality.note(
         "segments with id 0, which usually means void; counted like any other",
-        [regions.where for regions in (result, expected) if (regions.ids == 0).any()],
+        [regions.where for regions in pair if (regions.ids == 0).any()],
     )
 
 

@@ -34,6 +34,8 @@ class AnnotationSet:
     category_list: object = None  # the JSON's `categories`, if it has them
     # file names of the images by id, where the JSON lists `images`
     image_names: dict[ImageId, str] = field(default_factory=dict)
+    # film and frame of the images by id, where `images` says both
+    frames: dict[ImageId, tuple[str, int]] = field(default_factory=dict)
 
     def categories(self) -> CategoryTable:
         """The category table.
@@ -125,7 +127,8 @@ def read_annotations(path: str | Path, folder: str | Path) -> AnnotationSet:
         if image_id in entries:
             raise EvaluationError(f"{path}: image {image_id} has more than one annotation; keep one per image")
         entries[image_id] = row
-    return AnnotationSet(path, folder, entries, content.get("categories"), image_names(content.get("images")))
+    images = content.get("images")
+    return AnnotationSet(path, folder, entries, content.get("categories"), image_names(images), _frames(images))
 
 
 def folder_of(path: Path) -> Path:
@@ -151,9 +154,18 @@ def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegm
 
 def image_names(rows: object) -> dict[ImageId, str]:
     """File names by image id; what is no proper entry is left out, because nothing but a comparison needs it."""
-    entries = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    pairs = ((row.get("id"), row.get("file_name")) for row in entries)
+    pairs = ((row.get("id"), row.get("file_name")) for row in _objects(rows))
     return {i: name for i, name in pairs if is_id(i) and isinstance(name, str)}
+
+
+def _frames(rows: object) -> dict[ImageId, tuple[str, int]]:
+    """`video_id` and `frame_id` by image id."""
+    places = ((row.get("id"), row.get("video_id"), row.get("frame_id")) for row in _objects(rows))
+    return {i: (str(film), frame) for i, film, frame in places if is_id(i) and is_id(film) and is_integer(frame)}
+
+
+def _objects(rows: object) -> list[dict[str, object]]:
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _png_path(folder: Path, name: object, where: str) -> Path:

@@ -6,7 +6,7 @@ far as both sides name them; endings and the case of letters do not. Ids decide 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -20,8 +20,12 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".
 Note = tuple[str, list[str]]  # a kind of oddity and a line for each image
 
 
-def as_images_of(prediction: AnnotationSet, truth: AnnotationSet) -> tuple[AnnotationSet, list[Note]]:
+def as_images_of(
+    prediction: AnnotationSet, truth: AnnotationSet, wanted: Collection[ImageId] | None = None
+) -> tuple[AnnotationSet, list[Note]]:
     """The predictions under the image ids of the truth, and what is odd about them; those of other images are left out.
+
+    `wanted` are the images of the truth that should have a prediction: all by default.
 
     Raises:
         EvaluationError: predictions of other images; names that fit several images; ids that are text here and numbers there.
@@ -41,7 +45,7 @@ def as_images_of(prediction: AnnotationSet, truth: AnnotationSet) -> tuple[Annot
         _check_common_ids(prediction, truth)
         found = {i: i for i in shared}
         odd = ("images whose file names differ from the truth's; matched by their ids", _renamed_images(prediction, truth))
-    missing = [f"image {i}" for i in truth.entries if i not in found]
+    missing = [f"image {i}" for i in (truth.entries if wanted is None else wanted) if i not in found]
     unknown = [f"image {i}" for i in prediction.entries if i not in found.values()]
     return replace(prediction, entries={i: prediction.entries[mine] for i, mine in found.items()}), [
         odd,

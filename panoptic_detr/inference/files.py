@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.files import check_path, safe_path
+from panoptic_detr.files import by_numbers, check_path, safe_path
 from panoptic_detr.images import decode_image, upright_rgb
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -87,7 +87,19 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> l
     Raises:
         DataError: a folder, pattern, list or shard without pictures, or one that cannot be read; an address of the network.
     """
-    found = [entry for place in places for entry in _pictures_in(place, recursive)]
+    return _numbered([entry for place in places for entry in _pictures_in(place, recursive)])
+
+
+def find_frames(folder: Path) -> list[PictureFile]:
+    """The pictures of a folder as frames of a film: by the numbers in their names.
+
+    Raises:
+        DataError: no pictures in it.
+    """
+    return _numbered(sorted(_in_folder(folder, recursive=False), key=lambda entry: by_numbers(entry.path.name)))
+
+
+def _numbered(found: Sequence[_Found]) -> list[PictureFile]:
     numbers = {int(entry.path.stem) for entry in found if entry.path.stem.isdecimal()}
     numbered = len(numbers) == len(found)
     taken: set[str] = set()

@@ -18,7 +18,7 @@ import numpy as np
 
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import check_path, make_folder
-from panoptic_detr.inference.files import PictureFile, find_pictures
+from panoptic_detr.inference.files import PictureFile, find_frames
 from panoptic_detr.inference.flow import Outcome, PictureModel, Writers
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
@@ -34,7 +34,7 @@ _AHEAD = 8  # frames decoded before they are needed
 
 @dataclass(frozen=True)
 class Film:
-    """A film to predict: a file, or a folder of frames in the order of their names.
+    """A film to predict: a file, or a folder of frames in the order of the numbers in their names.
 
     Attributes:
         path: of the file or folder.
@@ -59,7 +59,7 @@ class Film:
         """
         check_path(path)
         if path.is_dir():
-            return cls(path, frames_per_second or 25.0, len(find_pictures([path])))
+            return cls(path, frames_per_second or 25.0, len(find_frames(path)))
         with _reading(path) as capture:
             own = capture.get(cv2.CAP_PROP_FPS)
             return cls(
@@ -74,7 +74,7 @@ class Film:
             DataError: not one frame of the file can.
         """
         if self.path.is_dir():
-            yield from ((file, file.read()) for file in find_pictures([self.path]))
+            yield from ((file, file.read()) for file in find_frames(self.path))
             return
         number = 0
         with _reading(self.path) as capture:

@@ -21,7 +21,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality.overlaps import Overlaps, Regions
-from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult
+from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, check_segmentations
 
 WINDOWS = (1, 5, 10, 15)  # frames
 
@@ -79,7 +79,8 @@ class _Film:
     """A film so far: the last frames of it, and the pixels of its things' tubes."""
 
     name: str
-    frames: deque[Pixels]
+    frames: deque[Pixels]  # as many as the longest window has
+    count: int = 0  # of all frames
     shared: Pixels = field(default_factory=dict)
 
 
@@ -95,8 +96,8 @@ class FilmQuality:
     """
 
     def __init__(self, categories: CategoryTable | Sequence[Mapping[str, object]], *, windows: Sequence[int] = WINDOWS) -> None:
-        if not windows or min(windows) < 1:
-            raise EvaluationError(f"windows must be numbers of frames, 1 or more, but are {list(windows)}")
+        if not _are_windows(windows):
+            raise EvaluationError(f"windows must be a list of numbers of frames, whole and 1 or more, but are {windows!r:.100}")
         self.categories, self.windows = CategoryTable.of(categories), tuple(sorted(set(windows)))
         self._frames = PanopticQuality(self.categories)
         self._windows = {frames: PanopticQuality(self.categories) for frames in self.windows}
@@ -110,6 +111,7 @@ class FilmQuality:
         Raises:
             EvaluationError: as `PanopticQuality.update`.
         """
+        check_segmentations(prediction, truth)
         where = f"film {film}, frame {1 + self._frames_of(film)}"
         self.update_regions(film, Regions.of(prediction, f"{where}, prediction"), Regions.of(truth, f"{where}, ground truth"))
 
@@ -122,6 +124,7 @@ class FilmQuality:
             self._films += 1
         frame = _pixels(overlaps, prediction, truth)
         self._film.frames.append(frame)
+        self._film.count += 1
         _add(self._film.shared, frame)
         for count, quality in self._windows.items():
             if len(self._film.frames) >= count:
@@ -133,7 +136,13 @@ class FilmQuality:
         self._frames.note(kind, examples)
 
     def merge(self, other: "FilmQuality") -> None:
-        """Add whole films that another one counted, over the same categories and windows."""
+        """Add whole films that another one counted, over the same categories and windows.
+
+        Raises:
+            EvaluationError: `other` is no such thing.
+        """
+        if not isinstance(other, FilmQuality):
+            raise EvaluationError(f"only another FilmQuality can be added, but got {other!r:.60}")
         if other.windows != self.windows:
             raise EvaluationError(f"scores over windows of {self.windows} and of {other.windows} frames cannot be added")
         self._end_film()
@@ -152,7 +161,7 @@ class FilmQuality:
         return FilmResult(windows, self._frames.compute(), self._films, self._association)
 
     def _frames_of(self, film: str) -> int:
-        return len(self._film.frames) if self._film is not None and self._film.name == film else 0
+        return self._film.count if self._film is not None and self._film.name == film else 0
 
     def _end_film(self) -> None:
         if self._film is not None:
@@ -160,6 +169,11 @@ class FilmQuality:
             total, tubes = self._association
             found = _association(self._film.shared, things)
             self._association, self._film = AssociationQuality(total + found.total, tubes + found.tubes), None
+
+
+def _are_windows(windows: object) -> bool:
+    numbers = isinstance(windows, Sequence) and all(isinstance(count, int | np.integer) for count in windows)
+    return numbers and not any(isinstance(count, bool) for count in windows) and min(windows, default=0) >= 1
 
 
 def _pixels(overlaps: Overlaps, prediction: Regions, truth: Regions) -> Pixels:

@@ -57,9 +57,7 @@ class PanopticQuality:
         Raises:
             EvaluationError: other sizes, an unknown category, or segments that do not fit their map; names the image.
         """
-        for which, given in (("prediction", prediction), ("truth", truth)):
-            if not isinstance(given, PanopticSegmentation):
-                raise EvaluationError(f"{which} must be a PanopticSegmentation, but got {given!r:.100}")
+        check_segmentations(prediction, truth)
         name = truth.image_id if truth.image_id is not None else prediction.image_id
         image = f"image {self._images + 1} (in order)" if name is None else f"image {name}"
         self.update_regions(Regions.of(prediction, f"{image}, prediction"), Regions.of(truth, f"{image}, ground truth"), image)
@@ -149,6 +147,13 @@ class PanopticQuality:
                     f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
                     f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
                 )
+
+
+def check_segmentations(prediction: object, truth: object) -> None:
+    """`EvaluationError` for anything else."""
+    for which, given in (("prediction", prediction), ("truth", truth)):
+        if not isinstance(given, PanopticSegmentation):
+            raise EvaluationError(f"{which} must be a PanopticSegmentation, but got {given!r:.100}")
 
 
 class GroupQuality(NamedTuple):

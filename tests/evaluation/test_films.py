@@ -51,6 +51,64 @@ def test_films_are_folders_and_frames_follow_their_names(films):
     assert (one.films, one.frames.images) == (1, 3)
     with pytest.raises(EvaluationError, match=r"no film '2'; there are '0000', '0001'"):
         evaluate_films(**films, films=["2"])
+    for workers in (1.5, 0, "2"):
+        with pytest.raises(EvaluationError, match="workers must be at least 1, a whole number, but is"):
+            evaluate_films(**films, workers=workers)
+
+
+def copied(films, root, change):
+    """The same with another truth: `change` gets its content and its folder."""
+    content = json.loads(films["gt_json"].read_text())
+    shutil.copytree(films["gt_folder"], root / "truth")
+    change(content, root / "truth")
+    (root / "truth.json").write_text(json.dumps(content))
+    return {**films, "gt_json": root / "truth.json", "gt_folder": root / "truth"}
+
+
+def rename(content, folder, name):
+    for row in content["annotations"]:
+        film, frame = row["file_name"].split("/")
+        target = name(film, int(frame.removesuffix(".png")))
+        (folder / row["file_name"]).rename(folder / target)
+        row["file_name"] = target
+
+
+def test_frames_follow_the_numbers_in_their_names(films, tmp_path):
+    numbers = {0: 1, 1: 2, 2: 10}
+    others = copied(films, tmp_path, lambda *place: rename(*place, lambda film, frame: f"{film}/frame_{numbers[frame]}.png"))
+    assert evaluate_films(**others, windows=(2,)).vpq == evaluate_films(**films, windows=(2,)).vpq
+
+
+def test_films_in_one_folder_are_told_apart_by_their_video_id(films, tmp_path):
+    def flat(content, folder):
+        rename(content, folder, lambda film, frame: f"{film}{9 - frame}.png")
+        for row in content["images"]:
+            row |= {"video_id": row["id"] // 3, "frame_id": row["id"] % 3}
+
+    others = copied(films, tmp_path, flat)
+    assert evaluate_films(**others) == evaluate_films(**films)
+    assert evaluate_films(**others, films=["1"]) == evaluate_films(**films, films=["0001"])
+    content = json.loads(others["gt_json"].read_text())
+    for row in content["images"]:
+        del row["video_id"]
+    others["gt_json"].write_text(json.dumps(content))
+    one = evaluate_films(**others)
+    assert one.films == 1
+    assert "all frames lie in one folder and count as one film; where" in one.frames.notes[0]
+
+
+def test_films_have_the_notes_of_images_and_no_false_ones(films, tmp_path):
+    def wrong(content, _):
+        content["annotations"][-1]["segments_info"][0]["area"] = 1
+
+    others = copied(films, tmp_path, wrong)
+    (note,) = evaluate_films(**others, films=["0001"]).frames.notes
+    assert note.startswith("segments whose area in the JSON is wrong; their pixels count: 1 (truth.json image ")
+    assert evaluate_films(**films, films=["0001"]).frames.notes == ()
+    content = json.loads(films["pred_json"].read_text())
+    content["annotations"] = [row for row in content["annotations"] if row["file_name"].startswith("0001")]
+    (tmp_path / "part.json").write_text(json.dumps(content))
+    assert evaluate_films(**{**films, "pred_json": tmp_path / "part.json"}, films=["0001"]).frames.notes == ()
 
 
 def test_the_command_shows_and_writes_them(films, tmp_path, capsys):

@@ -144,7 +144,7 @@ def test_workers_must_be_positive(files):
         with pytest.raises(EvaluationError, match=r"is no (path of a file|name that a file can have)"):
             evaluate_panoptic(place, place, place, place)
     for workers in (0, "x"):
-        with pytest.raises(EvaluationError, match=f"workers must be at least 1, but is {workers!r}"):
+        with pytest.raises(EvaluationError, match=f"workers must be at least 1, a whole number, but is {workers!r}"):
             evaluate_panoptic(*(files.root / name for name in ("gt.json", "gt", "pred.json", "pred")), workers=workers)
 
 

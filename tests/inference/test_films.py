@@ -130,6 +130,13 @@ def test_a_film_that_was_stopped_goes_on_and_is_the_same(tmp_path, ending):
     assert pictures[0][80, 50].astype(int).max() > 60  # a thing is drawn there
 
 
+def test_frames_of_a_folder_follow_the_numbers_in_their_names(tmp_path):
+    for number in (1, 2, 10, 100):
+        cv2.imwrite(str(tmp_path / f"frame_{number}.png"), np.full((4, 6, 3), number, np.uint8))
+    frames = [(file.name, file.image_id, picture[0, 0, 0]) for file, picture in Film.open(tmp_path).frames()]
+    assert frames == [("frame_1", 1, 1), ("frame_2", 2, 2), ("frame_10", 3, 10), ("frame_100", 4, 100)]
+
+
 def test_films_that_cannot_be_used(tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"no film")
     with pytest.raises(DataError, match="there is no such film"):

@@ -121,7 +121,24 @@ def test_films_in_memory_and_refusals():
     small = PanopticSegmentation(np.ones((2, 2), np.int32), frame.segments, table)
     with pytest.raises(EvaluationError, match="film a, frame 1, prediction is 2 x 2"):
         quality.update("a", small, frame)
-    with pytest.raises(EvaluationError, match="windows must be numbers of frames"):
-        FilmQuality(table, windows=(0, 5))
+    for windows in ((0, 5), (), [1.5], [True], ["5"], 5, "5", None):
+        with pytest.raises(EvaluationError, match="windows must be a list of numbers of frames, whole and 1 or more, but are"):
+            FilmQuality(table, windows=windows)
+    assert FilmQuality(table, windows=list(np.array([5, 2]))).windows == (2, 5)
+    with pytest.raises(EvaluationError, match="only another FilmQuality can be added, but got 3"):
+        quality.merge(3)
+    with pytest.raises(EvaluationError, match="prediction must be a PanopticSegmentation, but got array"):
+        quality.update("a", frame.segment_map, frame)
     with pytest.raises(EvaluationError, match="cannot be added"):
         quality.merge(FilmQuality(table, windows=(2,)))
+
+
+def test_messages_count_every_frame_of_a_film():
+    table = CategoryTable.of(COCO)
+    frame = PanopticSegmentation(np.ones((2, 3), np.int32), [Segment(1, 1, True, 1.0, 6, (0, 0, 3, 2))], table)
+    small = PanopticSegmentation(np.ones((2, 2), np.int32), frame.segments, table)
+    quality = FilmQuality(table, windows=(1,))
+    for _ in range(4):
+        quality.update("a", frame, frame)
+    with pytest.raises(EvaluationError, match="film a, frame 5, prediction is 2 x 2"):
+        quality.update("a", small, frame)
