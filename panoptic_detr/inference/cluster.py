@@ -26,6 +26,7 @@ from panoptic_detr.inference.tiles import Tiled
 
 LOOK = 1.0  # seconds between looks at the actors
 PATIENCE = 30.0  # seconds in which an actor that works takes note that it shall end
+_SENTENCE = 200  # letters; longer lines of Ray are advice about its settings
 _PARTS = 10_000  # of a GPU: what Ray counts in
 
 
@@ -98,15 +99,18 @@ def ray_predict(
             if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None
             raise
-        except ray.exceptions.RayActorError as error:
-            reason = str(error).strip().splitlines()[-1:]  # what Ray says is a page long and ends with the cause
-            raise InputError(
-                f"an actor has ended ({''.join(reason).strip()}); the same command goes on with what is missing"
-            ) from None
+        except ray.exceptions.RayError as error:  # lost with its machine, killed for want of memory, not to be made
+            raise InputError(f"an actor has ended ({_cause(error)}); the same command goes on with what is missing") from None
         finally:
             for actor in made:
                 ray.kill(actor)
             folder.read_others()
+
+
+def _cause(error: Exception) -> str:
+    """What happened: a page of Ray ends with the error of an actor or, if it ends with advice, begins with the event."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if len(lines[-1]) < _SENTENCE else lines[0]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from panoptic_detr.commands import cli, predict
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import write_films
 from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
-from panoptic_detr.inference import PredictionFolder, shares, stream
+from panoptic_detr.inference import PredictionFolder, rasters, shares, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import read_id_png
@@ -372,6 +372,13 @@ def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
         ids = read_id_png(tmp_path / "out" / "panoptic" / entry["file_name"])
         assert {s["id"]: s["area"] for s in entry["segments_info"]} == {i: area for i, area in areas(ids).items() if i}
         assert (tifffile.imread((tmp_path / "out" / "tiff" / entry["file_name"]).with_suffix(".tif")) == ids).all()
+
+
+def test_id_maps_as_tiff_without_tifffile_are_refused_at_once(checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--tiff\) need tifffile; install it: pip install 'panoptic-detr\[large\]'"):
+        predict.main([str(checkpoint), str(photos), "--output", str(tmp_path / "out"), "--tiff"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):

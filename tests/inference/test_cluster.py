@@ -31,10 +31,16 @@ class StandIn:
     """As much of Ray as is used, in this process."""
 
     class exceptions:  # noqa: N801
-        class RayTaskError(Exception):
+        class RayError(Exception):
             pass
 
-        class RayActorError(Exception):
+        class RayTaskError(RayError):
+            pass
+
+        class RayActorError(RayError):
+            pass
+
+        class OutOfMemoryError(RayError):
             pass
 
     def __init__(self):
@@ -223,17 +229,33 @@ def test_what_an_actor_cannot_do_is_said_in_a_sentence(ray, place, predictor, mo
             patched.setattr(cluster.os, "getcwd", lambda: str(place / "gone"))
             with pytest.raises(FileNotFoundError):
                 ray_predict(Recipe("gone.pt"), files, folder)
-        page = "The actor died because of an error raised in its creation task, ray::_Actor.__init__()\n  File x\nNo module y\n"
-        with monkeypatch.context() as patched:
-            patched.setattr(ray, "get", lambda _: (_ for _ in ()).throw(ray.exceptions.RayActorError(page)))
-            with pytest.raises(InputError, match=r"^an actor has ended \(No module y\); the same"):
-                ray_predict(Recipe("gone.pt"), files, folder)
         monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(Exception("The current node\ntimed out")))
         with pytest.raises(InputError, match="Ray does not start: The current node timed out"):
             ray_predict(Recipe("gone.pt"), files, folder)
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(InputError, match=r"pip install 'panoptic-detr\[cluster\]'"):
             ray_predict(Recipe("gone.pt"), files, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "page", "told"),
+    [
+        ("RayActorError", "The actor died because of an error raised in __init__()\n  File x\nNo module y\n", "No module y"),
+        (
+            "OutOfMemoryError",
+            "1 worker(s) were killed\nTop 10 memory users:\n" + "Refer to the docs. " * 20,
+            r"1 worker\(s\) were killed",
+        ),
+        ("RayError", "", "RayError"),
+    ],
+)
+def test_an_actor_that_is_lost_is_told_in_a_sentence(ray, place, predictor, monkeypatch, kind, page, told):
+    lost = getattr(ray.exceptions, kind)(page)
+    monkeypatch.setattr(ray, "get", lambda _: (_ for _ in ()).throw(lost))
+    complaint = rf"^an actor has ended \({told}\); the same command goes on with what is missing$"
+    with PredictionFolder(place / "out", predictor.categories) as folder, pytest.raises(InputError, match=complaint):
+        ray_predict(Recipe("gone.pt"), [], folder)
+    assert (len(ray.killed), ray.ended) == (2, 1)
 
 
 @pytest.mark.parametrize("more", [["--explain"], ["--track"]])
