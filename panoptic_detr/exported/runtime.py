@@ -15,6 +15,7 @@ from panoptic_detr.exported.engines import Content, Engine, open_engine
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.panoptic import Dropped, DropReason, PanopticSegmentation, PicturePredictor, Segment
 
+Notes = dict[str, Any]  # what a file says about itself, as JSON
 FORMAT = 1  # version of what a file says about itself
 REASONS: tuple[DropReason | None, ...] = (
     *(None, "no object", "low score", "no category", "covered", "small", "merged", "suppressed"),
@@ -164,7 +165,7 @@ def setting_values(settings: InferenceSettings, no_object: bool) -> dict[str, fl
     }
 
 
-def read_notes(path: Path, engine: Engine) -> dict[str, Any]:
+def read_notes(path: Path, engine: Engine) -> Notes:
     """What the file says about itself.
 
     Raises:
@@ -175,7 +176,7 @@ def read_notes(path: Path, engine: Engine) -> dict[str, Any]:
             f"{path} is a file of {engine.kind}, but not one that `panoptic-detr export` wrote; it runs in its runtime alone"
         )
     try:
-        notes: dict[str, Any] = json.loads(engine.notes)
+        notes: Notes = json.loads(engine.notes)
     except ValueError:
         raise damaged(path, "what it says about itself is no JSON") from None
     if not isinstance(notes, dict):
@@ -194,19 +195,19 @@ def read_notes(path: Path, engine: Engine) -> dict[str, Any]:
     return notes
 
 
-def input_values(settings: InferenceSettings, notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def input_values(settings: InferenceSettings, notes: Notes) -> dict[str, np.ndarray]:
     """Settings as inputs of the file that says this about itself."""
     values = setting_values(settings, notes["no_object"])
     return {name: np.array(values[name], SETTINGS[name]) for name in setting_names(notes)}
 
 
-def setting_names(notes: Mapping[str, Any]) -> list[str]:
+def setting_names(notes: Notes) -> list[str]:
     """The settings that are inputs of a file."""
     sides = [] if notes["size"] else ["short_side", "long_side"]
     return sides if notes["raw"] else [name for name in SETTINGS if not name.endswith("_side")] + sides
 
 
-def check_ports(path: Path, engine: Engine, notes: Mapping[str, Any]) -> None:
+def check_ports(path: Path, engine: Engine, notes: Notes) -> None:
     """Raise `InputError` unless a file has the inputs and outputs that it is run with."""
     results = ("logits", "query_boxes") if notes["raw"] else RESULTS
     for kind, wanted, there in (

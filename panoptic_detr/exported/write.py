@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -241,7 +241,7 @@ def notes_of(
     size: tuple[int, int] | None,
     precision: str,
     raw: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the file says about itself."""
     versions = {name: version(name) for name in ("torch", *packages)} | {"python": platform.python_version()}
     return {

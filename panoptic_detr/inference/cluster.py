@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, floor
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -28,6 +28,8 @@ LOOK = 1.0  # seconds between looks at the actors
 PATIENCE = 30.0  # seconds in which an actor that works takes note that it shall end
 _SENTENCE = 200  # letters; longer lines of Ray are advice about its settings
 _PARTS = 10_000  # of a GPU: what Ray counts in
+
+Handle: TypeAlias = Any  # of an actor, or of what it will answer
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _started(actors: int, cpus: float) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _gpus_for_each(ray: Any, actors: int, device: str) -> float:
+def _gpus_for_each(ray: ModuleType, actors: int, device: str) -> float:
     """A GPU, or the part of one that every actor can have; none where the cluster has none or the device is the CPU.
 
     Raises:
@@ -153,7 +155,7 @@ def _gpus_for_each(ray: Any, actors: int, device: str) -> float:
     return floor(_PARTS / sharing) / _PARTS
 
 
-def _check_room(ray: Any, actors: int, cpus: float, gpus: float) -> None:
+def _check_room(ray: ModuleType, actors: int, cpus: float, gpus: float) -> None:
     """Raise `InputError` unless the machines have room for all actors: Ray lets those without a place wait for ever."""
 
     def room(has: Mapping[str, float]) -> int:
@@ -170,7 +172,11 @@ def _check_room(ray: Any, actors: int, cpus: float, gpus: float) -> None:
 
 
 def _wait(
-    ray: Any, actors: Sequence[Any], results: Sequence[Any], requests: Sequence[int], watch: Callable[[int], object] | None
+    ray: ModuleType,
+    actors: Sequence[Handle],
+    results: Sequence[Handle],
+    requests: Sequence[int],
+    watch: Callable[[int], object] | None,
 ) -> list[Outcome]:
     """Wait for all actors, tell them about an end that is asked for, and say how far they are.
 
@@ -178,7 +184,7 @@ def _wait(
     """
     working, told = dict(enumerate(actors)), 0
     waiting, outcomes = dict(zip(results, working, strict=True)), []
-    counts, asked = dict.fromkeys(working, 0), dict[Any, int]()
+    counts, asked = dict.fromkeys(working, 0), dict[Handle, int]()
     while waiting:
         done, _ = ray.wait(list(waiting), timeout=LOOK)
         for result in done:
@@ -198,7 +204,7 @@ def _wait(
     return outcomes
 
 
-def _not_begun(ray: Any, actors: Mapping[int, Any], number: int) -> set[int]:
+def _not_begun(ray: ModuleType, actors: Mapping[int, Handle], number: int) -> set[int]:
     """Ask all actors for an end; those that do not take note of it, for they have no place yet or still start."""
     told = {actor.stop.remote(number): place for place, actor in actors.items()}
     heard, _ = ray.wait(list(told), num_returns=len(told), timeout=PATIENCE)

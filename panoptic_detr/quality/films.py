@@ -172,8 +172,9 @@ class FilmQuality:
 
 
 def _are_windows(windows: object) -> bool:
-    numbers = isinstance(windows, Sequence) and all(isinstance(count, int | np.integer) for count in windows)
-    return numbers and not any(isinstance(count, bool) for count in windows) and min(windows, default=0) >= 1
+    if not isinstance(windows, Sequence) or not windows:
+        return False
+    return all(isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1 for count in windows)
 
 
 def _pixels(overlaps: Overlaps, prediction: Regions, truth: Regions) -> Pixels:

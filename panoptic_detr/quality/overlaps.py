@@ -8,7 +8,6 @@ are kept, so that what the table says of a pair can be painted where the pair is
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import cv2
 import numpy as np
@@ -142,7 +141,7 @@ def measure_boundaries(overlaps: Overlaps, *, ratio: float = 0.02) -> BoundaryOv
     return BoundaryOverlaps(intersections, truth_areas[:, None] + areas - intersections)
 
 
-def _small(numbers: np.ndarray) -> np.ndarray[Any, np.dtype[Any]]:
+def _small(numbers: np.ndarray) -> np.ndarray:
     """Numbers in the smallest type that OpenCV can erode."""
     return numbers.astype(np.uint8 if numbers.size and numbers.max() < 256 else np.float32)
 

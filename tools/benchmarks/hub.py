@@ -6,8 +6,9 @@ fitted to the picture, so that a dozen queries are sure of a class and all other
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from rich.table import Table
@@ -17,6 +18,8 @@ from panoptic_detr.data.scenes import make_scene
 from panoptic_detr.images import save_picture
 from panoptic_detr.inference import load_model
 from tools.benchmarks.measure import Figures, in_own_process, peak_memory
+
+Result = TypeVar("Result")
 
 SURE = 12.0  # logit of the class that a query is sure of
 THRESHOLD = 0.9  # the pipeline's own
@@ -92,7 +95,7 @@ def here(folder: Path, picture: Path, threads: int, repeats: int) -> Figures:
     return {"seconds": seconds, "mib": peak_memory(), "libraries_mib": before, "segments": len(found.segments)}
 
 
-def timed(work: Any, repeats: int) -> tuple[Any, float]:
+def timed(work: Callable[[], Result], repeats: int) -> tuple[Result, float]:
     """What it gives, and its least seconds of CPU."""
     result, laps = work(), []
     for _ in range(repeats):
