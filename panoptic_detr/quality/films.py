@@ -172,8 +172,11 @@ class FilmQuality:
 
 
 def _are_windows(windows: object) -> bool:
-    numbers = isinstance(windows, Sequence) and all(isinstance(count, int | np.integer) for count in windows)
-    return numbers and not any(isinstance(count, bool) for count in windows) and min(windows, default=0) >= 1
+    return isinstance(windows, Sequence) and len(windows) > 0 and all(_is_window(count) for count in windows)
+
+
+def _is_window(count: object) -> bool:
+    return isinstance(count, int | np.integer) and not isinstance(count, bool) and int(count) >= 1
 
 
 def _pixels(overlaps: Overlaps, prediction: Regions, truth: Regions) -> Pixels:
