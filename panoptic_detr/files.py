@@ -315,14 +315,22 @@ def place_image(source: str | Path, folder: Path, name: str, *, copy: bool) -> N
     path = safe_path(folder, name, "output")
     make_folder(path.parent)
     try:
-        if not copy:
-            path.symlink_to(Path(source).resolve())
-            return
+        if copy or not _linked(Path(source), path):
+            with open(source, "rb") as original, open(path, "xb") as copied:
+                shutil.copyfileobj(original, copied)
     except FileExistsError:
         raise DataError(f"two images want the name {name!r} in the output; rename one of them ({source} is one)") from None
-    except OSError:  # a file system without links
-        pass
-    shutil.copyfile(source, path)
+
+
+def _linked(source: Path, path: Path) -> bool:
+    """Make a link, unless the file system has none."""
+    try:
+        path.symlink_to(source.resolve())
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _move(source: Path, target: Path, parts: list[str]) -> None:

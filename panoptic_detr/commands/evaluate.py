@@ -117,6 +117,9 @@ def compare(options: argparse.Namespace) -> int:
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
     console.print(comparison.summary(), highlight=False)
+    for path, result in zip(options.compare, comparison.results, strict=True):
+        for note in result.notes:
+            console.print(f"note on {path}: {note}", highlight=False, soft_wrap=True)
     if options.output is not None:
         count = draw_changes(comparison, options.output, options.images)
         console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)

@@ -28,7 +28,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -54,6 +53,7 @@ from panoptic_detr.inference import (
     Share,
     Tiled,
     Tracker,
+    check_tifffile,
     find_pictures,
     is_film,
     join_processes,
@@ -71,6 +71,8 @@ from panoptic_detr.signals import StopRequest
 from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
 
+FASTEST = 1000  # frames per second that a film can be written with
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the pictures, load the model, predict, write."""
@@ -86,14 +88,19 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError("--device is empty; give auto, cpu, cuda, cuda:1 and so on, or mps")
     if options.overlap is not None and options.tile is None:
         raise ConfigError(f"--overlap {options.overlap} means nothing without --tile; give --tile too, or leave it out")
-    if options.tiff and not find_spec("tifffile"):
-        raise ConfigError("--tiff needs tifffile; install it: pip install 'panoptic-detr[large]'")
-    film = options.track or any(is_film(path) for path in (*options.pictures, options.output))
-    if film and options.tiff:
+    if options.tiff:
+        check_tifffile()
+    if options.fps is not None and (not of_film(options) or options.fps > FASTEST):
+        raise ConfigError(f"--fps {options.fps}: films are written with 1 to {FASTEST} frames per second; pictures have none")
+    if options.tiff and of_film(options):
         raise ConfigError("--tiff is for pictures; leave it out for films")
-    if options.cluster is not None and (film or options.explain or is_exported(options.checkpoint)):
+    if options.cluster is not None and (of_film(options) or options.explain or is_exported(options.checkpoint)):
         raise ConfigError(
             "--cluster is for pictures and checkpoints, without --explain; leave it out for films and exported files"
+        )
+    if options.cluster is not None and options.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"--device {options.device} with --cluster: Ray chooses each actor's GPU; give cpu, cuda (GPUs or nothing) or auto"
         )
     if options.actors is not None and options.cluster is None:
         raise ConfigError(f"--actors {options.actors} means nothing without --cluster; give --cluster ray too, or leave it out")
@@ -101,9 +108,14 @@ def check_options(options: argparse.Namespace) -> None:
     options.overlap = 256 if options.overlap is None else options.overlap
 
 
+def of_film(options: argparse.Namespace) -> bool:
+    """Whether a film is predicted, or a folder of frames as one."""
+    return options.track or any(is_film(path) for path in (*options.pictures, options.output))
+
+
 def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
-    if options.track or any(is_film(path) for path in (*options.pictures, options.output)):
+    if of_film(options):
         return predict_one_film(options)
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
@@ -118,8 +130,18 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], share: Share) -> int:
-    """Predict the pictures of this process; the first one joins what all have written, and reports."""
-    predictor = load_model(options.checkpoint, device=share.device(options.device), precision=options.precision)
+    """Predict the pictures of this process; the first one joins what all have written, and reports.
+
+    Raises:
+        ConfigError: a cluster of Ray is asked for in each of several processes.
+    """
+    if options.cluster is not None and share.processes > 1:
+        raise ConfigError(
+            f"--cluster ray was started in {share.processes} processes, each of which would start all actors; "
+            "start it once, without torchrun or srun's tasks"
+        )
+    device = share.device(options.device) if options.cluster is None else "cpu"  # actors have models of their own
+    predictor = load_model(options.checkpoint, device=device, precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
     made, model = made_by(options, predictor, files), tiled(options, predictor)
     with PredictionFolder(
@@ -157,8 +179,7 @@ def on_cluster(
         def watch(done: int) -> None:
             bar.update(task, completed=done)
 
-        gpus = 0 if options.device == "cpu" else None
-        return ray_predict(recipe, files, folder, actors=options.actors, gpus=gpus, requests=requests, watch=watch)
+        return ray_predict(recipe, files, folder, actors=options.actors, device=options.device, requests=requests, watch=watch)
 
 
 def predict_one_film(options: argparse.Namespace) -> int:
@@ -341,7 +362,8 @@ def report(folder: PredictionFolder, outcome: Outcome) -> None:
     if outcome.done:
         speed = outcome.done / outcome.seconds
         print(f"{speed:.1f} pictures per second; for reading and writing the model waited {outcome.wait_share:.0%} of the time")
-    print(f"written to {folder.folder}: predictions.json, panoptic/{', overlays/' if folder.overlays else ''}")
+    more = f"{', overlays/' if folder.overlays else ''}{', tiff/' if folder.tiffs else ''}"
+    print(f"written to {folder.folder}: predictions.json, panoptic/{more}")
     if not found:
         print(f"no query passed the threshold; the best score below it was {outcome.best_below:.2f}: try a lower --threshold")
     if outcome.failed:

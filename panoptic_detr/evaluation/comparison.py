@@ -108,7 +108,8 @@ def draw_changes(comparison: Comparison, output: Path, images: Path | None = Non
             error_view(picture, _side(side, ids[name], expected, categories), expected, legend=False)
             for side in comparison.sides
         ]
-        titles = ["truth", f"first: PQ {100 * before:.1f}", f"second: PQ {100 * after:.1f}"]
+        shown = truth.image_names.get(ids[name]) or f"image {name}"
+        titles = [shown, f"first: PQ {100 * before:.1f}", f"second: PQ {100 * after:.1f}"]
         save_picture(output / f"change_{place:02d}_{100 * (after - before):+.0f}.png", side_by_side(drawn, titles))
     return len(changed)
 

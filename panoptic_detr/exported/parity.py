@@ -1,4 +1,4 @@
-"""A file and its model side by side, on pictures."""
+"""A file and its model side by side, on pictures and on a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from panoptic_detr.config.types import fits_type
+from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_tensor, normalize, resize, target_size
+from panoptic_detr.errors import InputError
+from panoptic_detr.evaluation import ModelScores, evaluate_predictor
 from panoptic_detr.exported.engines import Content, open_engine
 from panoptic_detr.exported.runtime import ExportedPredictor, input_values, read_notes
 from panoptic_detr.images import Picture, upright_rgb
@@ -54,6 +58,26 @@ def default_pictures() -> list[np.ndarray]:
             picture[((x - centre_x) / wide) ** 2 + ((y - centre_y) / high) ** 2 < 1] = draw.uniform(0, 255, 3)
         pictures.append(picture.astype(np.uint8))
     return pictures
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model and its file score on a data set.
+
+    Attributes:
+        model: scores of the model.
+        file: scores of the file.
+    """
+
+    model: ModelScores
+    file: ModelScores
+
+    @property
+    def points_lost(self) -> float:
+        """PQ of the model less that of the file, in per cent."""
+        assert self.model.panoptic is not None
+        assert self.file.panoptic is not None
+        return 100 * (self.model.panoptic.all.pq - self.file.panoptic.all.pq)
 
 
 class Pair:
@@ -116,3 +140,30 @@ def told(segmentation: PanopticSegmentation) -> list[tuple[object, ...]]:
 def least_equal(comparisons: Sequence[Comparison]) -> float:
     """Share of equal pixels in the worst picture."""
     return min((one.equal_pixels for one in comparisons), default=1.0)
+
+
+def open_split(data: tuple[str | Path, str] | None, most_lost: float | None, *, raw: bool) -> CocoPanoptic | None:
+    """The data set that is scored on, if any.
+
+    Raises:
+        InputError: it is not named by root and split, or what is asked of it does not go together.
+        DataError: it is not there, or its JSON has a defect.
+    """
+    if most_lost is not None and not (fits_type(most_lost, float) and most_lost >= 0):
+        raise InputError(f"most_lost must be points of PQ, 0 or more, but got {most_lost!r}")
+    if data is None:
+        if most_lost is not None:
+            raise InputError("most_lost limits the PQ lost on a data set: name one (--check ROOT SPLIT, check_data)")
+        return None
+    if raw:
+        raise InputError("files with raw outputs give no maps, so they have no PQ; leave out the data set to check on")
+    if isinstance(data, str) or not (isinstance(data, Sequence) and len(data) == 2):
+        raise InputError(f"check_data must be the root and the split of a data set, but got {data!r:.100}")
+    paths = resolve_paths(*data)
+    return CocoPanoptic(paths.images, paths.panoptic, paths.annotations)
+
+
+def scores_of(predictor: Predictor | ExportedPredictor | None, dataset: CocoPanoptic) -> ModelScores:
+    """PQ of whatever predicts, picture by picture."""
+    assert predictor is not None
+    return evaluate_predictor(predictor, dataset, categories=predictor.categories)

@@ -18,7 +18,7 @@ from panoptic_detr.config.types import fits_type
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported.engines import NOTES, Content
-from panoptic_detr.exported.parity import Comparison, Pair, default_pictures, least_equal
+from panoptic_detr.exported.parity import Comparison, Pair, Quality, default_pictures, least_equal, open_split, scores_of
 from panoptic_detr.exported.runtime import FORMAT
 from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
@@ -47,12 +47,14 @@ class ExportReport:
         megabytes: its size, with that of the weights beside it.
         precision: of its weights.
         comparisons: one for each picture.
+        quality: PQ of model and file, if a data set was given.
     """
 
     path: Path
     megabytes: float
     precision: FilePrecision
     comparisons: tuple[Comparison, ...]
+    quality: Quality | None = None
 
     @property
     def equal_pixels(self) -> float:
@@ -69,6 +71,8 @@ def export(
     precision: FilePrecision = "fp32",
     raw: bool = False,
     check: Sequence[Picture] = (),
+    check_data: tuple[str | Path, str] | None = None,
+    most_lost: float | None = None,
 ) -> ExportReport:
     """Write a model as one file that does all from uint8 pixels to the panoptic map.
 
@@ -81,13 +85,16 @@ def export(
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
         check: pictures that file and model are compared on, besides three drawn ones.
+        check_data: root and split of a data set in COCO's layout, on which the PQ of both is measured.
+        most_lost: points of PQ (of 100) that the file may have less than the model there.
 
     Returns:
         What was written, and the comparison.
 
     Raises:
         InputError: a source, path, size or precision that does not fit; what it needs is not installed; fewer than 99.9%
-            equal pixels in fp32. Nothing is left behind then.
+            equal pixels in fp32, or more PQ lost than allowed. Nothing is left behind then.
+        DataError: a data set that is not there or has a defect.
     """
     check_path(path)
     path = Path(path)
@@ -97,11 +104,15 @@ def export(
     if path.suffix.lower() == ".pt2" and (raw or precision != "fp32"):
         raise InputError(f"{path}: .pt2 files hold float32 and give maps; --raw, fp16 and int8 are for .onnx and .xml")
     check_pictures(check)
+    dataset = open_split(check_data, most_lost, raw=raw)
     opened = opened_source(source)
     if not raw and not opened.panoptic:
         raise InputError(
             "the model is a detector without a mask head, which makes no maps; export its boxes with --raw (raw=True)"
         )
+    before = (
+        None if dataset is None else scores_of(Predictor(opened.model, opened.categories, settings=opened.settings), dataset)
+    )
     content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw)
     make_folder(path.parent)
     pair = Pair(opened, path, content, raw=raw)
@@ -113,8 +124,14 @@ def export(
             f"of the model, and {100 * LEAST_EQUAL:g}% are wanted (largest difference of logits {worst.logits:.2g}, masks "
             f"{worst.masks:.2g})"
         )
+    quality = None if before is None or dataset is None else Quality(before, scores_of(pair.exported, dataset))
+    if quality is not None and most_lost is not None and quality.points_lost > most_lost:
+        raise InputError(
+            f"{path} is not written: it loses {quality.points_lost:.2f} points of PQ on {quality.file.images} images, and at "
+            f"most {most_lost:g} are allowed; export with more precision, or allow more"
+        )
     write_files(path, content)
-    return ExportReport(path, sum(map(len, content.values())) / 2**20, precision, found)
+    return ExportReport(path, sum(map(len, content.values())) / 2**20, precision, found, quality)
 
 
 def write_files(path: Path, content: Content) -> None:

@@ -16,7 +16,7 @@ from panoptic_detr.inference.films import Film, is_film, predict_film
 from panoptic_detr.inference.flow import Outcome, PictureModel, predict_files
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
-from panoptic_detr.inference.rasters import Raster, read_by_windows
+from panoptic_detr.inference.rasters import Raster, check_tifffile, read_by_windows
 from panoptic_detr.inference.shares import Share, join_processes, leave_processes
 from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest, prepare_folder
 from panoptic_detr.inference.tiles import Tiled, spans
@@ -37,6 +37,7 @@ __all__ = [
     "Share",
     "Tiled",
     "Tracker",
+    "check_tifffile",
     "choose_for",
     "find_pictures",
     "in_precision",

@@ -5,11 +5,12 @@ Every machine must see the pictures, the model and the output folder under the s
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
@@ -24,6 +25,9 @@ from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tiles import Tiled
 
 LOOK = 1.0  # seconds between looks at the actors
+PATIENCE = 30.0  # seconds in which an actor that works takes note that it shall end
+_SENTENCE = 200  # letters; longer lines of Ray are advice about its settings
+_PARTS = 10_000  # of a GPU: what Ray counts in
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def ray_predict(
     actors: int = 2,
     cpus: float = 1,
     gpus: float | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     requests: Sequence[int] = (),
     watch: Callable[[int], object] | None = None,
 ) -> list[Outcome]:
@@ -68,7 +73,9 @@ def ray_predict(
         folder: where the results go, opened; its `finish` writes the JSON afterwards.
         actors: predictors that work at the same time. Where no cluster is joined (RAY_ADDRESS) they run on this machine.
         cpus: cores that each may use.
-        gpus: GPUs for each, or a fraction of one; 0 predicts on CPUs. By default one where the cluster has any.
+        gpus: GPUs for each, or a fraction of one; 0 predicts on CPUs. By default one where the cluster has any, or where there
+            are more actors than GPUs the part of one that lets all work (each has the model in its memory).
+        device: "cpu" predicts on CPUs, "cuda" on GPUs or not at all.
         requests: once something is in it (put there by a signal, say), the actors end after the pictures at hand.
         watch: called every second with the number of pictures that were done until then.
 
@@ -76,30 +83,39 @@ def ray_predict(
         What each actor has to tell.
 
     Raises:
-        InputError: Ray is not installed or does not start, an actor has ended, or what one of them raised.
+        InputError: Ray is not installed or does not start, the cluster has no room for the actors, an actor has ended, or what
+            one of them raised.
     """
-    ray = _start(actors, cpus)
-    gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if gpus is None else gpus
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=2)(_Actor)
-    device = "cuda" if gpus else "cpu"
-    made = [remote.remote(recipe, device, os.getcwd(), folder.likeness(), Share(rank, actors)) for rank in range(actors)]
-    given = ray.put(list(files))
-    try:
-        return _wait(ray, made, [actor.predict.remote(given) for actor in made], requests, watch)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError | OSError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise InputError(f"an actor has ended ({error}); the same command goes on with what is missing") from None
-    finally:
-        for actor in made:
-            ray.kill(actor)
-        folder.read_others()
+    with _started(actors, cpus) as ray:
+        gpus = _gpus_for_each(ray, actors, device) if gpus is None else gpus
+        _check_room(ray, actors, cpus, gpus)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=2)(_Actor)
+        where = "cuda" if gpus else "cpu"
+        made = [remote.remote(recipe, where, os.getcwd(), folder.likeness(), Share(rank, actors)) for rank in range(actors)]
+        given = ray.put(list(files))
+        try:
+            return _wait(ray, made, [actor.predict.remote(given) for actor in made], requests, watch)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError | OSError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:  # lost with its machine, killed for want of memory, not to be made
+            raise InputError(f"an actor has ended ({_cause(error)}); the same command goes on with what is missing") from None
+        finally:
+            for actor in made:
+                ray.kill(actor)
+            folder.read_others()
 
 
-def _start(actors: int, cpus: float) -> ModuleType:
-    """The library, joined to a cluster or with one of this machine.
+def _cause(error: Exception) -> str:
+    """What happened: a page of Ray ends with the error of an actor or, if it ends with advice, begins with the event."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if len(lines[-1]) < _SENTENCE else lines[0]
+
+
+@contextmanager
+def _started(actors: int, cpus: float) -> Iterator[ModuleType]:
+    """The library, joined to a cluster or with one of this machine; what was started here ends with the block.
 
     Raises:
         InputError: it is not installed or does not start.
@@ -108,29 +124,85 @@ def _start(actors: int, cpus: float) -> ModuleType:
         import ray
     except ImportError:
         raise InputError("predicting on a cluster needs Ray; install it: pip install 'panoptic-detr[cluster]'") from None
-    if not ray.is_initialized():
-        own = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, ceil(actors * cpus))}
-        try:
-            ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else own))
-        except Exception as error:  # Ray has no type of its own for it
-            raise InputError(f"Ray does not start: {error}") from error
-    return ray
+    if ray.is_initialized():
+        yield ray
+        return
+    own = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, ceil(actors * cpus))}
+    try:
+        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else own))
+    except Exception as error:  # Ray has no type of its own for it
+        raise InputError(f"Ray does not start: {' '.join(str(error).split())}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _gpus_for_each(ray: Any, actors: int, device: str) -> float:
+    """A GPU, or the part of one that every actor can have; none where the cluster has none or the device is the CPU.
+
+    Raises:
+        InputError: the device is a GPU and the cluster has none.
+    """
+    there = floor(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and not there:
+        raise InputError("the cluster has no GPU, which cuda asks for; leave the device out, or give cpu")
+    if device == "cpu" or not there:
+        return 0
+    sharing = ceil(actors / there)  # actors on the fullest GPU
+    return floor(_PARTS / sharing) / _PARTS
+
+
+def _check_room(ray: Any, actors: int, cpus: float, gpus: float) -> None:
+    """Raise `InputError` unless the machines have room for all actors: Ray lets those without a place wait for ever."""
+
+    def room(has: Mapping[str, float]) -> int:
+        on_gpus = floor(has.get("GPU", 0)) * floor(1 / gpus) if 0 < gpus < 1 else floor(has.get("GPU", 0) / (gpus or 1))
+        on_cpus = floor(has.get("CPU", 0) / cpus) if cpus else actors
+        return min(on_cpus, on_gpus) if gpus else on_cpus
+
+    places = sum(room(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    if actors > places:
+        each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise InputError(
+            f"the cluster has room for {places} actors of {each} each, not for {actors}; ask for fewer or smaller ones"
+        )
 
 
 def _wait(
     ray: Any, actors: Sequence[Any], results: Sequence[Any], requests: Sequence[int], watch: Callable[[int], object] | None
 ) -> list[Outcome]:
-    """Wait for all actors, tell them about an end that is asked for, and say how far they are."""
-    waiting, told = list(results), 0
+    """Wait for all actors, tell them about an end that is asked for, and say how far they are.
+
+    An actor answers only once it has a place; on a busy cluster that may take hours, so nothing waits for an answer.
+    """
+    working, told = dict(enumerate(actors)), 0
+    waiting, outcomes = dict(zip(results, working, strict=True)), []
+    counts, asked = dict.fromkeys(working, 0), dict[Any, int]()
     while waiting:
-        done, waiting = ray.wait(waiting, timeout=LOOK)
-        ray.get(done)  # raises what an actor raised
+        done, _ = ray.wait(list(waiting), timeout=LOOK)
+        for result in done:
+            outcomes += ray.get([result])  # raises what an actor raised
+            del waiting[result]
         for number in requests[told:]:
-            ray.get([actor.stop.remote(number) for actor in actors])
+            for place in _not_begun(ray, working, number):
+                ray.kill(working.pop(place))
+                outcomes.append(Outcome())
+            waiting, asked = ({key: place for key, place in rows.items() if place in working} for rows in (waiting, asked))
             told += 1
+        asked |= {working[place].count.remote(): place for place in working.keys() - set(asked.values())}
+        for answer in ray.wait(list(asked), num_returns=len(asked), timeout=LOOK)[0] if asked else ():
+            counts[asked.pop(answer)] = ray.get([answer])[0]
         if watch is not None:
-            watch(sum(ray.get([actor.count.remote() for actor in actors])))
-    return list(ray.get(list(results)))
+            watch(sum(counts.values()))
+    return outcomes
+
+
+def _not_begun(ray: Any, actors: Mapping[int, Any], number: int) -> set[int]:
+    """Ask all actors for an end; those that do not take note of it, for they have no place yet or still start."""
+    told = {actor.stop.remote(number): place for place, actor in actors.items()}
+    heard, _ = ray.wait(list(told), num_returns=len(told), timeout=PATIENCE)
+    return set(told.values()) - {told[answer] for answer in heard}
 
 
 class _Actor:
@@ -139,20 +211,20 @@ class _Actor:
     def __init__(
         self, recipe: Recipe, device: str, where: str, like: tuple[str, CategoryTable, dict[str, Any]], share: Share
     ) -> None:
-        os.chdir(where)  # paths mean what they mean to who called
-        folder, categories, options = like
-        self._folder = PredictionFolder(folder, categories, **options, part=f"{share.rank + 1}-of-{share.processes}")
-        self._recipe, self._device, self._share = recipe, device, share
+        self._recipe, self._device, self._where, self._like, self._share = recipe, device, where, like, share
         self._requests: list[int] = []
         self._count = 0
 
     def predict(self, files: Sequence[PictureFile]) -> Outcome:
-        """Predict this actor's share."""
+        """Predict this actor's share. What can fail is done here, for of an actor that cannot be made Ray tells no error."""
+        os.chdir(self._where)  # paths mean what they mean to who called
+        name, categories, options = self._like
+        part = f"actor-{self._share.rank + 1}-of-{self._share.processes}"
 
         def watch(*_: object) -> None:
             self._count += 1
 
-        with self._folder as folder:
+        with PredictionFolder(name, categories, **options, part=part) as folder:
             model = self._recipe.build(self._device, folder)
             read = read_by_windows if self._recipe.tile else PictureFile.read
             return predict_files(model, self._share.of(files), folder, requests=self._requests, watch=watch, read=read)

@@ -6,6 +6,7 @@ imagecodecs. Other formats are decoded whole.
 """
 
 import mmap
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def open_tiff(path: Path) -> Raster:
                 raise PictureError(f"{path}: only TIFFs whose pixels lie together (grey, RGB or RGBA) are read by windows")
             shape = (page.imagelength, page.imagewidth)
             plain = page.is_memmappable
-    except tifffile.TiffFileError as error:
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
         raise PictureError(f"{path}: not a readable TIFF: {error}") from None
     if plain:
         return Raster(shape, lambda rows, columns: np.array(tifffile.memmap(path, page=0, mode="r")[rows, columns]))
@@ -125,14 +126,19 @@ def _paste(window: np.ndarray, segment: np.ndarray, top: int, left: int) -> None
     window[max(0, top) : bottom, max(0, left) : right] = inside
 
 
+def check_tifffile() -> None:
+    """Raise `InputError` unless tifffile is installed, which id maps as TIFF need."""
+    if not find_spec("tifffile"):
+        raise InputError("id maps as TIFF (--tiff) need tifffile; install it: pip install 'panoptic-detr[large]'")
+
+
 def write_id_tiff(path: str | Path, segment_map: np.ndarray) -> None:
     """Write an (H, W) map of ids as a tiled TIFF of one 32-bit number a pixel, which is read by windows; whole or not at all.
 
     Raises:
         InputError: tifffile is not installed.
     """
-    if not find_spec("tifffile"):
-        raise InputError("id maps as TIFF need tifffile; install it: pip install 'panoptic-detr[large]'")
+    check_tifffile()
     import tifffile
 
     height, width = segment_map.shape

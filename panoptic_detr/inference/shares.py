@@ -82,7 +82,8 @@ def join_processes() -> Share:
         share = Share(int(os.environ["SLURM_PROCID"]), tasks, int(os.environ["SLURM_LOCALID"]))
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "127.0.0.1"
         address = SLURMEnvironment.resolve_root_node_address(nodes)
-        port = 15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])
+        job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+        port = 15000 + (job + 1009 * step) % 10000  # steps of a job, and jobs that follow each other, may run side by side
     else:
         return Share()
     if share.processes > 1 and not distributed.is_initialized():

@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
@@ -63,13 +64,15 @@ def write_fiftyone(
         The folder.
 
     Raises:
-        DataError: the folder has a data set already, or cannot be written.
+        DataError: the folder has a data set already, or cannot be written; two images to copy have one name.
     """
+    copied: dict[str, Path] = {}  # several entries may be of one file
     with staged_folder(folder, ("data", "samples.json", "metadata.json")) as place:
 
         def samples() -> Iterator[Json]:
             for entry, path, image_id in entries:
-                if copy:
+                if copy and copied.get(entry.name) != path:
+                    copied[entry.name] = path
                     place_image(path, place / "data", entry.name, copy=True)
                 yield _sample(entry, f"data/{entry.name}" if copy else str(path.resolve()), image_id, tag)
 
@@ -85,7 +88,7 @@ def open_fiftyone(folder: str | Path, name: str) -> None:
 
     Args:
         folder: the data set.
-        name: under which FiftyOne lists it, instead of one that it lists already.
+        name: under which FiftyOne lists it, with a number behind it where it lists another of that name already.
 
     Raises:
         InputError: FiftyOne is not installed, or its app does not start.
@@ -95,9 +98,9 @@ def open_fiftyone(folder: str | Path, name: str) -> None:
     except ImportError:
         raise InputError("FiftyOne is not installed: pip install 'panoptic-detr[fiftyone]'") from None
     try:
-        data = fiftyone.Dataset.from_dir(
-            dataset_dir=str(folder), dataset_type=fiftyone.types.FiftyOneDataset, name=name, overwrite=True
-        )
+        names = (f"{name}-{number}" if number > 1 else name for number in count(1))
+        free = next(name for name in names if not fiftyone.dataset_exists(name))  # others may be somebody's work
+        data = fiftyone.Dataset.from_dir(dataset_dir=str(folder), dataset_type=fiftyone.types.FiftyOneDataset, name=free)
         session = fiftyone.launch_app(data)
     except Exception as error:  # of its database, its server, a port: each has types of its own
         raise InputError(f"FiftyOne's app does not start: {type(error).__name__}: {error}") from error
@@ -107,13 +110,14 @@ def open_fiftyone(folder: str | Path, name: str) -> None:
 def _sample(entry: Entry, path: str, image_id: int | str, tag: str) -> Json:
     """One image with its labels."""
     height, width = entry.image.shape[:2]
+    own = _object_id(f"{image_id!r} {path}")  # two images may be of one file
     sample: Json = {
-        "_id": _object_id(path),
+        "_id": own,
         "filepath": path,
         "tags": [tag] if tag else [],
         "metadata": {"_cls": "ImageMetadata", "width": width, "height": height},
         "_media_type": "image",
-        "_rand": int(_object_id(path)["$oid"][:8], 16) / 2**32,
+        "_rand": int(own["$oid"][:8], 16) / 2**32,
         "image_id": str(image_id),
     }
     compared = None
@@ -122,7 +126,7 @@ def _sample(entry: Entry, path: str, image_id: int | str, tag: str) -> Json:
         sample["pq"] = compared.matching.quality
     for field, segmentation in ((TRUTH, entry.truth), (PREDICTION, entry.prediction)):
         if segmentation is not None:
-            labels = _labels(segmentation, f"{path} {field}", compared, predicted=field == PREDICTION)
+            labels = _labels(segmentation, f"{own['$oid']} {field}", compared, predicted=field == PREDICTION)
             sample[field] = {"_cls": "Detections", "detections": labels}
     return sample
 

@@ -21,6 +21,7 @@ from panoptic_detr.files import check_path, write_whole
 
 SAFETENSORS = ".safetensors"
 CHECKSUM = "crc32"
+EXPORTED = (".onnx", ".xml", ".pt2")
 CUT_SHORT = "is cut short or damaged; copy it again or use an older one"
 
 
@@ -156,6 +157,8 @@ def _unreadable(path: Path, error: Exception) -> str:
     """Why `torch.load` refused a file, in a sentence's second half and without its advice to open the file unsafely."""
     if isinstance(error, PermissionError):
         return f"cannot be read: {error.strerror}"
+    if path.suffix.lower() in EXPORTED:
+        return "is an exported file, which is run as it is; give the checkpoint that it was made from"
     with open(path, "rb") as stream:
         start = stream.read(2)
     if not start:

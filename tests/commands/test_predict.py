@@ -19,7 +19,7 @@ from panoptic_detr.commands import cli, predict
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import write_films
 from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
-from panoptic_detr.inference import PredictionFolder, shares, stream
+from panoptic_detr.inference import PredictionFolder, rasters, shares, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.segment_maps import read_id_png
@@ -280,6 +280,15 @@ def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
     assert names == ["broken.png", "c9.png"]
 
 
+def port_of(monkeypatch, job, step):
+    """Where the tasks of a step of a job meet."""
+    monkeypatch.delenv("MASTER_PORT")
+    for name, value in (("SLURM_JOB_ID", job), ("SLURM_STEP_ID", step)):
+        monkeypatch.setenv(name, str(value))
+    shares.join_processes()
+    return int(os.environ["MASTER_PORT"])
+
+
 def test_slurm_tells_each_task_its_share(monkeypatch):
     """By variables alone: a step of three tasks, two of them on a machine of this one."""
     met = []
@@ -294,6 +303,9 @@ def test_slurm_tells_each_task_its_share(monkeypatch):
     assert (share.part, list(share.of(range(8)))) == ("3-of-3", [2, 5])
     assert met == [("gloo", {"rank": 2, "world_size": 3, "timeout": shares.PATIENCE})]
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "19242")
+    ports = {port_of(monkeypatch, job, step) for job in (4242, 4243) for step in range(4)}
+    assert len(ports) == 8  # of steps that may run side by side
+    assert all(15000 <= port < 25000 for port in ports)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a batch script, or a shell of an allocation
     assert shares.join_processes() == shares.Share()
 
@@ -353,12 +365,20 @@ def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
     with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 256"):
         predict.main(arguments)
     assert predict.main([*arguments, "--overlap", "16", "--tiff"]) == 0
+    assert "predictions.json, panoptic/, overlays/, tiff/\n" in capsys.readouterr().out
     content, entries = predictions(tmp_path / "out")
     assert [(i["height"], i["width"]) for i in content["images"]] == [(40, 60), (60, 40)]
     for entry in entries.values():
         ids = read_id_png(tmp_path / "out" / "panoptic" / entry["file_name"])
         assert {s["id"]: s["area"] for s in entry["segments_info"]} == {i: area for i, area in areas(ids).items() if i}
         assert (tifffile.imread((tmp_path / "out" / "tiff" / entry["file_name"]).with_suffix(".tif")) == ids).all()
+
+
+def test_id_maps_as_tiff_without_tifffile_are_refused_at_once(checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--tiff\) need tifffile; install it: pip install 'panoptic-detr\[large\]'"):
+        predict.main([str(checkpoint), str(photos), "--output", str(tmp_path / "out"), "--tiff"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):

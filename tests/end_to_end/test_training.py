@@ -208,7 +208,10 @@ def test_the_run_folder_says_how_it_was_made(folder):
         (["--model.overrides.num_querys", "5"], "has no override 'num_querys'; did you mean 'num_queries'?"),
         (["--model.name", "detr_r5"], "there is no model 'detr_r5'; the nearest are detr_r50"),
         (["--data.root", "/nowhere"], "/nowhere"),
-        (["--train.accelerator", "gpu"], "not possible here (train.accelerator gpu, "),
+        (
+            ["--train.accelerator", "gpu"],
+            "train.accelerator: device 'gpu' is not available on this machine; use 'cpu' or 'auto'",
+        ),
     ],
 )
 def test_detector_refusals(folder, tmp_path, capsys, arguments, message):

@@ -57,6 +57,7 @@ def test_the_command_says_and_draws_them(sides, capsys, monkeypatch):
     assert re.search(r"│ cat \[x\] +│ +80\.0 │ +97\.9 │ +\+17\.9 │ +\+\S+ to +\S+ │ yes", text)
     assert "sky" not in text
     assert "pictures of the largest changes: 9 in" in text
+    assert re.search(r"note on \S+b\.json: images without a prediction.*: 1 ", text)
     assert sorted(path.name for path in read) == ["a.json", "b.json", "gt.json"]
     pictures = sorted(path.name for path in (sides / "out").iterdir())
     assert len(pictures) == 9

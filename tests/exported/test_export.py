@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 import panoptic_detr as pd
+from panoptic_detr.commands import cli
 from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError, PictureError
 from panoptic_detr.exported import write
 from panoptic_detr.exported.engines import NOTES
 from panoptic_detr.exported.parity import default_pictures
 from panoptic_detr.exported.runtime import REASONS, RESULTS
+from panoptic_detr.weights import Checkpoint, save_checkpoint
 
 TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,6 +236,10 @@ def test_raw_outputs_of_a_detector(tmp_path):
         ("file.pt2", {"raw": True}, "--raw"),
         ("file.onnx", {"precision": "int3"}, "fp32, fp16, int8"),
         ("file.onnx", {"check": 5}, "check must be a list of pictures, but got 5"),
+        ("file.onnx", {"check_data": "root"}, "root and the split of a data set, but got 'root'"),
+        ("file.onnx", {"check_data": (".", "val"), "raw": True}, "no PQ"),
+        ("file.onnx", {"check_data": (".", "val"), "most_lost": -1}, "points of PQ, 0 or more, but got -1"),
+        ("file.onnx", {"most_lost": 0.5}, "name one"),
         ("file.onnx", {"check": ["gone.jpg"]}, "gone.jpg: there is no such image"),
     ],
 )
@@ -251,6 +257,49 @@ def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch
     with pytest.raises(InputError, match="is not written: on the picture"):
         pd.export(predictor, tmp_path / "file.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_truth(root: Path, images: list[np.ndarray], maps: list[pd.PanopticSegmentation]) -> None:
+    """A data set on which whoever predicts these maps has a PQ of 100."""
+    for folder in ("val", "panoptic_val", "annotations"):
+        (root / folder).mkdir(parents=True)
+    content = {"categories": TABLE.to_dict()["categories"], "images": [], "annotations": []}
+    for number, (image, result) in enumerate(zip(images, maps, strict=True)):
+        cv2.imwrite(str(root / "val" / f"{number}.png"), image[..., ::-1])
+        result.save(root / "panoptic_val" / f"{number}.png")
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        content["images"].append({"id": number, "file_name": f"{number}.png", **size})
+        content["annotations"].append(result.to_coco(number))
+    (root / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
+
+
+def test_the_quality_lost_on_a_data_set_is_told_and_limited(exported, tmp_path, monkeypatch, capsys):
+    predictor, file = exported("mask_detr_r50_panoptic")
+    monkeypatch.setattr(write, "make_content", lambda *_, **__: {".onnx": file.path.read_bytes()})
+    source, output = tmp_path / "model.pt", tmp_path / "out" / "file.onnx"
+    save_checkpoint(source, Checkpoint(predictor.model.spec, predictor.model.state_dict(), TABLE, SETTINGS.to_dict()))
+    images = pictures(2, 96, 101, seed=3)
+    write_truth(tmp_path / "set", images, predictor(images))
+    check = ["--check", str(tmp_path / "set"), "val", "--most-lost", "0.5"]
+    assert cli.main(["export", str(source), str(output), *check, "--check", str(tmp_path / "set" / "val" / "0.png")]) == 0
+    out = capsys.readouterr().out
+    assert "│ 0.png " in out
+    assert "2 images: 0.00 points of PQ lost" in out
+    assert "│ file  │ 100.00 │" in out
+    output.unlink()
+    other = pd.Predictor(predictor.model, TABLE, settings=replace(SETTINGS, min_area=1500))  # so the file is of another model
+    write_truth(tmp_path / "other", images, other(images))
+    asked = {"precision": "int8", "check_data": (tmp_path / "other", "val")}
+    with pytest.raises(InputError, match=r"is not written: it loses \d+\.\d\d points of PQ on 2 images, and at most 5"):
+        pd.export(other, output, most_lost=5, **asked)
+    assert list(output.parent.iterdir()) == []
+    quality = pd.export(other, output, **asked).quality
+    assert quality.model.panoptic.all.pq == 1
+    assert quality.points_lost == pytest.approx(100 - 100 * quality.file.panoptic.all.pq)
+    assert quality.points_lost > 5
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(source), str(output), "--check", str(tmp_path / "set")])
+    assert "by its root folder and split" in capsys.readouterr().err
 
 
 def test_files_that_are_none_of_ours(tmp_path, exported):

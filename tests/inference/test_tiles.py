@@ -150,9 +150,10 @@ def test_only_large_tiffs_are_read_by_windows(tmp_path, monkeypatch):
     assert isinstance(rasters.read_by_windows(file), np.ndarray)
     monkeypatch.setattr(rasters, "LARGE", 1000)
     assert isinstance(rasters.read_by_windows(file), Raster)
-    (tmp_path / "x.tif").write_bytes(b"no tiff")
-    with pytest.raises(PictureError, match="not a readable TIFF"):
-        rasters.open_tiff(tmp_path / "x.tif")
+    for content in (b"no tiff", b"II*\0junk", b"II*\0", b"MM\0*\0\0\0\x08\0\x01"):
+        (tmp_path / "x.tif").write_bytes(content)
+        with pytest.raises(PictureError, match="not a readable TIFF"):
+            rasters.open_tiff(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("shape", [(600, 300), (256, 513), (3, 2)])

@@ -15,8 +15,11 @@ from panoptic_detr.commands.cli import run
 from panoptic_detr.commands.visualize import main
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.scenes import write_scenes
+from panoptic_detr.errors import DataError
 from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.panoptic import PanopticSegmentation
+from panoptic_detr.visualization.errors import Entry
+from panoptic_detr.visualization.fiftyone import write_fiftyone
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,7 @@ def test_the_app_gets_the_folder_and_is_waited_for(root, tmp_path, monkeypatch, 
         return SimpleNamespace(wait=lambda: asked.append("waited"))
 
     fake = SimpleNamespace(
+        dataset_exists=lambda name: name in ("out", "out-2", "mine"),
         Dataset=SimpleNamespace(from_dir=lambda **given: given),
         types=SimpleNamespace(FiftyOneDataset="kind"),
         launch_app=launch_app,
@@ -135,7 +139,7 @@ def test_the_app_gets_the_folder_and_is_waited_for(root, tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, "fiftyone", fake)
     out = tmp_path / "out"
     assert main(["fiftyone", "--root", str(root), "--split", "val", "--limit", "1", "--output", str(out)]) == 0
-    given = {"dataset_dir": str(out), "dataset_type": "kind", "name": "out", "overwrite": True}
+    given = {"dataset_dir": str(out), "dataset_type": "kind", "name": "out-3"}  # nothing is overwritten
     assert asked == ([given, "waited"] if starts else [given])
     complaint = capsys.readouterr().err
     assert ("app does not start: RuntimeError: Could not find `mongod`; the folder is written" in complaint) is not starts
@@ -147,3 +151,52 @@ def test_without_the_library_the_folder_is_written_and_the_extra_named(root, tmp
     assert main(["fiftyone", "--root", str(root), "--split", "val", "--limit", "1", "--output", str(out)]) == 0
     assert "pip install 'panoptic-detr[fiftyone]'; the folder is written" in capsys.readouterr().err
     assert len(samples_of(out)) == 1
+
+
+@pytest.fixture
+def twice(root, tmp_path):
+    """A data set in which two images are of one file."""
+    (tmp_path / "annotations").mkdir()
+    for folder in ("val", "panoptic_val"):
+        (tmp_path / folder).symlink_to(root / folder)
+    content = json.loads((root / "annotations" / "panoptic_val.json").read_text())
+    for rows, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+        rows.append({**rows[0], key: 77})
+    (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_two_images_of_one_file_have_ids_of_their_own(twice, tmp_path):
+    out = tmp_path / "out"
+    assert main(["fiftyone", "--root", str(twice), "--split", "val", "--output", str(out), "--no-app", "--copy"]) == 0
+    samples = samples_of(out)
+    assert samples[0]["filepath"] == samples[2]["filepath"]
+    labels = [label for sample in samples for label in sample["ground_truth"]["detections"]]
+    ids = [row["_id"]["$oid"] for row in (*samples, *labels)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_copies_of_one_name_do_not_overwrite_each_other(root, data, tmp_path):
+    entry = Entry("a.png", data.image(0), data.truth(0), None)
+    other = tmp_path / "a.png"
+    other.write_bytes(b"another")
+    rows = [(entry, data.image_path(0), 1), (entry, other, 2)]
+    with pytest.raises(DataError, match=r"two images want the name 'a\.png'"):
+        write_fiftyone(tmp_path / "out", rows, data.categories, copy=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fiftyone_itself_loads_the_folder(twice, results, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path / "database"))
+    fiftyone = pytest.importorskip("fiftyone", reason="needs FiftyOne: pip install 'panoptic-detr[fiftyone]'")
+    out = tmp_path / "out"
+    assert main(["fiftyone", "--root", str(twice), "--split", "val", "--output", str(out), "--no-app"]) == 0
+    data = fiftyone.Dataset.from_dir(dataset_dir=str(out), dataset_type=fiftyone.types.FiftyOneDataset)
+    try:
+        assert data.values("image_id") == [sample["image_id"] for sample in samples_of(out)]
+        for sample, written in zip(data, samples_of(out), strict=True):
+            for found, label in zip(sample.ground_truth.detections, written["ground_truth"]["detections"], strict=True):
+                assert (found.mask == mask_of(label)).all()
+                assert (found.label, found.isthing) == (label["label"], label["isthing"])
+    finally:
+        data.delete()

@@ -16,7 +16,7 @@ PICTURES = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)
 
 
 def test_every_job_has_a_figure():
-    assert {command.split()[0] for command in COMMANDS} == set(visualize.JOBS)
+    assert {command.split()[0] for command in COMMANDS} == set(visualize.JOBS) - {"fiftyone"}  # whose pictures are its own
     assert len(PICTURES) >= 14
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,6 +162,15 @@ def test_a_model_is_pushed_with_its_card(server):
     assert all(line.endswith("Bearer hf_secret") for line in server.asked)
     assert ModelCard(server.files["README.md"].decode()).data.license == "mit"
     assert b"pd.load_model('lab/new')" in server.files["README.md"]
+
+
+def test_a_hub_that_does_not_answer_is_said(server, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: huggingface_hub.hf_api.HfApi(endpoint=address))
+        with pytest.raises(WeightsUnavailableError, match=r"lab/new: http://127.* does not answer: "):
+            pd.push_to_hub(tiny(), "lab/new")
 
 
 def test_wrong_notes_and_ids_are_refused_before_anything_is_written(tmp_path):

@@ -16,6 +16,7 @@ _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revisi
 _NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")  # of a repository to push to
 _FILES = (".pt", ".pth", ".bin", ".json", ".yaml", ".onnx", ".zip", ".xml", ".safetensors")  # endings of files, not of names
 RUNS = "runs"  # where training writes; nobody of the hub is called so, and a mistyped run is not looked for there
+CLIENTS = ("httpx", "requests")  # through which the library asks; their errors come as they are where there is no answer
 Result = TypeVar("Result")
 
 
@@ -126,6 +127,10 @@ def _asked(hub: ModuleType, repository: HubId, ask: Callable[[], Result]) -> Res
         ) from None
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
         raise WeightsUnavailableError(f"{repository}: the hub answers: {_first_line(error)}") from None
+    except Exception as error:
+        if not type(error).__module__.startswith(CLIENTS):
+            raise
+        raise WeightsUnavailableError(f"{repository}: {hub.constants.ENDPOINT} does not answer: {_first_line(error)}") from None
 
 
 def _library(wanted_for: str) -> ModuleType:
