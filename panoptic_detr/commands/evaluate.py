@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def score_films(options: argparse.Namespace) -> int:
     """Show VPQ and STQ; with an output folder, write them to `films.json`."""
-    places, chosen = (getattr(options, name) for name in FILES), {"windows": options.windows, "films": options.films}
+    places, chosen = (getattr(options, name) for name in FILES), {"windows": options.windows or WINDOWS, "films": options.films}
     result = evaluate_films(*places, workers=options.workers, **chosen)
     console = Console(markup=False)
     console.print(film_table(result))
@@ -152,24 +152,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--intervals", action="store_true", help="95 %% intervals by drawing the images again (bootstrap)")
     parser.add_argument("--boundary", action="store_true", help="boundary PQ too (Cheng et al. 2021); slower")
     files = parser.add_argument_group("a folder of predictions")
+    add_file_options(files)
+    add_model_options(parser.add_argument_group("a checkpoint"))
+    add_inference_options(parser)
+    options = parser.parse_args(argv)
+    _check_films(parser, options)
+    if options.compare is not None:
+        _check_compare(parser, options)
+    else:
+        _check_places(parser, options)
+        _check_calibration(parser, options)
+    return options
+
+
+def add_file_options(files: "argparse._ArgumentGroup") -> None:
+    """Options of files of predictions: one or two sets, their truth, films."""
     files.add_argument(
         "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
     )
     files.add_argument(
         "--films", nargs="*", metavar="FILM", help="VPQ and STQ of all films, or of these: video_id, or folder of the PNGs"
     )
-    files.add_argument(
-        "--windows", nargs="+", type=at_least(1), default=WINDOWS, metavar="N", help="frames for VPQ (default: 1 5 10 15)"
-    )
+    files.add_argument("--windows", nargs="+", type=at_least(1), metavar="N", help="frames for VPQ (default: 1 5 10 15)")
     for name, meaning in FILES.items():
         files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
-    add_model_options(parser.add_argument_group("a checkpoint"))
-    add_inference_options(parser)
-    options = parser.parse_args(argv)
-    if options.compare is not None:
-        return _check_compare(parser, options)
+
+
+def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """A checkpoint, or all four places of prediction files."""
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
-    _check_films(parser, options)
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
     if options.checkpoint is not None and len(missing) < len(FILES):
@@ -182,27 +193,39 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             f"{options.checkpoint} holds predictions; score them with --pred-json {predictions} --pred-folder "
             f"{predictions.parent / 'panoptic'} --gt-json FILE --gt-folder DIR"
         )
+
+
+def _check_calibration(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
         parser.error("--calibrate is for a checkpoint, in one process")
     if options.store and not options.calibrate:
         parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
     if options.store and not Path(options.checkpoint).is_file():
         parser.error(f"--store keeps what --calibrate finds in a checkpoint file, and {options.checkpoint!r} is none")
-    return options
 
 
 def _check_films(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.films is not None and (options.checkpoint is not None or options.intervals or options.boundary):
-        parser.error("--films scores files of predictions; leave checkpoint, --intervals and --boundary out")
+    if options.films is None and options.windows is not None:
+        parser.error("--windows are of films: give --films too")
+    others = (
+        options.checkpoint,
+        options.compare,
+        options.per_class or None,
+        options.intervals or None,
+        options.boundary or None,
+    )
+    if options.films is not None and any(other is not None for other in others):
+        parser.error(
+            "--films scores files of predictions; leave checkpoint, --compare, --per-class, --intervals, --boundary out"
+        )
 
 
-def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
-    """The options of a comparison, which needs a truth and nothing else to score."""
+def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """A comparison needs a truth and nothing else to score."""
     if options.gt_json is None or options.gt_folder is None:
         parser.error("--compare needs the truth of both: --gt-json and --gt-folder")
     if options.checkpoint is not None or options.pred_json is not None or options.pred_folder is not None:
         parser.error("--compare scores the two JSONs that it names; leave checkpoint, --pred-json and --pred-folder out")
-    return options
 
 
 def add_model_options(group: "argparse._ArgumentGroup") -> None:

@@ -121,6 +121,10 @@ def test_the_command_shows_and_writes_them(films, tmp_path, capsys):
     assert set(content["windows"]) == {"1", "3"}  # no film has 15 frames
     assert content["windows"]["1"]["All"]["pq"] == 1.0
     assert content["VPQ"] == pytest.approx((1 + content["windows"]["3"]["All"]["pq"]) / 2)
+    for more in (["--boundary"], ["--per-class"], ["--intervals"], ["--compare", "a.json", "b.json"]):
+        with pytest.raises(SystemExit):
+            main([*places, "--films", *more])
+        assert "--films scores files of predictions" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([*places, "--films", "--boundary"])
-    assert "--films scores files of predictions" in capsys.readouterr().err
+        main([*places, "--windows", "7"])
+    assert "--windows are of films: give --films too" in capsys.readouterr().err
