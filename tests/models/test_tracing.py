@@ -1,5 +1,6 @@
 """What `torch.export` records of a model holds for other sizes and for padded batches."""
 
+import pytest
 import torch
 from torch.export import Dim
 
@@ -8,11 +9,12 @@ from panoptic_detr.models import tracing
 from panoptic_detr.models.masks.pixels import pool
 from panoptic_detr.models.position_encoding import has_padding
 
+TINY = {"num_labels": 3, "backbone": "small", "hidden_dim": 16, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 16}
+
 
 def test_an_exported_graph_holds_for_other_sizes_and_padding():
     torch.manual_seed(0)
-    tiny = {"num_labels": 3, "backbone": "small", "hidden_dim": 16, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 16}
-    model = pd.build_model("detr_r50_panoptic", num_queries=4, **tiny).eval()
+    model = pd.build_model("detr_r50_panoptic", num_queries=4, **TINY).eval()
     images, padding = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
     axes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
     with torch.no_grad():
@@ -23,6 +25,31 @@ def test_an_exported_graph_holds_for_other_sizes_and_padding():
     torch.testing.assert_close(traced.logits, wanted.logits)
     torch.testing.assert_close(traced.boxes, wanted.boxes)
     torch.testing.assert_close(traced.memory.features, wanted.memory.features)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        ("detr_r50_panoptic", {"num_queries": 4}, [(2, 96, 128), (3, 130, 70)]),
+        ("deformable_detr_r50", {"num_queries": 4}, [(2, 96, 128)]),
+        ("mask_detr_r50_panoptic", {"num_queries": 6, "stuff_labels": [1, 2]}, [(2, 96, 128)]),
+    ],
+)
+def test_models_compile_to_one_graph(name, options, sizes):
+    """Whole (`fullgraph`), and for two sizes and batches without a second one."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = pd.build_model(name, **TINY, **options).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=len(sizes) > 1)
+    for batch, height, width in sizes:
+        images, padding = torch.randn(batch, 3, height, width), torch.zeros(batch, height, width, dtype=torch.bool)
+        padding[1, 60:] = padding[0, :, 40:] = True
+        with torch.no_grad():
+            found, wanted = compiled(images, padding), model(images, padding)
+        for of in ("logits", "boxes"):
+            torch.testing.assert_close(getattr(found, of), getattr(wanted, of))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_pooling_by_products_is_adaptive_pooling(monkeypatch):
