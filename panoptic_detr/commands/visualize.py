@@ -167,7 +167,7 @@ def fiftyone(options: Namespace) -> str:
     written = f"images: {len(data)} in {folder}"
     if options.app:
         try:
-            open_fiftyone(folder, f"{folder.resolve().name}")
+            open_fiftyone(folder, folder.resolve().name)
         except InputError as error:
             warn(f"{error}; the folder is written")
     return f"{written}; to open it anywhere: fiftyone app view --dataset-dir {folder} --type fiftyone.types.FiftyOneDataset"

@@ -12,10 +12,10 @@ from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import IR_VERSION, OPSET, Graph, Value
 from panoptic_detr.exported.merging import Chosen, choose, make_axis, merge_image, resized
+from panoptic_detr.exported.parts import PER_QUERY
 from panoptic_detr.exported.runtime import SETTINGS, setting_values
 
 MASKS_AT_ONCE = 8
-PER_QUERY = 4
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from onnx import helper
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import Graph, Value
+from panoptic_detr.exported.parts import DEAD, LARGEST
 from panoptic_detr.exported.runtime import CODE
 from panoptic_detr.panoptic import DropReason
 
-LARGEST, DEAD = 1e30, -3e30  # logits are cut at the one, dropped masks are set to the other
 PIXELS_AT_ONCE = 2**16  # that are interpolated between mask cells of different winners
 
 

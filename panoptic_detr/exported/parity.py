@@ -91,10 +91,10 @@ class Pair:
     """
 
     def __init__(self, opened: OpenedModel, path: Path, content: Content, *, raw: bool) -> None:
-        self.opened = opened
+        self.opened, self.path = opened, path
         self.exported = None if raw else ExportedPredictor(path, device="cpu", content=content)
         self.engine = self.exported.engine if self.exported else open_engine(path, "cpu", content=content)
-        self.notes = read_notes(path, self.engine)
+        self.notes = self.exported.notes if self.exported else read_notes(path, self.engine)
         self.size: tuple[int, int] | None = self.notes["size"]
         # A picture that has the fixed size already is taken as it is.
         settings = opened.settings if self.size is None else replace(opened.settings, short_side=None)

@@ -6,17 +6,19 @@ They are traced apart, because what lies between them, the choice, is no work of
 import io
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import onnx
 import torch
 from torch import Tensor, nn
 
-from panoptic_detr.exported.graph import OPSET
 from panoptic_detr.models import MaskHead, PanopticDETR, tracing
 from panoptic_detr.models.masks import ProductMasks
 from panoptic_detr.query_masks import cell_points, distance_from_boxes
 
+if TYPE_CHECKING:
+    import onnx
+
+LARGEST, DEAD = 1e30, -3e30  # mask logits are cut at the one, dropped masks are set to the other
 PER_QUERY = 4  # outputs of `Detection` that are rows of queries: logits, boxes, states, and one number each
 
 
@@ -74,7 +76,7 @@ class Segmentation(nn.Module):
         return logits.reshape(boxes.shape[0], pixels.shape[2], pixels.shape[3])
 
 
-def trace(module: nn.Module, inputs: Sequence[Tensor], outputs: int, axes: Sequence[dict[int, str]]) -> onnx.ModelProto:
+def trace(module: nn.Module, inputs: Sequence[Tensor], outputs: int, axes: Sequence[dict[int, str]]) -> "onnx.ModelProto":
     """Record what a module does, for any sizes of the named axes.
 
     Args:
@@ -83,6 +85,10 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], outputs: int, axes: Seque
         outputs: how many there are.
         axes: of each input, the axes whose sizes may change.
     """
+    import onnx  # only here: a program of PyTorch needs no such thing
+
+    from panoptic_detr.exported.graph import OPSET
+
     names = [f"input_{index}" for index in range(len(inputs))]
     stream = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings(), tracing.unpadded():
@@ -100,7 +106,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], outputs: int, axes: Seque
     return onnx.load_model_from_string(stream.getvalue())
 
 
-def trace_parts(model: nn.Module, side: int = 160) -> tuple[onnx.GraphProto, onnx.GraphProto | None]:
+def trace_parts(model: nn.Module, side: int = 160) -> "tuple[onnx.GraphProto, onnx.GraphProto | None]":
     """The graphs of `Detection` and, of a model with masks, of `Segmentation`."""
     detection = Detection(model)
     images = torch.randn(2, 3, side, side + 32, generator=torch.Generator().manual_seed(0))

@@ -18,13 +18,12 @@ from torch.nn import functional as F
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.exported.engines import NOTES, Content
-from panoptic_detr.exported.parts import PER_QUERY, Detection, Segmentation
+from panoptic_detr.exported.parts import DEAD, LARGEST, PER_QUERY, Detection, Segmentation
 from panoptic_detr.exported.runtime import CODE, SETTINGS
 from panoptic_detr.models import tracing
 
 TYPES = {np.float32: torch.float32, np.int64: torch.int64, np.bool_: torch.bool}
 Values = tuple[Tensor, ...]
-LARGEST, DEAD = 1e30, -3e30  # logits are cut at the one, dropped masks are set to the other
 PIXELS_AT_ONCE = 2**14  # that are interpolated between mask cells of different winners
 
 

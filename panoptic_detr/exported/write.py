@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
 from panoptic_detr.config.inference import LARGEST_SIDE
 from panoptic_detr.config.types import fits_type
+from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported.engines import NOTES, Content
@@ -29,13 +30,22 @@ from panoptic_detr.zoo import spec_of
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "openvino", "pt2"]
-ENDINGS: dict[str, FileFormat] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
-NEEDS: dict[str, tuple[str, ...]] = {  # the extra, its packages
-    ".onnx": ("export", "onnx", "onnxruntime"),
-    ".xml": ("openvino", "onnx", "openvino"),
-    ".pt2": ("export", "onnx"),  # which is not used to run it
-}
 LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
+
+
+class Kind(NamedTuple):
+    """A kind of file: its name, the extra that it needs, and what is in that."""
+
+    name: FileFormat
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+
+
+KINDS = {
+    ".onnx": Kind("onnx", "export", ("onnx", "onnxruntime")),
+    ".xml": Kind("openvino", "openvino", ("onnx", "openvino")),
+    ".pt2": Kind("pt2"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,7 @@ def export(
     check_path(path)
     path = Path(path)
     check_target(path, size, precision)
-    if format not in (None, ENDINGS[path.suffix.lower()]):
-        raise InputError(f"{path} ends as a file of {ENDINGS[path.suffix.lower()]}, but format is {format!r}; leave format out")
-    if path.suffix.lower() == ".pt2" and (raw or precision != "fp32"):
-        raise InputError(f"{path}: .pt2 files hold float32 and give maps; --raw, fp16 and int8 are for .onnx and .xml")
+    check_kind(path, format, precision, raw=raw)
     check_pictures(check)
     dataset = open_split(check_data, most_lost, raw=raw)
     opened = opened_source(source)
@@ -110,28 +117,38 @@ def export(
         raise InputError(
             "the model is a detector without a mask head, which makes no maps; export its boxes with --raw (raw=True)"
         )
-    before = (
-        None if dataset is None else scores_of(Predictor(opened.model, opened.categories, settings=opened.settings), dataset)
-    )
     content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw)
     make_folder(path.parent)
     pair = Pair(opened, path, content, raw=raw)
     found = tuple(pair.compare(picture) for picture in [*default_pictures(), *check])
+    if precision == "fp32":
+        check_alike(path, found)
+    quality = None if dataset is None else measure_quality(opened, pair, dataset, most_lost)
+    write_files(path, content)
+    return ExportReport(path, sum(map(len, content.values())) / 2**20, precision, found, quality)
+
+
+def check_alike(path: Path, found: Sequence[Comparison]) -> None:
+    """Raise `InputError` where fewer pixels than wanted are those of the model."""
     worst = min(found, key=lambda one: one.equal_pixels)
-    if precision == "fp32" and worst.equal_pixels < LEAST_EQUAL:
+    if worst.equal_pixels < LEAST_EQUAL:
         raise InputError(
             f"{path} is not written: on the picture {worst.name} only {100 * worst.equal_pixels:.2f}% of the pixels are those "
             f"of the model, and {100 * LEAST_EQUAL:g}% are wanted (largest difference of logits {worst.logits:.2g}, masks "
             f"{worst.masks:.2g})"
         )
-    quality = None if before is None or dataset is None else Quality(before, scores_of(pair.exported, dataset))
-    if quality is not None and most_lost is not None and quality.points_lost > most_lost:
+
+
+def measure_quality(opened: OpenedModel, pair: Pair, dataset: CocoPanoptic, most_lost: float | None) -> Quality:
+    """Scores of model and file on a data set; `InputError` where the file loses more points of PQ than allowed."""
+    model = Predictor(opened.model, opened.categories, settings=opened.settings)
+    quality = Quality(scores_of(model, dataset), scores_of(pair.exported, dataset))
+    if most_lost is not None and quality.points_lost > most_lost:
         raise InputError(
-            f"{path} is not written: it loses {quality.points_lost:.2f} points of PQ on {quality.file.images} images, and at "
-            f"most {most_lost:g} are allowed; export with more precision, or allow more"
+            f"{pair.path} is not written: it loses {quality.points_lost:.2f} points of PQ on {quality.file.images} images, and "
+            f"at most {most_lost:g} are allowed; export with more precision, or allow more"
         )
-    write_files(path, content)
-    return ExportReport(path, sum(map(len, content.values())) / 2**20, precision, found, quality)
+    return quality
 
 
 def write_files(path: Path, content: Content) -> None:
@@ -145,8 +162,8 @@ def write_files(path: Path, content: Content) -> None:
 def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> None:
     """Raise `InputError` unless such a file can be written here."""
     ending = path.suffix.lower()
-    if ending not in NEEDS:
-        raise InputError(f"{path}: exported files end in {' or '.join(NEEDS)}, not in {path.suffix or 'nothing'}")
+    if ending not in KINDS:
+        raise InputError(f"{path}: exported files end in {' or '.join(KINDS)}, not in {path.suffix or 'nothing'}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file")
     if ending == ".xml" and path.with_suffix(".bin").exists() and not path.exists():
@@ -159,12 +176,21 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
     pair = fits_type(size, Sequence[int]) and len(size or ()) == 2
     if size is not None and not (pair and all(32 <= side <= LARGEST_SIDE for side in size)):
         raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {size!r}")
-    extra, *packages = NEEDS[ending]
-    for name in packages:
+    for name in KINDS[ending].packages:
         try:
             import_module(name)
         except ImportError:
+            extra = KINDS[ending].extra
             raise InputError(f"exporting to {ending} needs {name}: pip install 'panoptic-detr[{extra}]'") from None
+
+
+def check_kind(path: Path, format: FileFormat | None, precision: str, *, raw: bool) -> None:
+    """Raise `InputError` where a file's ending does not go with what it is to be."""
+    kind = KINDS[path.suffix.lower()].name
+    if format not in (None, kind):
+        raise InputError(f"{path} ends as a file of {kind}, but format is {format!r}; leave format out")
+    if kind == "pt2" and (raw or precision != "fp32"):
+        raise InputError(f"{path}: .pt2 files hold float32 and give maps; --raw, fp16 and int8 are for .onnx and .xml")
 
 
 def check_pictures(pictures: Sequence[Picture]) -> None:
@@ -195,7 +221,7 @@ def make_content(
 ) -> Content:
     """What is written, by the endings of the files."""
     no_object = bool(getattr(detector_of(opened.model), "no_object", False))
-    notes = notes_of(opened, source, NEEDS[ending][1:], no_object=no_object, size=size, precision=precision, raw=raw)
+    notes = notes_of(opened, source, KINDS[ending].packages, no_object=no_object, size=size, precision=precision, raw=raw)
     fast = optimize_for_inference(opened.model, channels_last=False)
     if ending == ".pt2":
         from panoptic_detr.exported.program import Program, program_file

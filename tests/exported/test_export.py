@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -16,13 +18,13 @@ import panoptic_detr as pd
 from panoptic_detr.commands import cli
 from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError, PictureError
-from panoptic_detr.exported import write
+from panoptic_detr.exported import engines, write
 from panoptic_detr.exported.engines import NOTES
 from panoptic_detr.exported.parity import default_pictures
 from panoptic_detr.exported.program import TYPES
 from panoptic_detr.exported.runtime import REASONS, RESULTS
 from panoptic_detr.exported.runtime import SETTINGS as SETTINGS_OF_FILES
-from panoptic_detr.weights import Checkpoint, save_checkpoint
+from panoptic_detr.weights import Checkpoint, archives, save_checkpoint
 
 TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,6 +371,18 @@ def test_openvino_gives_the_same(exported):
             reasons |= {dropped.reason for dropped in own.dropped}
     file.settings = SETTINGS
     assert {"small", "suppressed", "merged", "low score"} <= reasons
+
+
+def test_every_kind_of_file_is_known_everywhere():
+    assert set(write.KINDS) == set(engines.KINDS) == set(archives.EXPORTED)
+    assert {kind.name for kind in write.KINDS.values()} == set(get_args(write.FileFormat))
+
+
+def test_a_program_of_pytorch_is_written_without_onnx(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for name in ("program", "parts"):
+        monkeypatch.delitem(sys.modules, f"panoptic_detr.exported.{name}", raising=False)
+    assert import_module("panoptic_detr.exported.program").PER_QUERY == 4
 
 
 def test_weights_of_others_are_not_overwritten(tmp_path):
