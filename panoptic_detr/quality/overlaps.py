@@ -16,6 +16,8 @@ from panoptic_detr.errors import EvaluationError
 from panoptic_detr.id_runs import IdRuns, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
+MOST_PAIRS = 2**26  # of true and predicted segments of an image: half a gigabyte for each table
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -170,7 +172,8 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
     """Count the pixels of every pair of a true and a predicted segment of two maps (H, W); the truth may have crowds.
 
     Raises:
-        EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.
+        EvaluationError: maps of different sizes, an id in a map without a segment, a segment without pixels, or more segments
+            than a table of all pairs can have.
     """
     size = truth.pixels.shape
     if prediction.pixels.shape != size:
@@ -178,9 +181,14 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
             f"{prediction.where} is {_in_words(prediction.pixels.shape)}, but {truth.where} is {_in_words(size)}; "
             "predict at the size of the ground truth"
         )
+    shape = (len(truth) + 1, len(prediction) + 1)
+    if shape[0] * shape[1] > MOST_PAIRS:
+        raise EvaluationError(
+            f"{truth.where} has {len(truth)} segments and {prediction.where} {len(prediction)}: their {shape[0] * shape[1]} "
+            f"pairs do not fit into memory ({MOST_PAIRS} do); cut the image and its prediction into parts, and score these"
+        )
     true_ids, predicted_ids, lengths = _joint_runs(truth, prediction)
     rows, columns = _positions(true_ids, truth), _positions(predicted_ids, prediction)
-    shape = (len(truth) + 1, len(prediction) + 1)
     runs = rows * shape[1] + columns
     histogram = np.bincount(runs, weights=lengths, minlength=shape[0] * shape[1])
     overlaps = Overlaps(

@@ -11,7 +11,7 @@ from plain_maps import areas, boxes_of
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.quality.overlaps import Regions
+from panoptic_detr.quality.overlaps import Regions, measure_overlaps
 from panoptic_detr.quality.panoptic_quality import PanopticQuality
 
 COCO = [
@@ -161,6 +161,13 @@ def test_a_listed_segment_zero_is_a_segment_and_not_void():
 def test_a_map_without_pixels():
     nothing = PanopticSegmentation(np.zeros((0, 4), np.int32), [], TABLE)
     assert score(nothing, nothing).all.n == 0
+
+
+def test_more_segments_than_memory_holds_pairs_of_are_refused_by_name():
+    segment_map = np.arange(1, 10_001, dtype=np.int32).reshape(100, 100)
+    regions = Regions.from_rows(segment_map, [(i, 1, False) for i in range(1, 10_001)], "image 7")
+    with pytest.raises(EvaluationError, match=r"image 7 has 10000 segments .* 100020001 pairs do not fit into memory"):
+        measure_overlaps(regions, regions)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64])
