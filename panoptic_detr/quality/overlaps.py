@@ -51,7 +51,7 @@ class Regions:
         Raises:
             EvaluationError: an id is listed twice.
         """
-        table = np.array([(int(i), int(category), int(crowd)) for i, category, crowd in rows], dtype=np.int64).reshape(-1, 3)
+        table = np.array(list(rows), dtype=np.int64).reshape(-1, 3)
         ids = table[:, 0]
         if len(ids) != len(set(ids.tolist())):
             values, counts = np.unique(ids, return_counts=True)
@@ -195,8 +195,14 @@ def joint_runs(prediction: Regions, truth: Regions) -> JointRuns:
             f"{prediction.where} is {_in_words(prediction.pixels.shape)}, but {truth.where} is {_in_words(size)}; "
             "predict at the size of the ground truth"
         )
-    true_ids, predicted_ids, lengths = _joint_ids(truth, prediction)
-    return JointRuns(_positions(true_ids, truth), _positions(predicted_ids, prediction), lengths, (size[0], size[1]))
+    if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
+        rows, columns, lengths = join_runs(truth.pixels, _names(truth), prediction.pixels, _names(prediction))
+    else:
+        true_ids, predicted_ids, lengths = _joint_ids(truth.segment_map.ravel(), prediction.segment_map.ravel())
+        rows, columns = _places(true_ids, *_names(truth)), _places(predicted_ids, *_names(prediction))
+    _check_listed(rows, truth)
+    _check_listed(columns, prediction)
+    return JointRuns(rows, columns, lengths, (size[0], size[1]))
 
 
 def measure_overlaps(prediction: Regions, truth: Regions, runs: JointRuns | None = None) -> Overlaps:
@@ -236,11 +242,8 @@ def sums(places: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(places, pixels, count).astype(np.int64)
 
 
-def _joint_ids(truth: Regions, prediction: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True id, predicted id and length of each run of pixels (in reading order) over which neither id changes."""
-    if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
-        return join_runs(truth.pixels, prediction.pixels)
-    true_ids, predicted_ids = truth.segment_map.ravel(), prediction.segment_map.ravel()
+def _joint_ids(true_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True id, predicted id and length of each run over which neither changes, from the ids of all pixels in reading order."""
     if true_ids.size == 0:
         return true_ids, predicted_ids, np.zeros(0, dtype=np.int64)
     changes = np.empty(true_ids.size, dtype=bool)
@@ -251,29 +254,31 @@ def _joint_ids(truth: Regions, prediction: Regions) -> tuple[np.ndarray, np.ndar
     return true_ids[starts], predicted_ids[starts], np.diff(starts, append=true_ids.size)
 
 
-def _positions(values: np.ndarray, regions: Regions) -> np.ndarray:
-    """Index of each id among the segments, `len(regions)` for void."""
+def _names(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that a map may have, ascending, and the place of each among the segments, behind them for void."""
     known = regions.ids if (regions.ids == 0).any() else np.append(regions.ids, 0)
-    found = _places(values, known)
-    if found.size and found.min() < 0:
+    order = np.argsort(known)
+    return known[order], order
+
+
+def _places(values: np.ndarray, known: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The place of each value; -1 where it is not known."""
+    if known[-1] < _SMALL_IDS and known[0] >= 0 and values.dtype.itemsize <= 4:
+        table = np.full(known[-1] + 2, -1)
+        table[known] = places
+        return table.take(values.astype(np.uint32), mode="clip")  # what is negative becomes large, which is none of them
+    found = np.searchsorted(known, values)
+    return np.where(known.take(found, mode="clip") == values, places.take(found, mode="clip"), -1)
+
+
+def _check_listed(places: np.ndarray, regions: Regions) -> None:
+    if places.min(initial=0) < 0:
+        values = regions.segment_map.ravel()
+        unknown = values[~np.isin(values, _names(regions)[0])][0]
         raise EvaluationError(
-            f"{regions.where}: the map has pixels of id {values[np.argmin(found)]}, but no such segment is listed; "
+            f"{regions.where}: the map has pixels of id {unknown}, but no such segment is listed; "
             "list every id of the map in segments_info, or paint those pixels 0 (void)"
         )
-    return found
-
-
-def _places(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Place of each value in `known`, which is not empty; -1 where it is not among them."""
-    largest = int(known.max())
-    if largest < _SMALL_IDS and known.min() >= 0 and values.dtype.itemsize <= 4:
-        table = np.full(largest + 2, -1)
-        table[known] = np.arange(len(known))
-        return table.take(values.astype(np.uint32), mode="clip")  # what is negative becomes large, which is none of them
-    order = np.argsort(known)
-    ids = known[order]
-    found = np.searchsorted(ids, values)
-    return np.where(ids.take(found, mode="clip") == values, order.take(found, mode="clip"), -1)
 
 
 def _check_present(areas: np.ndarray, regions: Regions) -> None:

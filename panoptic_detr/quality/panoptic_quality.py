@@ -166,13 +166,15 @@ class PanopticQuality:
         )
 
     def _check_categories(self, regions: Regions) -> None:
-        for segment_id, category_id in zip(regions.ids.tolist(), regions.category_ids.tolist(), strict=True):
-            if category_id not in self.categories.by_id:
-                known = sorted(self.categories.by_id)
-                raise EvaluationError(
-                    f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
-                    f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
-                )
+        if self.categories.by_id.keys() >= set(regions.category_ids.tolist()):
+            return
+        rows = zip(regions.ids.tolist(), regions.category_ids.tolist(), strict=True)
+        segment_id, category_id = next(row for row in rows if row[1] not in self.categories.by_id)
+        known = sorted(self.categories.by_id)
+        raise EvaluationError(
+            f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
+            f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
+        )
 
 
 def check_segmentations(prediction: object, truth: object) -> None:
