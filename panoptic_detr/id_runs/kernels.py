@@ -177,7 +177,7 @@ _SPREAD, _CELL = np.uint32(2654435761), np.uint32(24)  # Knuth's multiplicative 
 
 @_compiled(nb.void(_IDS, _NUMBERS, _NUMBERS, _NUMBERS))
 def name(ids: np.ndarray, known: np.ndarray, names: np.ndarray, found: np.ndarray) -> None:
-    """Write the name of each id, by binary search in the ascending `known`, of which results are kept; -1 for one of no name."""
+    """Write the name of each id, from the ascending `known`, of which results are kept; -1 for one of no name."""
     seen, seen_names = np.full(256, known[0], np.uint32), np.full(256, names[0])
     for run in range(len(ids)):
         value = ids[run]
