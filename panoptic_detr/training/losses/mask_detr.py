@@ -194,15 +194,10 @@ class _Image:
         )
 
     def _mask_costs(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and DICE of every query with every thing: (Q, n) each; as `_mask_losses`, by sums of few passes."""
+        """Cross-entropy and DICE of every query's mask with every thing's: (Q, n) each."""
         every = torch.arange(self.num_things, device=self.things.device)
         logits = self.masks.of_features(self.index, every, self.near.features, self.near.points, layer)  # (Q, n * R)
-        logits = logits.view(self.num_things, *self.wanted.shape).transpose(0, 1)  # (n, Q, R)
-        wanted, known = self.wanted[..., None], self.known[..., None]  # (n, R, 1)
-        p = logits.sigmoid()
-        bce = (F.softplus(logits) @ known - logits @ wanted) / known.sum(1, keepdim=True).clamp(min=1)  # (n, Q, 1)
-        dice = 1 - (2 * p @ wanted + 1) / (p @ known + wanted.sum(1, keepdim=True) + 1)
-        return bce[..., 0].T, dice[..., 0].T
+        return all_mask_losses(logits.view(self.num_things, *self.wanted.shape), self.wanted, self.known)
 
     def _classes(self, layer: int) -> Tensor:
         logits = self.output.logits[layer, self.index, : self.num_things].float()  # (Q, C)
@@ -220,7 +215,7 @@ class _Image:
         objects = self.objects[layer]
         near = Places(*(value.unflatten(0, (len(self.things), self.places_each))[objects] for value in self.near.values()))
         logits = self.masks.each_at(self.index, self.queries[layer], near.features, near.points, layer)  # (k, R)
-        bce, dice = _mask_losses(logits, self.wanted[objects], self.known[objects])
+        bce, dice = mask_losses(logits, self.wanted[objects], self.known[objects])
         return {"mask_bce": bce.sum(), "mask_dice": dice.sum()}
 
     def _contest(self, layer: int) -> dict[str, Tensor]:
@@ -337,12 +332,21 @@ def peak_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(wanted == 1, positive, negative)
 
 
-def _mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and DICE (...) of logits (..., R) and 0/1 values at places; those that are not known do not count."""
     bce = F.binary_cross_entropy_with_logits(logits, wanted.expand_as(logits), reduction="none") * known
     p = logits.sigmoid() * known
     dice = 1 - (2 * (p * wanted).sum(-1) + 1) / (p.sum(-1) + wanted.sum(-1) + 1)
     return bce.sum(-1) / known.sum(-1).clamp(min=1), dice
+
+
+def all_mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask_losses` of (Q, n, R) logits with (n, R) values, all of what is wanted being known: (Q, n) each, in few passes."""
+    by_thing = logits.transpose(0, 1)  # (n, Q, R)
+    p, own, sizes = by_thing.sigmoid(), wanted[..., None], known[..., None]  # own and sizes: (n, R, 1)
+    bce = (F.softplus(by_thing) @ sizes - by_thing @ own) / sizes.sum(1, keepdim=True).clamp(min=1)  # (n, Q, 1)
+    dice = 1 - (2 * p @ own + 1) / (p @ sizes + own.sum(1, keepdim=True) + 1)
+    return bce[..., 0].T, dice[..., 0].T
 
 
 def _counts(targets: Sequence[Target], stuff_labels: Sequence[int]) -> GlobalCounts:
