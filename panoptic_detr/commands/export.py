@@ -3,7 +3,7 @@
 A checkpoint, in a minute; the file then goes wherever a checkpoint goes (predict, evaluate, load_model):
 
     panoptic-detr export runs/scenes_masks/best.pt scenes.onnx
-    panoptic-detr predict scenes.onnx photo.jpg --output /tmp/predictions
+    panoptic-detr predict scenes.onnx photo.jpg --output /tmp/exported
 
 For OpenVINO (the weights go into scenes.bin beside it):
 

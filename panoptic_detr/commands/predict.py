@@ -3,8 +3,8 @@
 Any checkpoint with a mask head, on pictures or folders of them, in seconds:
 
     panoptic-detr predict runs/scenes_masks/best.pt photo.jpg folder/ --output /tmp/predictions
-    panoptic-detr predict detr_r50_panoptic photo.jpg --output /tmp/predictions --explain
-    panoptic-detr predict facebook/detr-resnet-50-panoptic photo.jpg --output /tmp/predictions
+    panoptic-detr predict detr_r50_panoptic photo.jpg --output /tmp/explained --explain
+    panoptic-detr predict facebook/detr-resnet-50-panoptic photo.jpg --output /tmp/from_the_hub
 
 Patterns (`'photos/**/*.jpg'`), lists (`list.txt`), shards (`shard-000.tar`) and the standard input (`-`) name pictures too.
 Written to the output folder: `predictions.json` (images, annotations, categories), `panoptic/<name>.png` (segment ids),
@@ -15,13 +15,14 @@ A film becomes an overlay film and COCO files of its frames; --track keeps the i
 
     panoptic-detr predict runs/scenes_masks/best.pt film.mp4 --output out.mp4 --track
 
-Results are written as they come. After Ctrl-C, which finishes the picture, or a kill the same command goes on with the rest:
+Results are written as they come. After Ctrl-C, which finishes the picture, or a kill the same command goes on with the rest;
+another model, other settings or other pictures need another folder, and one that is finished stays as it is:
 
-    panoptic-detr predict runs/scenes_masks/best.pt photos --recursive --like gt.json --output /tmp/predictions
+    panoptic-detr predict runs/scenes_masks/best.pt photos --recursive --like gt.json --output /tmp/photos
 
 Under torchrun or srun the processes share the pictures, and the first joins their results (docs/large_scale.md):
 
-    torchrun --nproc-per-node 4 -m panoptic_detr.commands.predict runs/scenes_masks/best.pt photos --output /tmp/predictions
+    torchrun --nproc-per-node 4 -m panoptic_detr.commands.predict runs/scenes_masks/best.pt photos --output /tmp/shared
 """
 
 import argparse
@@ -147,6 +148,8 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
     with PredictionFolder(
         options.output, predictor.categories, overlays=options.overlays, tiffs=options.tiff, made_by=made, part=share.part
     ) as folder:
+        if folder.finished and all(file in folder for file in files):
+            return nothing_to_do(folder, share)
         share.gather(None)  # nobody begins before the first has looked at the folder
         if len(folder) and share.first:
             print(f"going on: {len(folder)} of {len(files)} pictures are there already")
@@ -198,6 +201,8 @@ def predict_one_film(options: argparse.Namespace) -> int:
     predictor.settings = changed_settings(predictor.settings, options)
     made = {**made_by(options, predictor, ()), "pictures": film.identity(), "track": options.track}
     with PredictionFolder(place, predictor.categories, overlays=False, made_by=made) as folder, StopRequest() as request:
+        if folder.finished and (target.is_file() or not options.overlays):
+            return nothing_to_do(folder)
         there, tracker = len(folder), Tracker(predictor.categories) if options.track else None
         model = tiled(options, predictor)
         with progress_bar() as bar:
@@ -228,6 +233,14 @@ def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor)
             f"{options.checkpoint} is an exported file, and tiles need masks before they are merged: name the checkpoint"
         )
     return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=options.output)
+
+
+def nothing_to_do(folder: PredictionFolder, share: Share | None = None) -> int:
+    """Say that all is there, and how to have it anew; the exit status."""
+    if share is None or share.first:
+        print(f"nothing to do: all {len(folder)} predictions are in {folder.folder} already, made with these settings")
+        print("to predict them again choose another output folder, or remove the predictions.json in it")
+    return 0
 
 
 def joined(outcomes: Sequence[Outcome], files: Sequence[PictureFile]) -> Outcome:

@@ -83,8 +83,69 @@ def test_an_unreadable_picture_does_not_lose_the_others(checkpoint, photos, tmp_
     failures = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert [(f["path"], f["image_id"]) for f in failures] == [(f"{photos}/aa.jpg", 2), (f"{photos}/gone.jpg", 4)]
     assert failures[1]["reason"].startswith("there is no such image")
-    assert predict.main([str(checkpoint), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    assert not (tmp_path / "out" / "failures.json").exists()
+    before = tree(tmp_path / "out")
+    (photos / "aa.jpg").write_bytes((photos / "a.png").read_bytes())
+    assert predict.main([str(checkpoint), *pictures, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "going on: 2 of 4 pictures are there already" in capsys.readouterr().out
+    after = tree(tmp_path / "out")
+    assert after.keys() - before.keys() == {"panoptic/aa.png", "overlays/aa.jpg"}
+    content, entries = predictions(tmp_path / "out")
+    assert [(image["id"], image["file_name"]) for image in content["images"]] == [(1, "a.png"), (2, "aa.jpg"), (3, "b.png")]
+    assert [entries[i]["file_name"] for i in (1, 2, 3)] == ["a.png", "aa.png", "b.png"]
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [failure["path"] for failure in failures] == [f"{photos}/gone.jpg"]
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_output_is_neither_overwritten_nor_made_twice(checkpoint, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(checkpoint), str(photos), "--output", str(out), "--device", "cpu"]
+    assert predict.main(arguments) == 0
+    before, content = times(out), json.loads((out / "predictions.json").read_text())
+    (tmp_path / "other_ids.json").write_text(json.dumps({"images": content["images"][:1]}))
+    changes = {
+        "settings": ["--threshold", "0.2"],
+        "precision": ["--precision", "bf16"],
+        "overlays": ["--no-overlays"],
+        "tiles": ["--tile", "32", "--overlap", "16"],
+        "pictures": ["--like", str(tmp_path / "other_ids.json")],
+    }
+    for key, change in changes.items():
+        told = rf"this output was finished with other {key}: .*; choose another output folder, or remove predictions\.json"
+        with pytest.raises(DataError, match=told):
+            predict.main([*arguments, *change])
+    assert times(out) == before
+    capsys.readouterr()
+    assert predict.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "nothing to do: all 2 predictions are in " in printed
+    assert "choose another output folder, or remove the predictions.json in it" in printed
+    assert times(out) == before
+    os.utime(checkpoint, (1, 1))  # trained on
+    with pytest.raises(DataError, match="finished with other weights"):
+        predict.main(arguments)
+
+
+def test_finished_predictions_of_unknown_settings_are_not_overwritten(tmp_path, photos, checkpoint):
+    arguments = [str(checkpoint), str(photos), "--output", str(tmp_path), "--device", "cpu"]
+    path, told = tmp_path / "predictions.json", "predictions are finished here, and nothing tells that these would have"
+    for text in ("{}", '{"images": [], "info": {}}', "[", '{\n"info": 5\n}', '{\n"images": [\n]\n}'):  # of older versions, say
+        path.write_text(text)
+        with pytest.raises(DataError, match=told):
+            predict.main(arguments)
+        with pytest.raises(DataError, match=told), PredictionFolder(tmp_path, TABLE, made_by=None):
+            pass
+        assert path.read_text() == text
+    made_by = {"overlays": True, "model": "mine"}
+    path.write_text('{\n"info": ' + json.dumps({"made_by": made_by}) + ',\n"annotations": [\n{}\n]\n}\n')
+    with (
+        pytest.raises(DataError, match=r"predictions\.json: line 4 is damaged; remove the file to start anew"),
+        PredictionFolder(tmp_path, TABLE, made_by={"model": "mine"}),
+    ):
+        pass
 
 
 def test_where_no_picture_can_be_read_no_predictions_are_written(checkpoint, photos, tmp_path, capsys):
@@ -276,8 +337,13 @@ def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
     assert list(statuses) == [1, 0, 0, 0]
     assert predict.main([*arguments, str(tmp_path / "one")]) == 1
     assert tree(tmp_path / "four") == tree(tmp_path / "one")
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes())
+    in_processes(4, run_share, [*arguments, str(tmp_path / "four")], statuses)
+    assert list(statuses) == [1, 0, 0, 0]
+    assert predict.main([*arguments, str(tmp_path / "again")]) == 1
+    assert tree(tmp_path / "four") == tree(tmp_path / "again")
     names = [Path(row["path"]).name for row in json.loads((tmp_path / "four" / "failures.json").read_text())]
-    assert names == ["broken.png", "c9.png"]
+    assert names == ["c9.png"]
 
 
 def port_of(monkeypatch, job, step):
