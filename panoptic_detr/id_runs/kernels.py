@@ -171,27 +171,60 @@ def read_runs(
     return count
 
 
-@_compiled(_INT(_PLACES, _IDS, _PLACES, _IDS, _INT, _IDS, _IDS, nb.int64[::1]))
+_NUMBERS = nb.int64[::1]
+
+
+@_compiled(_INT(nb.uint32, _NUMBERS, _NUMBERS))
+def _find(value: np.uint32, known: np.ndarray, places: np.ndarray) -> int:
+    """The place of `value`, by binary search in the ascending `known`; -1 if it is not there."""
+    low, high = 0, len(known)
+    while low < high:
+        middle = (low + high) // 2
+        if known[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return places[low] if low < len(known) and known[low] == value else -1
+
+
+_SIDE = (_PLACES, _IDS, _NUMBERS, _NUMBERS)
+
+
+@_compiled(_INT(*_SIDE, *_SIDE, _INT, _NUMBERS, _NUMBERS, _NUMBERS))
 def join(
     starts: np.ndarray,
     ids: np.ndarray,
+    known: np.ndarray,
+    places: np.ndarray,
     other_starts: np.ndarray,
     other_ids: np.ndarray,
+    other_known: np.ndarray,
+    other_places: np.ndarray,
     pixels: int,
     first: np.ndarray,
     second: np.ndarray,
     lengths: np.ndarray,
 ) -> int:
-    """The number of runs over which neither of two maps changes; their two ids and lengths are written."""
+    """The number of runs over which neither of two maps changes; their two places and lengths are written.
+
+    `known` are ascending ids of a map, `places` what is written for each; -1 is written for any other id.
+    """
     i = j = place = 0
     count = -1
+    row, column = _find(ids[0], known, places), _find(other_ids[0], other_known, other_places)
     while place < pixels:
         end = starts[i + 1] if i + 1 < len(starts) else pixels
         other_end = other_starts[j + 1] if j + 1 < len(other_starts) else pixels
         nearest = min(end, other_end)
-        if count < 0 or first[count] != ids[i] or second[count] != other_ids[j]:
+        if count < 0 or first[count] != row or second[count] != column:
             count += 1
-            first[count], second[count], lengths[count] = ids[i], other_ids[j], 0
+            first[count], second[count], lengths[count] = row, column, 0
         lengths[count] += nearest - place
-        i, j, place = i + (end == nearest), j + (other_end == nearest), nearest
+        place = nearest
+        if end == nearest and i + 1 < len(starts):
+            i += 1
+            row = _find(ids[i], known, places)
+        if other_end == nearest and j + 1 < len(other_starts):
+            j += 1
+            column = _find(other_ids[j], other_known, other_places)
     return count + 1
