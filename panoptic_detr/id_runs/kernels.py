@@ -172,59 +172,49 @@ def read_runs(
 
 
 _NUMBERS = nb.int64[::1]
+_SPREAD, _CELL = np.uint32(2654435761), np.uint32(24)  # Knuth's multiplicative hash, to 8 bits
 
 
-@_compiled(_INT(nb.uint32, _NUMBERS, _NUMBERS))
-def _find(value: np.uint32, known: np.ndarray, places: np.ndarray) -> int:
-    """The place of `value`, by binary search in the ascending `known`; -1 if it is not there."""
-    low, high = 0, len(known)
-    while low < high:
-        middle = (low + high) // 2
-        if known[middle] < value:
-            low = middle + 1
-        else:
-            high = middle
-    return places[low] if low < len(known) and known[low] == value else -1
+@_compiled(nb.void(_IDS, _NUMBERS, _NUMBERS, _NUMBERS))
+def name(ids: np.ndarray, known: np.ndarray, names: np.ndarray, found: np.ndarray) -> None:
+    """Write the name of each id, by binary search in the ascending `known`, of which results are kept; -1 for one of no name."""
+    seen, seen_names = np.full(256, known[0], np.uint32), np.full(256, names[0])
+    for run in range(len(ids)):
+        value = ids[run]
+        cell = (value * _SPREAD >> _CELL) & _BYTE
+        if seen[cell] != value:
+            low, high = 0, len(known)
+            while low < high:
+                middle = (low + high) // 2
+                if known[middle] < value:
+                    low = middle + 1
+                else:
+                    high = middle
+            seen[cell], seen_names[cell] = value, names[low] if low < len(known) and known[low] == value else -1
+        found[run] = seen_names[cell]
 
 
-_SIDE = (_PLACES, _IDS, _NUMBERS, _NUMBERS)
-
-
-@_compiled(_INT(*_SIDE, *_SIDE, _INT, _NUMBERS, _NUMBERS, _NUMBERS))
+@_compiled(_INT(_PLACES, _NUMBERS, _PLACES, _NUMBERS, _INT, _NUMBERS, _NUMBERS, _NUMBERS))
 def join(
     starts: np.ndarray,
-    ids: np.ndarray,
-    known: np.ndarray,
-    places: np.ndarray,
+    names: np.ndarray,
     other_starts: np.ndarray,
-    other_ids: np.ndarray,
-    other_known: np.ndarray,
-    other_places: np.ndarray,
+    other_names: np.ndarray,
     pixels: int,
     first: np.ndarray,
     second: np.ndarray,
     lengths: np.ndarray,
 ) -> int:
-    """The number of runs over which neither of two maps changes; their two places and lengths are written.
-
-    `known` are ascending ids of a map, `places` what is written for each; -1 is written for any other id.
-    """
+    """The number of runs over which neither of two maps changes; their two names and lengths are written."""
     i = j = place = 0
     count = -1
-    row, column = _find(ids[0], known, places), _find(other_ids[0], other_known, other_places)
     while place < pixels:
         end = starts[i + 1] if i + 1 < len(starts) else pixels
         other_end = other_starts[j + 1] if j + 1 < len(other_starts) else pixels
         nearest = min(end, other_end)
-        if count < 0 or first[count] != row or second[count] != column:
+        if count < 0 or first[count] != names[i] or second[count] != other_names[j]:
             count += 1
-            first[count], second[count], lengths[count] = row, column, 0
+            first[count], second[count], lengths[count] = names[i], other_names[j], 0
         lengths[count] += nearest - place
-        place = nearest
-        if end == nearest and i + 1 < len(starts):
-            i += 1
-            row = _find(ids[i], known, places)
-        if other_end == nearest and j + 1 < len(other_starts):
-            j += 1
-            column = _find(other_ids[j], other_known, other_places)
+        i, j, place = i + (end == nearest), j + (other_end == nearest), nearest
     return count + 1

@@ -78,10 +78,12 @@ def join_runs(first: IdRuns, names: Names, second: IdRuns, other_names: Names) -
 
     The name of an id that has none is -1.
     """
-    from panoptic_detr.id_runs.kernels import join
+    from panoptic_detr.id_runs.kernels import join, name
 
     most = len(first.starts) + len(second.starts)
-    one, other, lengths = (np.empty(most, np.int64) for _ in range(3))
+    one, other, lengths, names_of, other_names_of = (np.empty(most, np.int64) for _ in range(5))
+    name(first.ids, *names, names_of)
+    name(second.ids, *other_names, other_names_of)
     size = first.shape[0] * first.shape[1]
-    count = join(first.starts, first.ids, *names, second.starts, second.ids, *other_names, size, one, other, lengths)
+    count = join(first.starts, names_of, second.starts, other_names_of, size, one, other, lengths)
     return one[:count], other[:count], lengths[:count]
