@@ -14,7 +14,7 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_annotations,
     read_panoptic,
 )
-from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, like_truth, match_names
 from panoptic_detr.evaluation.tables import class_rows, show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
@@ -41,6 +41,7 @@ __all__ = [
     "find_things",
     "folder_of",
     "image_names",
+    "like_truth",
     "match_names",
     "read_annotations",
     "read_panoptic",

@@ -1,12 +1,13 @@
 """A file and its model side by side, on pictures and on a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.config.types import fits_type
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_tensor, normalize, resize, target_size
@@ -15,7 +16,7 @@ from panoptic_detr.evaluation import ModelScores, evaluate_predictor
 from panoptic_detr.exported.engines import Content, open_engine
 from panoptic_detr.exported.runtime import ExportedPredictor, input_values, read_notes
 from panoptic_detr.images import Picture, upright_rgb
-from panoptic_detr.inference import Predictor
+from panoptic_detr.inference import PictureFile, Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import DetectorOutput
 from panoptic_detr.weights import OpenedModel
@@ -116,10 +117,7 @@ class Pair:
     @torch.no_grad()
     def largest_differences(self, rgb: np.ndarray) -> tuple[float, float, float]:
         """Of class logits, boxes, and mask logits."""
-        image, settings = image_tensor(rgb), self.opened.settings
-        if self.size is None and settings.short_side is not None:
-            image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
-        image = normalize(image, settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)[None]  # (1, 3, h, w)
+        image = network_input(rgb, self.opened.settings, self.size)[None]  # (1, 3, h, w)
         output: DetectorOutput = self.opened.model.eval()(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
         names = [name for name in RAW if name in self.engine.outputs]
         given = {"image": rgb[None], **input_values(self.opened.settings, self.notes)}
@@ -130,6 +128,35 @@ class Pair:
             pairs.append((masks, found["mask_logits"]))
         largest = [float(np.abs(own.float().numpy() - theirs).max()) for own, theirs in pairs]
         return largest[0], largest[1], largest[2] if len(largest) > 2 else 0.0
+
+
+def network_input(rgb: np.ndarray, settings: InferenceSettings, size: tuple[int, int] | None) -> torch.Tensor:
+    """What a network sees of a picture, by the settings or in a fixed size: (3, h, w) float32."""
+    image = image_tensor(rgb)
+    if size is not None:
+        image = resize(image, size)
+    elif settings.short_side is not None:
+        image = resize(image, target_size((rgb.shape[0], rgb.shape[1]), settings.short_side, settings.long_side))
+    return normalize(image, settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures as a network sees them, read anew whenever someone goes through them.
+
+    Args:
+        files: of the pictures.
+        settings: of the model.
+        size: (height, width) that all are resized to, or None.
+    """
+
+    files: Sequence[PictureFile]
+    settings: InferenceSettings
+    size: tuple[int, int] | None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(3, h, w) float32 of each."""
+        return (network_input(file.read(), self.settings, self.size).numpy() for file in self.files)
 
 
 def told(segmentation: PanopticSegmentation) -> list[tuple[object, ...]]:

@@ -19,17 +19,27 @@ from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported.engines import NOTES, Content
-from panoptic_detr.exported.parity import Comparison, Pair, Quality, default_pictures, least_equal, open_split, scores_of
+from panoptic_detr.exported.parity import (
+    Comparison,
+    Pair,
+    Quality,
+    Shown,
+    default_pictures,
+    least_equal,
+    open_split,
+    scores_of,
+)
 from panoptic_detr.exported.runtime import FORMAT
 from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
-from panoptic_detr.inference import Predictor
+from panoptic_detr.inference import PictureFile, Predictor, find_pictures
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "openvino", "pt2"]
+CALIBRATED = 64  # pictures at most
 LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
 
 
@@ -79,6 +89,7 @@ def export(
     format: FileFormat | None = None,
     size: tuple[int, int] | None = None,
     precision: FilePrecision = "fp32",
+    calibrate: str | Path | None = None,
     raw: bool = False,
     check: Sequence[Picture] = (),
     check_data: tuple[str | Path, str] | None = None,
@@ -93,6 +104,8 @@ def export(
         format: for programs that name it ("onnx", "openvino", "pt2"); it must agree with the ending.
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
+        calibrate: with int8, a folder of pictures such as the file will see; it computes in 8 bits then, with scales by what
+            the values in the networks are on them (on 64, evenly spread, of more).
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
         check: pictures that file and model are compared on, besides three drawn ones.
         check_data: root and split of a data set in COCO's layout, on which the PQ of both is measured.
@@ -111,13 +124,14 @@ def export(
     check_target(path, size, precision)
     check_kind(path, format, precision, raw=raw)
     check_pictures(check)
+    shown = pictures_of(calibrate, path, precision)
     dataset = open_split(check_data, most_lost, raw=raw)
     opened = opened_source(source)
     if not raw and not opened.panoptic:
         raise InputError(
             "the model is a detector without a mask head, which makes no maps; export its boxes with --raw (raw=True)"
         )
-    content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw)
+    content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw, calibrate=shown)
     make_folder(path.parent)
     pair = Pair(opened, path, content, raw=raw)
     found = tuple(pair.compare(picture) for picture in [*default_pictures(), *check])
@@ -176,12 +190,16 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
     pair = fits_type(size, Sequence[int]) and len(size or ()) == 2
     if size is not None and not (pair and all(32 <= side <= LARGEST_SIDE for side in size)):
         raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {size!r}")
-    for name in KINDS[ending].packages:
+    check_packages(ending, KINDS[ending])
+
+
+def check_packages(what: str, kind: Kind) -> None:
+    """Raise `InputError` where a package is missing."""
+    for name in kind.packages:
         try:
             import_module(name)
         except ImportError:
-            extra = KINDS[ending].extra
-            raise InputError(f"exporting to {ending} needs {name}: pip install 'panoptic-detr[{extra}]'") from None
+            raise InputError(f"exporting to {what} needs {name}: pip install 'panoptic-detr[{kind.extra}]'") from None
 
 
 def check_kind(path: Path, format: FileFormat | None, precision: str, *, raw: bool) -> None:
@@ -202,6 +220,29 @@ def check_pictures(pictures: Sequence[Picture]) -> None:
         as_rgb(picture)
 
 
+def pictures_of(folder: str | Path | None, path: Path, precision: str) -> list[PictureFile]:
+    """The pictures of a folder to calibrate on, evenly spread where it has more than enough.
+
+    Raises:
+        InputError: no folder, one without pictures, a file that is no picture, or a precision that needs none.
+    """
+    if folder is None:
+        return []
+    check_path(folder)
+    if precision != "int8":
+        raise InputError(
+            f"{folder} shows how large values get in 8 bits; --calibrate goes with --precision int8, not {precision}"
+        )
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder} is no folder; --calibrate takes one of pictures such as the file will see")
+    check_packages(f"{path.suffix} with --calibrate", KINDS[".onnx"])
+    found = find_pictures([folder])
+    found = [found[len(found) * index // CALIBRATED] for index in range(CALIBRATED)] if len(found) > CALIBRATED else found
+    for file in found:
+        file.read()  # whatever is wrong with one is said before a model is converted
+    return found
+
+
 def opened_source(source: "str | Path | Predictor") -> OpenedModel:
     """Model, classes and settings of a source."""
     if isinstance(source, Predictor):
@@ -218,6 +259,7 @@ def make_content(
     size: tuple[int, int] | None,
     precision: FilePrecision,
     raw: bool,
+    calibrate: Sequence[PictureFile] = (),
 ) -> Content:
     """What is written, by the endings of the files."""
     no_object = bool(getattr(detector_of(opened.model), "no_object", False))
@@ -234,6 +276,10 @@ def make_content(
     from panoptic_detr.exported.precision import smaller_weights
 
     networks = Networks(*trace_parts(fast))
+    if calibrate:
+        from panoptic_detr.exported.calibrated import in_bytes
+
+        networks = in_bytes(networks, Shown(calibrate, opened.settings, size), no_object=no_object)
     model = assemble(
         networks,
         opened.categories,

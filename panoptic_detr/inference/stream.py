@@ -1,8 +1,9 @@
 """Predictions of many pictures as COCO-panoptic files: written as they come, so that no end of the process loses any.
 
 Each picture's PNG (whole or not at all) is followed by a line in `predictions.jsonl`. `finish` makes `predictions.json` of the
-lines. Until then the same settings and the same pictures go on with what is missing, and others are refused. Processes that
-share the pictures write lines of their own, `predictions.<part>.jsonl`, which the first of them joins.
+lines, and says in it what they depend on. Started or finished, the same settings and the same pictures go on with what is
+missing, and others are refused. Processes that share the pictures write lines of their own, `predictions.<part>.jsonl`, which
+the first of them joins.
 """
 
 import hashlib
@@ -10,8 +11,8 @@ import io
 import json
 import os
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,14 +71,16 @@ class PredictionFolder:
         categories: what the predictions mean.
         overlays: draw each prediction over its picture.
         tiffs: write the ids as `tiff/<name>.tif` too, tiled, which programs for maps and slides read by windows.
-        made_by: what the predictions depend on, as plain values; an output that was started with others is refused.
+        made_by: what the predictions depend on, as plain values; an output that was started or finished with others is
+            refused. Without them one that is finished always is.
         part: which of several processes this is, a word of its own for each; the first has none.
 
     Attributes:
         found: segments by category id, of all pictures so far.
+        finished: the folder had a `predictions.json` when it was opened, and nothing that was written after it.
 
     Raises:
-        DataError: the folder cannot be made or written to, or was started otherwise.
+        DataError: the folder cannot be made or written to, or its predictions were made otherwise.
     """
 
     def __init__(
@@ -94,11 +97,15 @@ class PredictionFolder:
         self.categories, self.overlays, self.tiffs = categories, overlays, tiffs
         self.lines = self.folder / (f"predictions.{part}.jsonl" if part else "predictions.jsonl")
         self.found: Counter[int] = Counter()
+        self.finished = False
+        self._known = made_by is not None
         self._head: Json = json.loads(
             json.dumps({"overlays": overlays, **({"tiffs": True} if tiffs else {}), **(made_by or {})})
         )
         self._files: list[Path] = [self.lines]  # of lines, of this process and of others
-        self._done: dict[str, int] = {}  # name of a picture to the place of its line
+        self._whole = self.folder / "predictions.json"
+        self._done: dict[str, int] = {}  # name of a picture to the place of its line, or of its annotation in the whole JSON
+        self._images: dict[str, int] = {}  # to that of its image in the whole JSON
         self._first = not part
         self._lock = locked_folder(self.folder if self._first else self.folder.with_name(f"{self.folder.name}.{part}"))
         self._one_at_a_time = threading.Lock()
@@ -112,9 +119,12 @@ class PredictionFolder:
             if self._first:
                 for place in (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())):
                     remove_stale_temporaries(place)
+            if self._whole.is_file():
+                self._read_whole()
             if self.lines.is_file():
                 self._read_lines(self.lines, mend=True)
             self.read_others()
+            self.finished = self._files == [self.lines, self._whole] and not self.lines.exists()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -136,7 +146,12 @@ class PredictionFolder:
             file: what was predicted.
             picture: (H, W, 3) uint8 RGB, or a large one by windows.
             segmentation: the prediction, of the same size.
+
+        Raises:
+            DataError: the folder was not opened by `with`, and has finished predictions.
         """
+        if not self._done and self._whole not in self._files and self._whole.exists():
+            raise self._unknown()
         height, width = picture.shape[:2]
         segmentation.save(_place(self.folder / "panoptic" / f"{file.name}.png"))
         if self.tiffs:
@@ -148,8 +163,6 @@ class PredictionFolder:
             image["path"] = file.source
         annotation = segmentation.to_coco(file.image_id, f"{file.name}.png")
         with self._one_at_a_time:
-            if not self._done:
-                (self.folder / "predictions.json").unlink(missing_ok=True)  # of other predictions
             with open(self.lines, "ab") as stream:
                 if stream.tell() == 0:
                     stream.write(_line({"made_by": self._head}))
@@ -176,7 +189,7 @@ class PredictionFolder:
     def likeness(self) -> tuple[str, CategoryTable, dict[str, Any]]:
         """The arguments, without `part`, of a folder in which another process takes part in the same output."""
         made_by = {key: value for key, value in self._head.items() if key not in ("overlays", "tiffs")}
-        options = {"overlays": self.overlays, "tiffs": self.tiffs, "made_by": made_by}
+        options = {"overlays": self.overlays, "tiffs": self.tiffs, "made_by": made_by if self._known else None}
         return str(self.folder), self.categories, options
 
     def read_others(self) -> None:
@@ -189,21 +202,32 @@ class PredictionFolder:
             if path != self.lines:
                 self._read_lines(path, mend=False)
 
-    def finish(self, order: Iterable[PictureFile] | None = None) -> Path:
-        """Write `predictions.json`, whole or not at all, in the given order (that of writing by default)."""
-        path = self.folder / "predictions.json"
-        names = list(self._done) if order is None else [file.name for file in order if file.name in self._done]
+    def finish(self, order: Iterable[PictureFile] | None = None, *, key: Callable[[str], Any] | None = None) -> Path:
+        """Write `predictions.json`, whole or not at all.
+
+        Args:
+            order: of the pictures; that of writing by default.
+            key: sorts the names instead.
+
+        Returns:
+            Its path.
+        """
+        names = sorted(self._done, key=key) if key is not None else list(self._done)
+        if order is not None:
+            names = [file.name for file in order if file.name in self._done]
         lists = {f"{kind}s": self._rows(names, kind) for kind in ("image", "annotation")}
+        head = {"info": {"description": "panoptic maps predicted by panoptic_detr", "made_by": self._head}}
 
         def write(stream: BinaryIO) -> None:
             text = io.TextIOWrapper(stream, encoding="utf-8")
-            write_json(text, {}, {**lists, "categories": self.categories.to_coco()})
+            write_json(text, head if self._known else {}, {**lists, "categories": self.categories.to_coco()})
             text.detach()  # flushed, and left open for the rename
 
-        write_whole(path, write)
-        for lines in self._files:
-            lines.unlink(missing_ok=True)
-        return path
+        write_whole(self._whole, write)
+        for path in self._files:
+            if path != self._whole:
+                path.unlink(missing_ok=True)
+        return self._whole
 
     def write_failures(self, failures: Sequence[Failure]) -> Path | None:
         """Write `failures.json`, a list of path, image_id and reason, or remove an older one where nothing failed."""
@@ -213,6 +237,34 @@ class PredictionFolder:
             return None
         write_whole(path, json.dumps([asdict(failure) for failure in failures], indent=1, ensure_ascii=False).encode() + b"\n")
         return path
+
+    def _read_whole(self) -> None:
+        """Read what a finished output has; its entries stay where they are until `finish` copies them."""
+        rows = _entries(self._whole)
+        key, number, _, line = next(rows, ("", 0, 0, b""))
+        made_by = self._read(line, self._whole, number).get("made_by") if key == "info" else None
+        if made_by is None or not self._known:
+            raise self._unknown()
+        self._check_head(made_by, self._whole)
+        file = len(self._files) << _PLACE_BITS
+        self._files.append(self._whole)
+        images: deque[int] = deque()
+        for key, number, place, line in rows:
+            if key == "images":
+                images.append(file | place)
+            elif key == "annotations":
+                annotation = self._read(line, self._whole, number)
+                if not images or not annotation.keys() >= {"file_name", "segments_info"}:
+                    raise _damaged(self._whole, number)
+                name = annotation["file_name"].removesuffix(".png")
+                self._images[name] = images.popleft()
+                self._note(name, file | place, annotation)
+
+    def _unknown(self) -> DataError:
+        return DataError(
+            f"{self._whole}: predictions are finished here, and nothing tells that these would have the same settings; "
+            "choose another output folder, or remove the file to start anew"
+        )
 
     def _read_lines(self, path: Path, *, mend: bool) -> None:
         """Read what a process has written; half a line at the end, where one was stopped, is left out, and cut off to mend."""
@@ -236,22 +288,23 @@ class PredictionFolder:
 
     def _entry(self, row: Row, path: Path, number: int) -> tuple[str, Row]:
         if "name" not in row or "annotation" not in row:
-            raise DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew")
+            raise _damaged(path, number)
         return row["name"], row["annotation"]
 
     def _read(self, line: bytes, path: Path, number: int) -> Row:
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip(b",\n"))
             return row if isinstance(row, dict) else {}
         except ValueError:
-            raise DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew") from None
+            raise _damaged(path, number) from None
 
     def _check_head(self, started: object, path: Path) -> None:
         before = started if isinstance(started, dict) else {}
         for key in {**before, **self._head}:
             if before.get(key) != self._head.get(key):
+                verb = "finished" if path == self._whole else "started"
                 raise DataError(
-                    f"{self.folder}: this output was started with other {key}: {_told(before.get(key))} then, "
+                    f"{self.folder}: this output was {verb} with other {key}: {_told(before.get(key))} then, "
                     f"{_told(self._head.get(key))} now; choose another output folder, or remove {path.name} to start anew"
                 )
 
@@ -266,10 +319,33 @@ class PredictionFolder:
             streams: dict[int, BinaryIO] = {}
             for name in names:
                 file, place = divmod(self._done[name], 1 << _PLACE_BITS)
+                whole = self._files[file] == self._whole
+                if whole and kind == "image":
+                    place = self._images[name] % (1 << _PLACE_BITS)
                 if file not in streams:
                     streams[file] = stack.enter_context(open(self._files[file], "rb"))
                 streams[file].seek(place)
-                yield json.loads(streams[file].readline())[kind]
+                row = json.loads(streams[file].readline().rstrip(b",\n"))
+                yield row if whole else row[kind]
+
+
+def _entries(path: Path) -> Iterator[tuple[str, int, int, bytes]]:
+    """Key, number, place and text of the lines of `write_json`: a value of the head or an entry of a list on each."""
+    key, start = "", 0
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream):
+            if line.startswith(b'"'):
+                name, _, rest = line.partition(b": ")
+                key = name.decode(errors="replace").strip('"')
+                if rest != b"[\n":
+                    yield key, number, start, rest
+            elif line.startswith(b"{") and line != b"{\n":
+                yield key, number, start, line
+            start += len(line)
+
+
+def _damaged(path: Path, number: int) -> DataError:
+    return DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew")
 
 
 def list_digest(files: Iterable[PictureFile]) -> str:

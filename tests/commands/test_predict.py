@@ -15,10 +15,10 @@ from plain_maps import areas
 from training.process_helpers import in_processes
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands import cli, predict
+from panoptic_detr.commands import cli, evaluate, predict
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import write_films
-from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError, PictureError
 from panoptic_detr.inference import PredictionFolder, rasters, shares, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -83,8 +83,69 @@ def test_an_unreadable_picture_does_not_lose_the_others(checkpoint, photos, tmp_
     failures = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert [(f["path"], f["image_id"]) for f in failures] == [(f"{photos}/aa.jpg", 2), (f"{photos}/gone.jpg", 4)]
     assert failures[1]["reason"].startswith("there is no such image")
-    assert predict.main([str(checkpoint), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    assert not (tmp_path / "out" / "failures.json").exists()
+    before = tree(tmp_path / "out")
+    (photos / "aa.jpg").write_bytes((photos / "a.png").read_bytes())
+    assert predict.main([str(checkpoint), *pictures, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "going on: 2 of 4 pictures are there already" in capsys.readouterr().out
+    after = tree(tmp_path / "out")
+    assert after.keys() - before.keys() == {"panoptic/aa.png", "overlays/aa.jpg"}
+    content, entries = predictions(tmp_path / "out")
+    assert [(image["id"], image["file_name"]) for image in content["images"]] == [(1, "a.png"), (2, "aa.jpg"), (3, "b.png")]
+    assert [entries[i]["file_name"] for i in (1, 2, 3)] == ["a.png", "aa.png", "b.png"]
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [failure["path"] for failure in failures] == [f"{photos}/gone.jpg"]
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_output_is_neither_overwritten_nor_made_twice(checkpoint, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(checkpoint), str(photos), "--output", str(out), "--device", "cpu"]
+    assert predict.main(arguments) == 0
+    before, content = times(out), json.loads((out / "predictions.json").read_text())
+    (tmp_path / "other_ids.json").write_text(json.dumps({"images": content["images"][:1]}))
+    changes = {
+        "settings": ["--threshold", "0.2"],
+        "precision": ["--precision", "bf16"],
+        "overlays": ["--no-overlays"],
+        "tiles": ["--tile", "32", "--overlap", "16"],
+        "pictures": ["--like", str(tmp_path / "other_ids.json")],
+    }
+    for key, change in changes.items():
+        told = rf"this output was finished with other {key}: .*; choose another output folder, or remove predictions\.json"
+        with pytest.raises(DataError, match=told):
+            predict.main([*arguments, *change])
+    assert times(out) == before
+    capsys.readouterr()
+    assert predict.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "nothing to do: all 2 predictions are in " in printed
+    assert "choose another output folder, or remove the predictions.json in it" in printed
+    assert times(out) == before
+    os.utime(checkpoint, (1, 1))  # trained on
+    with pytest.raises(DataError, match="finished with other weights"):
+        predict.main(arguments)
+
+
+def test_finished_predictions_of_unknown_settings_are_not_overwritten(tmp_path, photos, checkpoint):
+    arguments = [str(checkpoint), str(photos), "--output", str(tmp_path), "--device", "cpu"]
+    path, told = tmp_path / "predictions.json", "predictions are finished here, and nothing tells that these would have"
+    for text in ("{}", '{"images": [], "info": {}}', "[", '{\n"info": 5\n}', '{\n"images": [\n]\n}'):  # of older versions, say
+        path.write_text(text)
+        with pytest.raises(DataError, match=told):
+            predict.main(arguments)
+        with pytest.raises(DataError, match=told), PredictionFolder(tmp_path, TABLE, made_by=None):
+            pass
+        assert path.read_text() == text
+    made_by = {"overlays": True, "model": "mine"}
+    path.write_text('{\n"info": ' + json.dumps({"made_by": made_by}) + ',\n"annotations": [\n{}\n]\n}\n')
+    with (
+        pytest.raises(DataError, match=r"predictions\.json: line 4 is damaged; remove the file to start anew"),
+        PredictionFolder(tmp_path, TABLE, made_by={"model": "mine"}),
+    ):
+        pass
 
 
 def test_where_no_picture_can_be_read_no_predictions_are_written(checkpoint, photos, tmp_path, capsys):
@@ -276,8 +337,13 @@ def test_four_processes_write_the_files_of_one(checkpoint, photos, tmp_path):
     assert list(statuses) == [1, 0, 0, 0]
     assert predict.main([*arguments, str(tmp_path / "one")]) == 1
     assert tree(tmp_path / "four") == tree(tmp_path / "one")
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes())
+    in_processes(4, run_share, [*arguments, str(tmp_path / "four")], statuses)
+    assert list(statuses) == [1, 0, 0, 0]
+    assert predict.main([*arguments, str(tmp_path / "again")]) == 1
+    assert tree(tmp_path / "four") == tree(tmp_path / "again")
     names = [Path(row["path"]).name for row in json.loads((tmp_path / "four" / "failures.json").read_text())]
-    assert names == ["broken.png", "c9.png"]
+    assert names == ["c9.png"]
 
 
 def port_of(monkeypatch, job, step):
@@ -388,11 +454,84 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     assert predict.main(arguments) == 0
     assert "frames: 3, " in capsys.readouterr().out
     content, _ = predictions(tmp_path / "out")
-    assert [i["file_name"] for i in content["images"]] == ["000000.png", "000001.png", "000002.png"]
+    assert [i["file_name"] for i in content["images"]] == ["0000/000000.png", "0000/000001.png", "0000/000002.png"]
     assert (tmp_path / "out.mp4").stat().st_size > 500
     assert (
         predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--device", "cpu", "--output", str(tmp_path / "again")]) == 0
     )
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["overlays.mp4", "panoptic", "predictions.json"]
-    with pytest.raises(ConfigError, match="a film is predicted by itself"):
+    with pytest.raises(ConfigError, match="films are predicted without --like, --recursive and --explain"):
         predict.main([*arguments, "--explain"])
+    before = times(tmp_path)
+    assert predict.main(arguments) == 0
+    assert "nothing to do: all 3 predictions" in capsys.readouterr().out
+    with pytest.raises(DataError, match="finished with other track"):
+        predict.main([*arguments[:6], "--fps", "5"])
+    with pytest.raises(ConfigError, match=r"out\.mp4 would be written over a film that is read"):
+        predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--output", str(tmp_path / "out.mp4")])
+    assert times(tmp_path) == before
+    (tmp_path / "out.mp4").unlink()
+    assert predict.main(arguments) == 0
+    assert (tmp_path / "out.mp4").stat().st_size > 500
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Two drawn films as folders of frames, two broken ones, and something else."""
+    write_films(tmp_path / "set", 2, frames=3, size=48, split="val", workers=1)
+    (tmp_path / "set" / "val" / "0010.mp4").write_bytes(b"no film")
+    (tmp_path / "set" / "val" / "notes").mkdir()
+    (tmp_path / "set" / "val" / "0002").mkdir()
+    (tmp_path / "set" / "val" / "0002" / "000000.png").write_bytes(b"no frame")
+    return tmp_path / "set"
+
+
+def test_films_of_a_folder_are_predicted_and_scored_in_one_call(checkpoint, films, tmp_path, capsys):
+    arguments = [str(checkpoint), str(films / "val"), "--device", "cpu", "--track", "--output"]
+    assert predict.main([*arguments, str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "frames: 6, " in told.out
+    assert f"{films}/val/0010.mp4: not a film that OpenCV can read" in told.err
+    assert f"{films}/val/0002: {films}/val/0002/000000.png: not a readable image" in told.err
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [(failure["path"], failure["image_id"]) for failure in failures] == [
+        (f"{films}/val/0002", 3),
+        (f"{films}/val/0010.mp4", 4),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["0000.mp4", "0001.mp4"]
+    content, entries = predictions(tmp_path / "out")
+    assert [(i["id"], i["file_name"]) for i in content["images"]][::3] == [
+        (1000001, "0000/000000.png"),
+        (2000001, "0001/000000.png"),
+    ]
+    assert entries[2000003]["file_name"] == "0001/000002.png"
+    truth = ["--gt-json", str(films / "annotations" / "panoptic_val.json"), "--gt-folder", str(films / "panoptic_val")]
+    results = ["--pred-json", str(tmp_path / "out" / "predictions.json"), "--pred-folder", str(tmp_path / "out" / "panoptic")]
+    assert evaluate.main([*truth, *results, "--films", "--windows", "1", "3"]) == 0
+    assert "2 films, 6 frames" in capsys.readouterr().out
+    for frame in ("000000", "000001"):
+        shutil.copy(films / "val" / "0001" / f"{frame}.png", films / "val" / "0002" / f"{frame}.png")
+    drawn = times(tmp_path / "out" / "overlays")
+    assert predict.main([*arguments, str(tmp_path / "out")]) == 1  # the mended one, and nothing else
+    content, _ = predictions(tmp_path / "out")
+    assert [i["id"] for i in content["images"]] == [1000001, 1000002, 1000003, 2000001, 2000002, 2000003, 3000001, 3000002]
+    assert times(tmp_path / "out" / "overlays").items() > drawn.items()
+    with pytest.raises(ConfigError, match="several films have several overlay films; name a folder"):
+        predict.main([*arguments, str(tmp_path / "all.mp4")])
+    for missing, says in ((films / "val" / "notes", "no film in this folder"), (films / "*.avi", "no film has such a name")):
+        with pytest.raises(DataError, match=says):
+            predict.main([str(checkpoint), str(missing), "--track", "--output", str(tmp_path / "none")])
+    with pytest.raises(PictureError, match=r"none of the films could be read:\n  .*a\.mp4: there is no such film"):
+        predict.main([str(checkpoint), "a.mp4", "b.mp4", "--output", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
+def test_two_processes_share_films(checkpoint, films, tmp_path):
+    arguments = [str(checkpoint), str(films / "val"), "--device", "cpu", "--track", "--no-overlays", "--output"]
+    statuses = multiprocessing.get_context("fork").Array("i", 2)
+    in_processes(2, run_share, [*arguments, str(tmp_path / "two")], statuses)
+    assert list(statuses) == [1, 0]
+    assert predict.main([*arguments, str(tmp_path / "one")]) == 1
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")

@@ -20,7 +20,7 @@ from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError, PictureError
 from panoptic_detr.exported import engines, write
 from panoptic_detr.exported.engines import NOTES
-from panoptic_detr.exported.parity import default_pictures
+from panoptic_detr.exported.parity import default_pictures, network_input
 from panoptic_detr.exported.program import TYPES
 from panoptic_detr.exported.runtime import REASONS, RESULTS
 from panoptic_detr.exported.runtime import SETTINGS as SETTINGS_OF_FILES
@@ -214,6 +214,48 @@ def test_a_fixed_size_and_smaller_weights(tmp_path):
     file.settings = replace(SETTINGS, short_side=64)
     with pytest.raises(InputError, match="exported for 128 x 96 pixels"):
         file(pictures(1, 70, 50)[0])
+
+
+def test_calibrated_bytes_compute_nearly_the_same(tmp_path, capsys):
+    """Of another size than those that it was calibrated on; its products read bytes, those within the loop over queries too."""
+    onnx = pytest.importorskip("onnx")
+    predictor = pd.Predictor(lively("detr_r50_panoptic"), TABLE, settings=SETTINGS)
+    source, folder, path = tmp_path / "model.pt", tmp_path / "pictures", tmp_path / "file.onnx"
+    save_checkpoint(source, Checkpoint(predictor.model.spec, predictor.model.state_dict(), TABLE, SETTINGS.to_dict()))
+    folder.mkdir()
+    for number, picture in enumerate(pictures(3, 130, 101)):
+        cv2.imwrite(str(folder / f"{number}.png"), picture[..., ::-1])
+    assert cli.main(["export", str(source), str(path), "--precision", "int8", "--calibrate", str(folder)]) == 0
+    assert "NOT EQUAL: on 1 of 1 pictures" in capsys.readouterr().err
+    graph = onnx.load(path).graph
+    loop = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
+    assert all("QuantizeLinear" in {node.op_type for node in part.node} for part in (graph, loop))
+    file, picture = pd.load_model(path, device="cpu"), pictures(1, 96, 160, seed=5)[0]
+    logits, masks, places = file.run(picture[None], ("logits", "mask_logits", "mask_places"))
+    with torch.no_grad():
+        image = network_input(picture, SETTINGS, None)[None]
+        output = predictor.model(image, torch.zeros_like(image[:, 0], dtype=torch.bool))
+        own_masks = output.segment([torch.from_numpy(places[:, 1])])[0].numpy()
+    for own, theirs in ((output.logits[-1].numpy(), logits), (own_masks, masks)):
+        difference = np.abs(own - theirs).mean() / np.abs(own - own.mean()).mean()
+        assert 0.001 < difference < 0.2
+
+
+def test_what_cannot_calibrate_is_refused(tmp_path):
+    empty, text = tmp_path / "empty", tmp_path / "text"
+    for folder in (empty, text):
+        folder.mkdir()
+    (text / "note.jpg").write_text("no picture")
+    for folder, precision, says in (
+        (empty, "int8", "empty: no pictures in this folder"),
+        (text, "int8", r"note\.jpg"),
+        (tmp_path / "gone", "int8", "gone is no folder; --calibrate takes one of pictures"),
+        (empty, "fp32", "--calibrate goes with --precision int8, not fp32"),
+        (5, "int8", "no path"),
+    ):
+        with pytest.raises(InputError, match=says):
+            pd.export("detr_r50_panoptic", tmp_path / "file.onnx", precision=precision, calibrate=folder)
+    assert not (tmp_path / "file.onnx").exists()
 
 
 def test_raw_outputs_of_a_detector(tmp_path):

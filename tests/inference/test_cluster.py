@@ -134,6 +134,11 @@ def test_actors_write_the_files_of_one_process(ray, place, monkeypatch, capsys):
     assert (len(ray.killed), ray.ended) == (3, 1)
     assert json.loads((place / "two/failures.json").read_text())[0]["path"] == "photos/broken.png"
     assert capsys.readouterr().out.count("pictures: 5, segments: ") == 2
+    (place / "photos/broken.png").write_bytes((place / "photos/0.png").read_bytes())
+    assert predict.main([*given, "two", "--cluster", "ray", "--actors", "3"]) == 0
+    assert "going on: 5 of 6 pictures are there already" in capsys.readouterr().out
+    assert predict.main([*given, "again"]) == 0
+    assert tree(place / "two") == tree(place / "again")
 
 
 def test_an_end_that_is_asked_for_reaches_the_actors_and_the_rest_is_done_later(ray, place, predictor, monkeypatch):

@@ -194,3 +194,34 @@ def test_a_prediction_is_recalled_as_it_was_written(tmp_path, table):
         assert first.found == {5: 1}
     assert np.array_equal(again.segment_map, segment_map)
     assert again.segments == result.segments
+
+
+def test_a_finished_folder_goes_on_and_stays_whole_until_it_is_finished_again(tmp_path, table):
+    empty = PanopticSegmentation(np.zeros((4, 4), np.int32), [], table)
+    files = [PictureFile(Path(f"{name}.jpg"), number, name) for number, name in enumerate("abc", start=1)]
+
+    def opened(**given):
+        return PredictionFolder(tmp_path, table, overlays=False, **{"made_by": {"model": "m"}, **given})
+
+    def listed():
+        content = json.loads((tmp_path / "predictions.json").read_text())
+        return [image["id"] for image in content["images"]], [row["file_name"] for row in content["annotations"]]
+
+    for count, added in enumerate(((files[2], files[1]), (), (files[0],))):
+        with opened() as folder:
+            assert folder.finished == (count > 0)
+            for file in added:
+                folder.add(file, np.zeros((4, 4, 3), np.uint8), empty)
+            if count < 2:
+                folder.finish(files)
+        assert listed() == ([2, 3], ["b.png", "c.png"])
+    with opened() as folder, opened(part="2-of-2") as other:  # after a kill
+        assert (folder.finished, len(folder), len(other)) == (False, 3, 3)
+        assert folder.recall(files[0]).segment_map.shape == folder.recall(files[2]).segment_map.shape == (4, 4)
+        folder.finish(files)
+    assert listed() == ([1, 2, 3], ["a.png", "b.png", "c.png"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["panoptic", "predictions.json"]
+    for name in ("a", "new"):
+        with pytest.raises(DataError, match="predictions are finished here"):  # nobody has looked at the folder
+            opened().add(PictureFile(Path("x"), 9, name), np.zeros((4, 4, 3), np.uint8), empty)
+    assert not (tmp_path / "panoptic" / "new.png").exists()

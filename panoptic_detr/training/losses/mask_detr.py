@@ -184,8 +184,7 @@ class _Image:
         p = output.logits[:, self.index, :count].index_select(-1, labels).float().sigmoid()  # (L, Q, n)
         found = output.boxes[:, self.index, :count].float()  # (L, Q, 4)
         overlap = generalized_iou(cxcywh_to_xyxy(found)[:, :, None], cxcywh_to_xyxy(boxes)[None, None])
-        every = torch.arange(count, device=labels.device).expand(len(found), -1)
-        bce, dice = _mask_losses(self._logits_near(every), self.wanted, self.known)  # (L, Q, n) each
+        bce, dice = (torch.stack(values) for values in zip(*map(self._mask_costs, range(len(found))), strict=True))  # (L, Q, n)
         return (
             costs["class"] * focal_cost(p)
             + costs["box_l1"] * torch.cdist(found, boxes.expand(len(found), -1, -1), p=1)
@@ -194,14 +193,11 @@ class _Image:
             + costs["mask_dice"] * dice
         )
 
-    def _logits_near(self, queries: Tensor) -> Tensor:
-        """Mask logits of queries (L, K) at the places around every thing: (L, K, n, R)."""
-        count, each = len(self.things), self.places_each
-        layers = [
-            self.masks.of_features(self.index, chosen, self.near.features, self.near.points, layer)
-            for layer, chosen in enumerate(queries)
-        ]
-        return torch.stack(layers).view(*queries.shape, count, each)
+    def _mask_costs(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and DICE of every query's mask with every thing's: (Q, n) each."""
+        every = torch.arange(self.num_things, device=self.things.device)
+        logits = self.masks.of_features(self.index, every, self.near.features, self.near.points, layer)  # (Q, n * R)
+        return all_mask_losses(logits.view(self.num_things, *self.wanted.shape), self.wanted, self.known)
 
     def _classes(self, layer: int) -> Tensor:
         logits = self.output.logits[layer, self.index, : self.num_things].float()  # (Q, C)
@@ -219,7 +215,7 @@ class _Image:
         objects = self.objects[layer]
         near = Places(*(value.unflatten(0, (len(self.things), self.places_each))[objects] for value in self.near.values()))
         logits = self.masks.each_at(self.index, self.queries[layer], near.features, near.points, layer)  # (k, R)
-        bce, dice = _mask_losses(logits, self.wanted[objects], self.known[objects])
+        bce, dice = mask_losses(logits, self.wanted[objects], self.known[objects])
         return {"mask_bce": bce.sum(), "mask_dice": dice.sum()}
 
     def _contest(self, layer: int) -> dict[str, Tensor]:
@@ -230,18 +226,19 @@ class _Image:
         row_of[self.things[self.objects[layer]] + 1] = torch.arange(len(matched), device=device)
         row_of[self.stuff + 1] = self.stuff_queries - self.num_things + len(matched)
         winners = row_of[self.places.segments]  # (P,), -1 where nobody is known to win
-        known = winners >= 0
-        if not len(contenders) or not bool(known.any()):
+        known = (winners >= 0).nonzero()[:, 0]
+        if not len(contenders) or not len(known):
             return {}
-        logits = self.masks.of_features(self.index, contenders, self.places.features, self.places.points, layer)  # (K, P)
-        weights = rarity(winners[known], len(contenders), self.criterion.contest_balance)
-        contest = (F.cross_entropy(logits.T[known], winners[known], reduction="none") * weights).mean()
-        uniform = slice(self.num_uniform)
-        p = logits[:, uniform].softmax(0) * known[uniform]
-        truth = F.one_hot(winners[uniform].clamp(min=0), len(contenders)).T * known[uniform]  # (K, P)
-        stuff = row_of[self.stuff + 1].unique()
-        overlap, sizes = (p[stuff] * truth[stuff]).sum(1), p[stuff].sum(1) + truth[stuff].sum(1)
-        dice = 1 - (2 * overlap + 1) / (sizes + 1)
+        winners, places = winners[known], Places(*(value[known] for value in self.places.values()))
+        logits = self.masks.of_features(self.index, contenders, places.features, places.points, layer)  # (K, P)
+        total = logits.logsumexp(0)  # (P,)
+        weights = rarity(winners, len(contenders), self.criterion.contest_balance)
+        contest = ((total - logits.gather(0, winners[None])[0]) * weights).mean()
+        uniform = int((known < self.num_uniform).sum())
+        stuff = row_of[self.stuff + 1].unique()  # (m,)
+        p = (logits[stuff, :uniform] - total[:uniform]).exp()  # (m, P)
+        truth = winners[:uniform] == stuff[:, None]
+        dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
         return {"contest": contest, "stuff_dice": dice.sum() / max(len(stuff), 1)}
 
     def _presence(self, layer: int) -> dict[str, Tensor]:
@@ -335,12 +332,21 @@ def peak_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(wanted == 1, positive, negative)
 
 
-def _mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and DICE (...) of logits (..., R) and 0/1 values at places; those that are not known do not count."""
     bce = F.binary_cross_entropy_with_logits(logits, wanted.expand_as(logits), reduction="none") * known
     p = logits.sigmoid() * known
     dice = 1 - (2 * (p * wanted).sum(-1) + 1) / (p.sum(-1) + wanted.sum(-1) + 1)
     return bce.sum(-1) / known.sum(-1).clamp(min=1), dice
+
+
+def all_mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask_losses` of (Q, n, R) logits with (n, R) values, all of what is wanted being known: (Q, n) each, in few passes."""
+    by_thing = logits.transpose(0, 1)  # (n, Q, R)
+    p, own, sizes = by_thing.sigmoid(), wanted[..., None], known[..., None]  # own and sizes: (n, R, 1)
+    bce = (F.softplus(by_thing) @ sizes - by_thing @ own) / sizes.sum(1, keepdim=True).clamp(min=1)  # (n, Q, 1)
+    dice = 1 - (2 * p @ own + 1) / (p @ sizes + own.sum(1, keepdim=True) + 1)
+    return bce[..., 0].T, dice[..., 0].T
 
 
 def _counts(targets: Sequence[Target], stuff_labels: Sequence[int]) -> GlobalCounts:

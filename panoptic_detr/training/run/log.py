@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from panoptic_detr.files import write_whole
@@ -147,8 +148,10 @@ def draw_curves(folder: Path) -> Path | None:
     if not log:
         return None
     scores = read_log(folder / "scores.csv")
-    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(17, 4), layout="constrained")
     axes = figure.subplots(1, 3)
+    axes[0].set_prop_cycle(color=color_sequences["tab20"])  # ten colours are fewer than some models have losses
+    beside = {"fontsize": "x-small", "loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend inside would hide curves
     shown = [name for name in log if name not in HIDDEN and "_layer" not in name]
     for name in shown:
         axes[0].plot(log["step"], log[name], label=name, linewidth=2 if name == "loss" else 1)
@@ -156,7 +159,7 @@ def draw_curves(folder: Path) -> Path | None:
         axes[0].plot(scores["step"], scores[VAL_LOSS], "k--o", markersize=3, label=VAL_LOSS)
     positive = any(np.nanmax(log[name], initial=0) > 0 for name in shown)
     axes[0].set(title="losses", yscale="log" if positive else "linear", xlabel="step")
-    axes[0].legend(fontsize="x-small")
+    axes[0].legend(**beside)
     axes[1].plot(log["step"], log["lr"])
     axes[1].set(title="learning rate", xlabel="step")
     for name in scores:
@@ -167,7 +170,7 @@ def draw_curves(folder: Path) -> Path | None:
     if kind in TITLES:
         axes[0].set(title=f"losses: {TITLES[kind]}")
     if scores.keys() - {"step", VAL_LOSS}:
-        axes[2].legend(fontsize="x-small")
+        axes[2].legend(**beside)
     path = folder / "curves.png"
     figure.savefig(path, dpi=100)
     return path

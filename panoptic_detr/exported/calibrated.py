@@ -1,0 +1,131 @@
+"""Networks that compute in 8 bits: what their products read and hold becomes whole numbers, by ONNX Runtime's quantisation."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from panoptic_detr.exported.assemble import MASKS_AT_ONCE, Networks
+from panoptic_detr.exported.graph import IR_VERSION, OPSET
+from panoptic_detr.exported.parts import PER_QUERY
+
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+Inputs = dict[str, np.ndarray]
+
+
+def in_bytes(networks: Networks, pictures: Iterable[np.ndarray], *, no_object: bool) -> Networks:
+    """Networks whose products with weights are computed in 8 bits.
+
+    What a product reads has one scale and one zero, by the least and the largest value seen; its weights have a scale for each
+    channel.
+
+    Args:
+        networks: traced.
+        pictures: (3, h, w) float32, as the network sees them; looked through twice.
+        no_object: the last class slot means "no object".
+    """
+    detection = quantized(networks.detection, shown(pictures))
+    if networks.segmentation is None:
+        return Networks(detection, None)
+    taken = {port.name for port in networks.segmentation.input}
+    rows = inputs_of_masks(networks.detection, shown(pictures), taken, no_object)
+    return Networks(detection, quantized(networks.segmentation, rows))
+
+
+def shown(pictures: Iterable[np.ndarray]) -> Iterator[Inputs]:
+    """What the network of queries gets for every picture."""
+    return ({"input_0": picture[None]} for picture in pictures)
+
+
+def inputs_of_masks(detection: onnx.GraphProto, seen: Iterable[Inputs], taken: set[str], no_object: bool) -> Iterator[Inputs]:
+    """What the network of masks gets for every picture: the surest queries, as many as it sees at once."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(model_of(detection).SerializeToString(), providers=["CPUExecutionProvider"])
+    for given in seen:
+        logits, *found = (np.asarray(value) for value in session.run(None, given))
+        scores = logits[0, :, : -1 if no_object else None].max(1)  # (Q,)
+        queries = np.argsort(-scores)[:MASKS_AT_ONCE]
+        values = [value[0, queries] for value in found[: PER_QUERY - 1]] + found[PER_QUERY - 1 :]
+        yield {name: value for index, value in enumerate(values) if (name := f"input_{index}") in taken}
+
+
+def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs]) -> onnx.GraphProto:
+    """A graph whose products with weights read and hold bytes, by the values that it has for these inputs."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Given(CalibrationDataReader):
+        def get_next(self) -> Inputs | None:
+            return next(inputs, None)
+
+    graph = with_plain_constants(graph)
+    weights = {tensor.name for tensor in graph.initializer}
+    chosen = [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
+    if not chosen:
+        return graph
+    with TemporaryDirectory() as folder, without_advice():
+        path = Path(folder, "model.onnx")
+        quantize_static(
+            model_of(graph),
+            path,
+            Given(),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=chosen,
+            op_types_to_quantize=list(PRODUCTS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return with_plain_outputs(onnx.load(path).graph)
+
+
+def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph as a model of its own, whose outputs may have any size."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    for port in model.graph.output:
+        port.type.tensor_type.ClearField("shape")
+    return model
+
+
+def with_plain_constants(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """The graph without names for names: PyTorch hands on equal constants by `Identity`, but a bias must be a constant here."""
+    plain, constants = onnx.GraphProto(), {tensor.name: tensor.name for tensor in graph.initializer}
+    plain.CopyFrom(graph)
+    del plain.node[:]
+    outputs = {port.name for port in graph.output}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+            constants[node.output[0]] = constants[node.input[0]]
+        else:
+            copied = plain.node.add()
+            copied.CopyFrom(node)
+            copied.input[:] = [constants.get(name, name) for name in node.input]
+    return plain
+
+
+def with_plain_outputs(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """The graph with a node behind every output: ONNX Runtime 1.32 aborts where values unfolded from bytes enter a loop."""
+    for port in graph.output:
+        inner = f"{port.name}/unfolded"
+        for node in graph.node:
+            node.input[:] = [inner if name == port.name else name for name in node.input]
+            node.output[:] = [inner if name == port.name else name for name in node.output]
+        graph.node.append(helper.make_node("Concat", [inner], [port.name], f"{port.name}/plain", axis=0))
+    return graph
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Without the library's advice to prepare the model, which it gives to everybody."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
