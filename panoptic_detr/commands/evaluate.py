@@ -60,6 +60,7 @@ from panoptic_detr.evaluation import (
     film_scores,
     film_table,
     show_scores,
+    write_comparison,
     write_scores,
 )
 from panoptic_detr.exported.open import is_exported, load_model
@@ -117,7 +118,7 @@ def score(options: argparse.Namespace, share: Share = ALONE) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Hold two sets of predictions against each other; with an output folder, draw what changed most."""
+    """Hold two sets of predictions against each other; with an output folder, write tables and draw what changed most."""
     comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=options.workers)
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
@@ -126,6 +127,7 @@ def compare(options: argparse.Namespace) -> int:
         for note in result.notes:
             console.print(f"note on {path}: {note}", highlight=False, soft_wrap=True)
     if options.output is not None:
+        write_comparison(comparison, options.output)
         count = draw_changes(comparison, options.output, options.images)
         console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)
     return 0

@@ -2,7 +2,13 @@
 
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
+from panoptic_detr.evaluation.comparison import (
+    Comparison,
+    compare_predictions,
+    comparison_table,
+    draw_changes,
+    write_comparison,
+)
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
 from panoptic_detr.evaluation.films import evaluate_films, film_scores, film_table
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
@@ -47,5 +53,6 @@ __all__ = [
     "read_panoptic",
     "score_image",
     "show_scores",
+    "write_comparison",
     "write_scores",
 ]

@@ -88,31 +88,26 @@ def _find_remainders(data: np.ndarray, words: np.ndarray, places: np.ndarray) ->
     places[count] = len(data) + 3
 
 
-_LINE = (_BYTES, _INT, _INT, _INT, _PLACES, _INT, _IDS, _PLACES, _INT, _PLACES, _PLACES, _IDS, _INT)
-
-
-@_compiled(nb.types.UniTuple(_INT, 3)(*_LINE))
+@_compiled(nb.types.UniTuple(_INT, 2)(_BYTES, _INT, _PLACES, _INT, _IDS, _PLACES, _PLACES, _PLACES, _IDS))
 def _line(
     data: np.ndarray,
-    kind: int,
-    begin: int,
-    first: int,
+    y: int,
     places: np.ndarray,
     k: int,
     row: np.ndarray,
     old: np.ndarray,
-    olds: int,
     new: np.ndarray,
     starts: np.ndarray,
     ids: np.ndarray,
-    count: int,
-) -> tuple[int, int, int]:
-    """One line: `row` holds the one above and becomes this one; runs are added, and where they begin in it becomes `new`.
+) -> tuple[int, int]:
+    """Line `y`: `row` holds the one above and becomes this one; where runs begin in it, in `old` above, is written to `new`.
 
-    Its bytes are at `begin` and its pixels at `first`; `k` is the place of its first remainder, `count` of its first run.
-    Returns both of the next line, and in between the number of runs.
+    First pixel and id of the runs are written to `starts` and `ids`. `k` is the place of the line's first remainder; returns
+    that of the next line, and the number of runs.
     """
     width, news, j, x = len(row), 0, 0, 0
+    begin, first = y * (1 + 3 * width) + 1, y * width
+    kind = data[begin - 1]
     left = corner = np.uint32(0)
     while x < width:
         above, byte, end = row[x], begin + 3 * x, x + 1
@@ -123,18 +118,18 @@ def _line(
             value = _add(value, remainder)
             while places[k] < byte + 3:
                 k += 1
-        j += j < olds and old[j] == x
+        j += j < len(old) and old[j] == x
         if news == 0 or value != left:
-            new[news], starts[count], ids[count] = x, first + x, value
-            news, count = news + 1, count + 1
+            new[news], starts[news], ids[news] = x, first + x, value
+            news += 1
         if kind == _SUB or kind == _PAETH or (kind == _UP and not changed):
             end = min(width, (places[k] - begin) // 3)
-            end = min(end, old[j]) if j < olds else end
+            end = min(end, old[j]) if j < len(old) else end
         if value != above:
             for pixel in range(x, end):
                 row[pixel] = value
         left, corner, x = value, above, end
-    return k, news, count
+    return k, news
 
 
 @_compiled(_INT(_BYTES, _WORDS, _INT, _INT, _PLACES, _PLACES, _IDS))
@@ -166,8 +161,8 @@ def read_runs(
                 starts[count + edge], ids[count + edge] = first + old[edge], row[old[edge]]
             count += olds
         else:
-            k, olds, count = _line(data, kind, begin, first, places, k, row, old, olds, new, starts, ids, count)
-            old, new = new, old
+            k, olds = _line(data, y, places, k, row, old[:olds], new, starts[count:], ids[count:])
+            old, new, count = new, old, count + olds
     return count
 
 
