@@ -118,7 +118,8 @@ class PredictionFolder:
             raise DataError(f"{self.folder}: another process writes predictions here; choose another output folder") from None
         try:
             if self._first:
-                for place in (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())):
+                inside = (path for part in WRITTEN for path in (self.folder / part).rglob("*") if path.is_dir())
+                for place in (self.folder, *(self.folder / part for part in WRITTEN), *inside):
                     remove_stale_temporaries(place)
             if self._whole.is_file():
                 self._read_whole()
