@@ -173,6 +173,7 @@ def staged_folder(target: str | Path, parts: Iterable[str]) -> Iterator[Path]:
 
 LONGEST_NAME = 240  # letters; file systems allow 255 bytes
 LONGEST_PART = 255  # bytes
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name") -> Path:
@@ -189,6 +190,8 @@ def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name")
     Raises:
         DataError: an absolute name, one with `..`, or an empty one.
     """
+    if _PLAIN_NAME.fullmatch(name):  # as most are, and quickly
+        return Path(folder) / name
     parts = PurePosixPath(name.replace("\\", "/")).parts
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name[:1] == "\\"
     if not parts or ".." in parts or absolute:

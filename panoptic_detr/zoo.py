@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -146,6 +146,15 @@ def _mask_head(detector: DETR | DeformableDETR | MaskDETR, options: Mapping[str,
     if options:
         raise InputError(f"this detector makes its masks itself; leave out {', '.join('mask_' + name for name in options)}")
     return ProductMasks()
+
+
+def with_own_masks(model: nn.Module) -> nn.Module:
+    """The panoptic model of a detector that makes its masks itself, so that its first stage is enough; any other as it is."""
+    if not isinstance(model, MaskDETR):
+        return model
+    panoptic, spec = PanopticDETR(model, ProductMasks()).train(model.training), spec_of(model)
+    panoptic.spec = replace(spec, name=spec.name + PANOPTIC)  # type: ignore[assignment]
+    return panoptic
 
 
 def override_types(name: str) -> dict[str, object]:

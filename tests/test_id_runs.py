@@ -98,9 +98,12 @@ def test_files_of_others_and_joined_runs(tmp_path):
         Image.fromarray(encode_ids(ids)).save(tmp_path / "a.png", optimize=index % 2 == 0)
         cv2.imwrite(str(tmp_path / "b.png"), encode_ids(others)[..., ::-1])
         runs = [read(tmp_path / name) for read, name in zip(readers, ("a.png", "b.png"), strict=True)]
-        first, second, lengths = join_runs(*runs)
-        assert (first.repeat(lengths) == ids.ravel()).all()
-        assert (second.repeat(lengths) == others.ravel()).all()
+        known = np.unique(ids)
+        first, second, lengths = join_runs(
+            runs[0], (known, known + 5), runs[1], (np.array([0, 2], np.int64), np.array([7, 9], np.int64))
+        )
+        assert (first.repeat(lengths) == ids.ravel() + 5).all()
+        assert (second.repeat(lengths) == np.array([7, -1, 9])[others.ravel()]).all()
         assert ((first[1:] != first[:-1]) | (second[1:] != second[:-1])).all()
 
 

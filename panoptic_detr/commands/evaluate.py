@@ -12,7 +12,8 @@ Films, whose segments keep their ids from frame to frame (`predict film.mp4 --tr
 
     panoptic-detr evaluate --gt-json gt.json --gt-folder gt --pred-json predictions.json --pred-folder panoptic --films
 
-A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between:
+A checkpoint: PQ, box AP and mask AP over things in one pass, without files in between; under torchrun or srun the processes
+share the images, and the scores are those of one:
 
     panoptic-detr evaluate runs/scenes_masks/best.pt --data.root scenes --data.split val --per-class --output scores
     torchrun --nproc-per-node 4 -m panoptic_detr.commands.evaluate detr_r50_panoptic --data.root coco --data.split val2017
@@ -32,7 +33,6 @@ counts and causes of errors per category), `ap.csv`.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -40,14 +40,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from torch import distributed
 
 from panoptic_detr.commands.arguments import MODELS
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.data.transforms import eval_transform
-from panoptic_detr.errors import DataError, EvaluationError
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError
 from panoptic_detr.evaluation import (
     ModelScores,
     calibrate_thresholds,
@@ -61,13 +60,16 @@ from panoptic_detr.evaluation import (
     film_scores,
     film_table,
     show_scores,
+    write_comparison,
     write_scores,
 )
 from panoptic_detr.exported.open import is_exported, load_model
 from panoptic_detr.files import make_folder, none_left_empty, write_whole
+from panoptic_detr.inference import Share, join_processes, leave_processes
 from panoptic_detr.quality import WINDOWS
 from panoptic_detr.weights import OpenedModel, choose_device, load_checkpoint, open_model, save_checkpoint
 
+ALONE = Share()
 FILES = {
     "gt_json": "COCO-panoptic ground truth",
     "gt_folder": "its PNGs",
@@ -84,23 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score, show, write."""
     options = parse(argv)
     with ExitStack() as stack:
+        share = join_processes()
+        stack.callback(leave_processes)
+        if options.checkpoint is None and not share.first:
+            return 0  # files are scored by the threads of one process
         if options.output is not None:
             stack.enter_context(none_left_empty(options.output))
             make_folder(options.output)
         work = compare if options.compare is not None else score_films if options.films is not None else score
-        return work(options)
+        return work(options) if options.checkpoint is None else score(options, share)
 
 
-def score(options: argparse.Namespace) -> int:
+def score(options: argparse.Namespace, share: Share = ALONE) -> int:
     """Score a checkpoint or a folder of predictions."""
     if options.checkpoint is not None:
-        scores = score_checkpoint(options)
+        scores = score_checkpoint(options, share)
         result, things = scores.panoptic, scores.things
     else:
         places = (getattr(options, name) for name in FILES)
         asked = {"per_image": options.intervals, "boundary": options.boundary}
         result, things = evaluate_panoptic(*places, workers=options.workers, **asked), None
-    if os.environ.get("RANK", "0") == "0":
+    if share.first:
         if result is None:
             print(
                 f"{options.checkpoint} is a detector without a mask head: box AP only. Train the head with train_masks for PQ"
@@ -112,7 +118,7 @@ def score(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Hold two sets of predictions against each other; with an output folder, draw what changed most."""
+    """Hold two sets of predictions against each other; with an output folder, write tables and draw what changed most."""
     comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=options.workers)
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
@@ -121,6 +127,7 @@ def compare(options: argparse.Namespace) -> int:
         for note in result.notes:
             console.print(f"note on {path}: {note}", highlight=False, soft_wrap=True)
     if options.output is not None:
+        write_comparison(comparison, options.output)
         count = draw_changes(comparison, options.output, options.images)
         console.print(f"pictures of the largest changes: {count} in {options.output}", highlight=False, soft_wrap=True)
     return 0
@@ -196,7 +203,7 @@ def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _check_calibration(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.calibrate and (options.checkpoint is None or "RANK" in os.environ):
+    if options.calibrate and options.checkpoint is None:
         parser.error("--calibrate is for a checkpoint, in one process")
     if options.store and not options.calibrate:
         parser.error("--store keeps what --calibrate finds in a checkpoint file: give both")
@@ -248,54 +255,55 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def score_checkpoint(options: argparse.Namespace) -> ModelScores:
-    """Run the model over the data set; under torchrun each process over its share."""
-    if is_exported(options.checkpoint):
-        return score_exported(options)
-    share = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if share:
-        distributed.init_process_group("gloo")  # it carries counts only; models run on their own devices
-    try:
-        device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-        opened = open_model(options.checkpoint).on(device)
-        settings = changed_settings(opened.settings, options)
-        if options.calibrate and not opened.panoptic:
-            raise EvaluationError(
-                f"{options.checkpoint} is a detector without a mask head, so it has no PQ to calibrate; train the head first "
-                "(train_masks)"
-            )
-        dataset = open_data(options, settings)
-        if options.calibrate:
-            settings = calibrate(options, opened, dataset, settings)
-        return evaluate_model(
-            opened.model,
-            dataset,
-            categories=opened.categories,
-            settings=settings,
-            panoptic=opened.panoptic,
-            ap=options.ap if opened.panoptic else "boxes",
-            batch_size=options.batch_size,
-            workers=options.workers or 0,
-            precision=options.precision,
-            share=share,
-            per_image=options.intervals,
-            boundary=options.boundary,
+def score_checkpoint(options: argparse.Namespace, share: Share = ALONE) -> ModelScores:
+    """Run the model over the data set, each of several processes over its share.
+
+    Raises:
+        ConfigError: several processes would calibrate.
+    """
+    if options.calibrate and share.processes > 1:
+        raise ConfigError(
+            f"--calibrate is for a checkpoint, in one process, and here are {share.processes}; leave the launcher out"
         )
-    finally:
-        if share:
-            distributed.destroy_process_group()
+    if is_exported(options.checkpoint):
+        return score_exported(options, share)
+    opened = open_model(options.checkpoint).on(choose_device(options.device, share.local_rank))
+    settings = changed_settings(opened.settings, options)
+    if options.calibrate and not opened.panoptic:
+        raise EvaluationError(
+            f"{options.checkpoint} is a detector without a mask head, so it has no PQ to calibrate; train the head first "
+            "(train_masks)"
+        )
+    dataset = open_data(options, settings)
+    if options.calibrate:
+        settings = calibrate(options, opened, dataset, settings)
+    return evaluate_model(
+        opened.model,
+        dataset,
+        categories=opened.categories,
+        settings=settings,
+        panoptic=opened.panoptic,
+        ap=options.ap if opened.panoptic else "boxes",
+        batch_size=options.batch_size,
+        workers=options.workers or 0,
+        precision=options.precision,
+        share=share.processes > 1,
+        per_image=options.intervals,
+        boundary=options.boundary,
+    )
 
 
-def score_exported(options: argparse.Namespace) -> ModelScores:
+def score_exported(options: argparse.Namespace, share: Share = ALONE) -> ModelScores:
     """Run an exported file over the data set: PQ only, since it gives maps and no masks of single queries."""
     if options.calibrate:
         raise EvaluationError("--calibrate needs the checkpoint; calibrate and store there, then export again")
-    predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
+    predictor = load_model(options.checkpoint, device=share.device(options.device), precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
     return evaluate_predictor(
         predictor,
         open_data(options, predictor.settings),
         categories=predictor.categories,
+        share=share.processes > 1,
         per_image=options.intervals,
         boundary=options.boundary,
     )

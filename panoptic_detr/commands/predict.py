@@ -11,9 +11,11 @@ Written to the output folder: `predictions.json` (images, annotations, categorie
 `overlays/<name>.jpg`. Photographs are turned upright by their EXIF orientation. A picture that cannot be read does not stop the
 others: it is named at the end and in `failures.json`, and the exit status is 1.
 
-A film becomes an overlay film and COCO files of its frames; --track keeps the ids of things over the frames:
+A film becomes an overlay film and COCO files of its frames, several films one for each and COCO files together; --track keeps
+the ids of things over the frames:
 
     panoptic-detr predict runs/scenes_masks/best.pt film.mp4 --output out.mp4 --track
+    panoptic-detr predict runs/scenes_masks/best.pt a.mp4 b.mp4 folders_of_frames/ --output films --track
 
 Results are written as they come. After Ctrl-C, which finishes the picture, or a kill the same command goes on with the rest;
 another model, other settings or other pictures need another folder, and one that is finished stays as it is:
@@ -27,8 +29,7 @@ Under torchrun or srun the processes share the pictures, and the first joins the
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -36,13 +37,13 @@ from rich.console import Console
 from panoptic_detr.commands.arguments import MODELS, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import InferenceSettings, add_inference_options, changed_settings
-from panoptic_detr.data.coco import read_json
-from panoptic_detr.errors import ConfigError, EvaluationError, PictureError
-from panoptic_detr.evaluation import image_names, match_names
+from panoptic_detr.errors import ConfigError
+from panoptic_detr.evaluation import like_truth
 from panoptic_detr.exported.open import is_exported, load_model
 from panoptic_detr.exported.runtime import ExportedPredictor
-from panoptic_detr.files import none_left_empty
+from panoptic_detr.files import by_numbers, none_left_empty
 from panoptic_detr.inference import (
+    FAILURES,
     Failure,
     Film,
     Outcome,
@@ -53,15 +54,18 @@ from panoptic_detr.inference import (
     Recipe,
     Share,
     Tiled,
-    Tracker,
     check_tifffile,
+    films_identity,
     find_pictures,
+    holds_films,
     is_film,
     join_processes,
     leave_processes,
     list_digest,
+    nothing_read,
+    open_films,
     predict_files,
-    predict_film,
+    predict_films,
     prepare_folder,
     ray_predict,
     read_by_windows,
@@ -110,17 +114,19 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def of_film(options: argparse.Namespace) -> bool:
-    """Whether a film is predicted, or a folder of frames as one."""
-    return options.track or any(is_film(path) for path in (*options.pictures, options.output))
+    """Whether films are predicted, or folders of frames as such."""
+    named = any(is_film(path) for path in (*options.pictures, options.output))
+    return named or options.track or (not options.recursive and any(map(holds_films, options.pictures)))
 
 
 def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
     if of_film(options):
-        return predict_one_film(options)
+        return predict_as_films(options)
     files = find_pictures(options.pictures, recursive=options.recursive)
     if options.like is not None:
-        files = like_truth(files, options.like)
+        files, notes = like_truth(files, options.like)
+        print("\n".join(notes), end="\n" if notes else "")
     with none_left_empty(options.output):
         prepare_folder(options.output, overlays=options.overlays)
         share = join_processes()
@@ -144,7 +150,7 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
     device = share.device(options.device) if options.cluster is None else "cpu"  # actors have models of their own
     predictor = load_model(options.checkpoint, device=device, precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
-    made, model = made_by(options, predictor, files), tiled(options, predictor)
+    made, model = made_by(options, predictor, files), tiled(options, predictor, options.output)
     with PredictionFolder(
         options.output, predictor.categories, overlays=options.overlays, tiffs=options.tiff, made_by=made, part=share.part
     ) as folder:
@@ -156,14 +162,14 @@ def predict_share(options: argparse.Namespace, files: Sequence[PictureFile], sha
         with StopRequest() as request:
             if options.cluster is not None:
                 outcomes = on_cluster(options, predictor.settings, files, folder, request.numbers)
-                return finish(folder, files, joined(outcomes, files), request.numbers)
+                return finish(folder, files, Outcome.joined(outcomes, files), request.numbers)
             outcome = predict_all(model, share.of(files), folder, options.explain, request.numbers)
         told = share.gather((outcome, request.numbers))
         stopped = [number for _, asked in told for number in asked]
         if not share.first:
             return 128 + stopped[0] if stopped else 0
         folder.read_others()
-        return finish(folder, files, joined([outcome for outcome, _ in told], files), stopped)
+        return finish(folder, files, Outcome.joined([outcome for outcome, _ in told], files), stopped)
 
 
 def on_cluster(
@@ -185,46 +191,88 @@ def on_cluster(
         return ray_predict(recipe, files, folder, actors=options.actors, device=options.device, requests=requests, watch=watch)
 
 
-def predict_one_film(options: argparse.Namespace) -> int:
-    """Predict a film or a folder of frames: an overlay film, and COCO files of the frames in a folder beside it.
+def predict_as_films(options: argparse.Namespace) -> int:
+    """Predict films or folders of frames: overlay films, and COCO files of the frames in a folder.
 
     Raises:
-        ConfigError: more than one film, or an option that is for pictures.
+        ConfigError: an option that is for pictures; several films into one; a film into itself.
     """
-    if len(options.pictures) > 1 or options.like or options.recursive or options.explain:
-        raise ConfigError("a film is predicted by itself, without --like, --recursive and --explain; name one film or folder")
+    if options.like or options.recursive or options.explain:
+        raise ConfigError("films are predicted without --like, --recursive and --explain; leave them out")
     output: Path = options.output
-    target, place = (output, output.with_suffix("")) if is_film(output) else (output / "overlays.mp4", output)
-    film = Film.open(options.pictures[0], options.fps)
-    prepare_folder(place, overlays=False)
-    predictor = load_model(options.checkpoint, device=options.device, precision=options.precision)
+    films, failed = open_films(options.pictures, options.fps)
+    if is_film(output) and films[0].number:
+        raise ConfigError(f"--output {output}: several films have several overlay films; name a folder")
+    place = output.with_suffix("") if is_film(output) else output
+
+    def target(film: Film) -> Path | None:
+        name = f"overlays/{film.name}.mp4" if film.number else "overlays.mp4"
+        return (output if is_film(output) else place / name) if options.overlays else None
+
+    read = {film.path.resolve() for film in films}
+    if own := [path for film in films if (path := target(film)) and path.resolve() in read]:
+        raise ConfigError(f"--output: {own[0]} would be written over a film that is read; give another name or folder")
+    with none_left_empty(place):
+        prepare_folder(place, overlays=False)
+        share = join_processes()
+        try:
+            return predict_share_of_films(options, films, failed, target, place, share)
+        finally:
+            leave_processes()
+
+
+def predict_share_of_films(
+    options: argparse.Namespace,
+    films: Sequence[Film],
+    failed: list[Failure],
+    target: Callable[[Film], Path | None],
+    place: Path,
+    share: Share,
+) -> int:
+    """Predict the films of this process; the first one joins what all have written, and reports."""
+    predictor = load_model(options.checkpoint, device=share.device(options.device), precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
-    made = {**made_by(options, predictor, ()), "pictures": film.identity(), "track": options.track}
-    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made) as folder, StopRequest() as request:
-        if folder.finished and (target.is_file() or not options.overlays):
-            return nothing_to_do(folder)
-        there, tracker = len(folder), Tracker(predictor.categories) if options.track else None
-        model = tiled(options, predictor)
-        with progress_bar() as bar:
-            task = bar.add_task("predicting", total=film.count or None)
+    model, mine, drawn = tiled(options, predictor, place), share.of(films), [path for film in films if (path := target(film))]
+    made = {**made_by(options, predictor, ()), "pictures": films_identity(films, failed), "track": options.track}
+    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made, part=share.part) as folder:
+        if folder.finished and not (place / FAILURES).exists() and all(path.is_file() for path in drawn):
+            return nothing_to_do(folder, share)
+        share.gather(None)  # nobody begins before the first has looked at the folder
+        with StopRequest() as request, progress_bar() as bar:
+            task = bar.add_task("predicting", total=sum(film.count for film in mine) or None)
 
             def watch(_: PanopticSegmentation) -> None:
                 bar.advance(task)
                 bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f} frames/s")
 
-            shown = target if options.overlays else None
-            outcome = predict_film(model, film, folder, shown, tracker=tracker, requests=request.numbers, watch=watch)
-        if request:
-            print(f"stopped after {len(folder)} frames; the same command goes on with the others", file=sys.stderr)
-            return 128 + request.numbers[0]
-        folder.finish()
-    speed = outcome.done / outcome.seconds
-    print(f"frames: {there + outcome.done}, {speed:.1f} per second; the model waited {outcome.wait_share:.0%} of the time")
-    print(f"written: {f'{shown}, ' if shown else ''}{place / 'predictions.json'}, {place / 'panoptic'}")
-    return 0
+            given = {"track": options.track, "requests": request.numbers, "watch": watch}
+            told = share.gather((predict_films(model, mine, folder, target, **given), request.numbers))
+        stopped = [number for _, asked in told for number in asked]
+        if not share.first:
+            return 128 + stopped[0] if stopped else 0
+        folder.read_others()
+        outcome = Outcome.joined([outcome for outcome, _ in told])
+        outcome.failed = sorted((*failed, *outcome.failed), key=lambda failure: int(failure.image_id))
+        return finish_films(folder, outcome, drawn, stopped)
 
 
-def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor) -> PictureModel:
+def finish_films(folder: PredictionFolder, outcome: Outcome, drawn: Sequence[Path], stopped: Sequence[int]) -> int:
+    """Write the JSONs of films and say how it went; the exit status."""
+    folder.write_failures(outcome.failed)
+    if stopped:
+        print(f"stopped after {len(folder)} frames; the same command goes on with the others", file=sys.stderr)
+        return 128 + stopped[0]
+    if not len(folder):
+        raise nothing_read("films", outcome.failed)
+    folder.finish(key=by_numbers)
+    speed = outcome.done / outcome.seconds if outcome.seconds else 0.0
+    print(f"frames: {len(folder)}, {speed:.1f} per second; the model waited {outcome.wait_share:.0%} of the time")
+    films = ", ".join(map(str, {path if len(drawn) == 1 else path.parent for path in drawn}))
+    print(f"written: {f'{films}, ' if films else ''}{folder.folder / 'predictions.json'}, {folder.folder / 'panoptic'}")
+    return report_failures(outcome)
+
+
+def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor, scratch: Path) -> PictureModel:
     """What predicts: the predictor, on tiles if that is asked for."""
     if options.tile is None:
         return predictor
@@ -232,7 +280,7 @@ def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor)
         raise ConfigError(
             f"{options.checkpoint} is an exported file, and tiles need masks before they are merged: name the checkpoint"
         )
-    return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=options.output)
+    return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=scratch)
 
 
 def nothing_to_do(folder: PredictionFolder, share: Share | None = None) -> int:
@@ -241,19 +289,6 @@ def nothing_to_do(folder: PredictionFolder, share: Share | None = None) -> int:
         print(f"nothing to do: all {len(folder)} predictions are in {folder.folder} already, made with these settings")
         print("to predict them again choose another output folder, or remove the predictions.json in it")
     return 0
-
-
-def joined(outcomes: Sequence[Outcome], files: Sequence[PictureFile]) -> Outcome:
-    """What all processes have to tell, failures in the order of the pictures."""
-    failed = {(failure.path, failure.image_id): failure for outcome in outcomes for failure in outcome.failed}
-    ordered = [failed[key] for file in files if failed and (key := (Failure.of(file, "").path, file.image_id)) in failed]
-    return Outcome(
-        ordered,
-        sum(outcome.done for outcome in outcomes),
-        max(outcome.seconds for outcome in outcomes),
-        max(outcome.waiting for outcome in outcomes),
-        max(outcome.best_below for outcome in outcomes),
-    )
 
 
 def finish(folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outcome, stopped: Sequence[int]) -> int:
@@ -265,29 +300,10 @@ def finish(folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outc
         )
         return 128 + stopped[0]
     if not len(folder):
-        raise PictureError("\n".join(["none of the pictures could be read:", *(f"  {line}" for line in outcome.failed)]))
+        raise nothing_read("pictures", outcome.failed)
     folder.finish(files)
     report(folder, outcome)
-    return 1 if outcome.failed else 0
-
-
-def like_truth(files: Sequence[PictureFile], path: Path) -> list[PictureFile]:
-    """The pictures that a ground truth lists, under its ids and names.
-
-    Raises:
-        EvaluationError: a picture that fits several images, or none of the pictures is listed.
-    """
-    names = image_names(read_json(path).get("images"))
-    pictures = {f"#{number}": file for number, file in enumerate(files, start=1)}  # keys that are no id of the truth
-    file_names: dict[int | str, str] = {key: file.file_name for key, file in pictures.items()}
-    place_of = match_names(names, file_names, "the pictures")
-    if not place_of:
-        raise EvaluationError(f"{path}: none of its {len(names)} images has the name of one of the {len(files)} pictures")
-    if len(place_of) < len(files):
-        print(f"left out: {len(files) - len(place_of)} pictures that {path} does not list")
-    if len(place_of) < len(names):
-        print(f"no picture is there for {len(names) - len(place_of)} of the {len(names)} images of {path}")
-    return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()]
+    return report_failures(outcome)
 
 
 def made_by(
@@ -320,7 +336,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "pictures",
         nargs="+",
         type=Path,
-        help="pictures, folders, patterns, lists (.txt), shards (.tar), or - for a list on the standard input",
+        help="pictures, folders, patterns, lists (.txt), shards (.tar), or - for a list on the standard input; or films",
     )
     parser.add_argument("--recursive", action="store_true", help="search the folders in folders too")
     parser.add_argument("--like", type=Path, metavar="JSON", help="take image ids and names from this COCO ground truth")
@@ -331,7 +347,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--tile", type=whole, metavar="PIXELS", help="predict large pictures by square tiles of this side")
     parser.add_argument("--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256)")
-    parser.add_argument("--track", action="store_true", help="of a film or a folder of frames: things keep their ids")
+    parser.add_argument("--track", action="store_true", help="of films and folders of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
     parser.add_argument(
         "--cluster", choices=("ray",), help="predict on the machines of a Ray cluster, or by actors on this one"
@@ -379,9 +395,13 @@ def report(folder: PredictionFolder, outcome: Outcome) -> None:
     print(f"written to {folder.folder}: predictions.json, panoptic/{more}")
     if not found:
         print(f"no query passed the threshold; the best score below it was {outcome.best_below:.2f}: try a lower --threshold")
+
+
+def report_failures(outcome: Outcome) -> int:
+    """Say what could not be read; the exit status."""
     if outcome.failed:
-        lines = ["could not be read:", *(f"  {failure}" for failure in outcome.failed)]
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(["could not be read:", *(f"  {failure}" for failure in outcome.failed)]), file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,13 @@
 
 from panoptic_detr.evaluation.calibrate import calibrate_thresholds
 from panoptic_detr.evaluation.coco_ap import AveragePrecision
-from panoptic_detr.evaluation.comparison import Comparison, compare_predictions, comparison_table, draw_changes
+from panoptic_detr.evaluation.comparison import (
+    Comparison,
+    compare_predictions,
+    comparison_table,
+    draw_changes,
+    write_comparison,
+)
 from panoptic_detr.evaluation.evaluate import ModelScores, check_same_categories, evaluate_model, evaluate_predictor
 from panoptic_detr.evaluation.films import evaluate_films, film_scores, film_table
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic, score_image
@@ -14,7 +20,7 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_annotations,
     read_panoptic,
 )
-from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, match_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, like_truth, match_names
 from panoptic_detr.evaluation.tables import class_rows, show_scores, write_scores
 from panoptic_detr.evaluation.thing_predictions import find_things
 
@@ -41,10 +47,12 @@ __all__ = [
     "find_things",
     "folder_of",
     "image_names",
+    "like_truth",
     "match_names",
     "read_annotations",
     "read_panoptic",
     "score_image",
     "show_scores",
+    "write_comparison",
     "write_scores",
 ]

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -12,7 +13,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import PictureError
 from panoptic_detr.evaluation.panoptic import score_annotations
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, folder_of, read_annotations
-from panoptic_detr.files import make_folder, safe_path
+from panoptic_detr.evaluation.tables import as_csv
+from panoptic_detr.files import make_folder, safe_path, write_whole
 from panoptic_detr.images import read_image, save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality
@@ -69,23 +71,58 @@ def compare_predictions(
 
 def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Table:
     """Both scores, their difference and its interval in points: groups, and the classes whose difference is real, or all."""
-    first, second = comparison.results
     table = Table(title="The second against the first", title_justify="left")
     for column in ("", "first", "second", "difference", "95 % interval", "real"):
         table.add_column(column, justify="left" if column in ("", "real") else "right")
-    scores = {"All": (first.all, second.all), "Things": (first.things, second.things), "Stuff": (first.stuff, second.stuff)}
-    both = {name: tuple(getattr(side, name.split()[1].lower()) for side in scores[name.split()[0]]) for name in GROUPS}
-    for category in first.categories.categories:
-        before, after = (result.per_class[category.id] for result in comparison.results)
-        if any(before[3:]) or any(after[3:]):
-            both[category.name] = (before.pq, after.pq)
-    for name, pair in both.items():
-        row = comparison.differences[name]
-        if name in GROUPS or per_class or row.is_real:
-            interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
-            values = (f"{100 * value:.1f}" for value in pair)
-            table.add_row(Text(name), *values, f"{100 * row.value:+.1f}", interval, "yes" if row.is_real else "no")
+    for row in difference_rows(comparison):
+        if row.name in GROUPS or (row.category_id is not None and (per_class or row.interval.is_real)):
+            interval = f"{100 * row.interval.low:+.1f} to {100 * row.interval.high:+.1f}"
+            values = (f"{100 * row.first:.1f}", f"{100 * row.second:.1f}", f"{100 * row.interval.value:+.1f}")
+            table.add_row(Text(row.name), *values, interval, "yes" if row.interval.is_real else "no")
     return table
+
+
+class Difference(NamedTuple):
+    """A score of both sides (fractions), and second minus first with its interval."""
+
+    name: str  # "All PQ", or of a category
+    category_id: int | None  # whose PQ it is; None for a group
+    first: float
+    second: float
+    interval: Interval
+
+
+def difference_rows(comparison: Comparison) -> list[Difference]:
+    """PQ, SQ and RQ of all groups, and PQ of every class that occurs on a side."""
+    first, second = comparison.results
+    rows = []
+    for group in ("All", "Things", "Stuff"):
+        before_after = getattr(first, group.lower()), getattr(second, group.lower())
+        for score in ("pq", "sq", "rq"):
+            name = f"{group} {score.upper()}"
+            before, after = (float(getattr(side, score)) for side in before_after)
+            rows.append(Difference(name, None, before, after, comparison.differences[name]))
+    for category in first.categories.categories:
+        one, other = first.per_class[category.id], second.per_class[category.id]
+        if any(one[3:]) or any(other[3:]):
+            rows.append(Difference(category.name, category.id, one.pq, other.pq, comparison.differences[category.name]))
+    return rows
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write `differences.csv`, a row per score, and `changes.csv`, a row per image, the largest change first; fractions."""
+    differences: list[dict[str, object]] = []
+    for row in difference_rows(comparison):
+        scores = {"id": row.category_id, "name": row.name, "first": row.first, "second": row.second}
+        value, low, high = row.interval
+        differences.append({**scores, "difference": value, "low": low, "high": high, "real": int(row.interval.is_real)})
+    changes: list[dict[str, object]] = [
+        {"image": name, "first": before, "second": after, "difference": after - before}
+        for name, before, after in comparison.changes
+    ]
+    make_folder(folder)
+    for name, rows in (("differences.csv", differences), ("changes.csv", changes)):
+        write_whole(folder / name, as_csv(rows).encode())
 
 
 def draw_changes(comparison: Comparison, output: Path, images: Path | None = None) -> int:

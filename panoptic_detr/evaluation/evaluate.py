@@ -17,7 +17,7 @@ from panoptic_detr.data.loading import make_loader
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.coco_ap import AveragePrecision, ThingPrecision
 from panoptic_detr.evaluation.thing_predictions import as_arrays, encode_thing_masks, find_things
-from panoptic_detr.inference import Precision, in_precision, segment_batch, unpadded_parts
+from panoptic_detr.inference import Precision, Share, in_precision, segment_batch, unpadded_parts
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
 from panoptic_detr.quality import PanopticQuality, PanopticQualityResult
@@ -100,19 +100,25 @@ class ModelScorer:
 
     def add_other_processes(self) -> None:
         """Exchange what the processes of `torch.distributed` have; afterwards each has the scores of all images."""
-        mine = distributed.get_rank()
         for part in (self.quality, self.precision):
             if part is not None:
-                states: list[tuple] = [()] * distributed.get_world_size()
-                distributed.all_gather_object(states, part.state())
-                for rank, state in enumerate(states):
-                    if rank != mine:
-                        part.add_state(state)
+                _add_other_processes(part)
 
     def compute(self) -> tuple[PanopticQualityResult | None, ThingPrecision | None]:
         """PQ, and box and mask AP, of the images so far; None for what is not scored."""
         quality = self.quality.compute() if self.quality is not None else None
         return quality, self.precision.compute() if self.precision is not None else None
+
+
+def _add_other_processes(part: PanopticQuality | AveragePrecision) -> None:
+    share = _share()
+    for rank, state in enumerate(share.gather(part.state())):
+        if rank != share.rank:
+            part.add_state(state)
+
+
+def _share() -> Share:
+    return Share(distributed.get_rank(), distributed.get_world_size())
 
 
 def evaluate_model(
@@ -159,8 +165,8 @@ def evaluate_model(
     table, settings = categories or dataset.categories, settings or InferenceSettings()
     options = {"per_image": per_image, "boundary": boundary}
     scorer = ModelScorer(dataset.categories, table, settings, panoptic=panoptic, ap=ap, **options)
-    part = dataset.subset(range(distributed.get_rank(), len(dataset), distributed.get_world_size())) if share else dataset
-    shown = progress and not (share and distributed.get_rank())
+    part = dataset.subset(_share().of(range(len(dataset)))) if share else dataset
+    shown = progress and (not share or _share().first)
     pass_over(
         model, part, scorer.update, batch_size=batch_size, workers=workers, precision=precision, title="evaluating", shown=shown
     )
@@ -174,6 +180,7 @@ def evaluate_predictor(
     dataset: CocoPanoptic,
     *,
     categories: CategoryTable,
+    share: bool = False,
     progress: bool = True,
     per_image: bool = False,
     boundary: bool = False,
@@ -184,6 +191,7 @@ def evaluate_predictor(
         predict: (H, W, 3) uint8 RGB to the map.
         dataset: pictures and truth.
         categories: what the maps' category ids mean.
+        share: as of `evaluate_model`.
         progress: show a progress bar if there is a terminal.
         per_image: keep the counts of every image, for intervals.
         boundary: boundary PQ too.
@@ -197,9 +205,12 @@ def evaluate_predictor(
     check_same_categories(categories, dataset.categories)
     started = time.perf_counter()
     quality = PanopticQuality(dataset.categories, per_image=per_image, boundary=boundary)
-    with progress_bar(shown=progress) as bar:
-        for index in bar.track(range(len(dataset)), description="evaluating"):
+    mine = _share() if share else Share()
+    with progress_bar(shown=progress and mine.first) as bar:
+        for index in bar.track(mine.of(range(len(dataset))), description="evaluating"):
             quality.update(predict(dataset.image(index)), dataset.truth(index))
+    if share:
+        _add_other_processes(quality)
     return ModelScores(quality.compute(), None, len(dataset), time.perf_counter() - started)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, reader
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
+from panoptic_detr.evaluation.same_images import check_same_films
 from panoptic_detr.files import by_numbers
 from panoptic_detr.parallel import parallel_map, progress_bar
 from panoptic_detr.quality import WINDOWS, FilmQuality, FilmResult
@@ -26,7 +27,7 @@ def evaluate_films(
     workers: int | None = None,
     progress: bool = True,
 ) -> FilmResult:
-    """Score predictions of films; frames are matched as the images of `evaluate_panoptic`.
+    """Score predictions of films; frames are matched as the images of `evaluate_panoptic`, and must be of the same films.
 
     Films and their frames are what `video_id` and `frame_id` of the truth's `images` say. Where they do not, the frames of a
     film are those whose PNGs of the truth lie in one folder, in the order of the numbers in their names.
@@ -53,6 +54,8 @@ def evaluate_films(
     chosen = {name: by_film[name] for name in films or by_film}
     quality = FilmQuality(truth.categories(), windows=windows)
     prediction = match_images(quality, prediction, truth, [i for ids in chosen.values() for i in ids])
+    for oddity in check_same_films(prediction, truth, chosen):
+        quality.note(*oddity)
     if len(by_film) == 1 and not truth.frames:
         kind = (
             "all frames lie in one folder and count as one film; where they are of several, give images video_id and frame_id"

@@ -100,7 +100,7 @@ def match_images(
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
     """Images that a thread scores before it reports: few enough that all threads are busy to the end."""
-    size = max(1, min(16, len(image_ids) // (8 * workers)))
+    size = max(1, min(64, len(image_ids) // (8 * workers)))
     return [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
 
 

@@ -199,9 +199,9 @@ def _segment_row(info: Mapping[str, object], where: str) -> tuple[int, int, bool
     segment_id, category_id, crowd = info.get("id"), info.get("category_id"), info.get("iscrowd", 0)
     if not is_integer(segment_id) or not 0 <= segment_id <= MAX_ID:
         raise EvaluationError(f"{where}: segment id {show(segment_id)} must be an integer from 0 to {MAX_ID} (24 bits)")
-    where = f"{where}, segment {segment_id}"
     if not is_integer(category_id) or abs(category_id) > LARGEST_ID:
-        raise EvaluationError(f"{where}: category_id {show(category_id)} must be the integer id of a category")
+        there = f"{where}, segment {segment_id}"
+        raise EvaluationError(f"{there}: category_id {show(category_id)} must be the integer id of a category")
     if crowd not in (0, 1):
-        raise EvaluationError(f"{where}: iscrowd must be 0 or 1, but is {show(crowd)}")
+        raise EvaluationError(f"{where}, segment {segment_id}: iscrowd must be 0 or 1, but is {show(crowd)}")
     return segment_id, category_id, crowd == 1

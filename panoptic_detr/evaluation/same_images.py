@@ -6,14 +6,17 @@ far as both sides name them; endings and the case of letters do not. Ids decide 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from panoptic_detr.categories import CategoryTable
+from panoptic_detr.data.coco import read_json
 from panoptic_detr.data.coco.defects import ImageId, show
+from panoptic_detr.data.coco.entries import is_id
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names
+from panoptic_detr.inference import PictureFile
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
 
@@ -85,6 +88,76 @@ def match_names(truth: Mapping[ImageId, str], other: Mapping[ImageId, str], wher
             pairs = [(i, j) for i in mine for j in theirs if _same_folders(truth[i], other[j])]
             found |= _pair_up(pairs, truth, other, where)
     return {i: found[i] for i in truth if i in found}
+
+
+def like_truth(files: Sequence[PictureFile], path: Path) -> tuple[list[PictureFile], list[str]]:
+    """The pictures that a ground truth lists, under its ids and names, and a line for what is missing on either side.
+
+    Raises:
+        EvaluationError: a picture that fits several images, or none of the pictures is listed.
+    """
+    names = image_names(read_json(path).get("images"))
+    pictures = {f"#{number}": file for number, file in enumerate(files, start=1)}  # keys that are no id of the truth
+    file_names: dict[ImageId, str] = {key: file.file_name for key, file in pictures.items()}
+    place_of = match_names(names, file_names, "the pictures")
+    if not place_of:
+        raise EvaluationError(f"{path}: none of its {len(names)} images has the name of one of the {len(files)} pictures")
+    notes = []
+    if len(place_of) < len(files):
+        notes.append(f"left out: {len(files) - len(place_of)} pictures that {path} does not list")
+    if len(place_of) < len(names):
+        notes.append(f"no picture is there for {len(names) - len(place_of)} of the {len(names)} images of {path}")
+    return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()], notes
+
+
+def check_same_films(prediction: AnnotationSet, truth: AnnotationSet, films: Mapping[str, Sequence[ImageId]]) -> list[Note]:
+    """Find frames of other films: those whose image ids are the truth's by chance, so that the folders they lie in differ.
+
+    Args:
+        prediction: as `as_images_of` returns it.
+        truth: the ground truth.
+        films: the image ids of each film.
+
+    Returns:
+        Oddities: frames of a film whose folders differ, and those whose names do not say of which film they are.
+
+    Raises:
+        EvaluationError: both sides name folders for the frames of a film, and none agrees.
+    """
+    other, unsaid = list[str](), list[str]()
+    frames_named = Counter(_parts(name)[-1] for i, name in truth.image_names.items() if i in truth.entries)
+    for film, frames in films.items():
+        pairs = [(i, *_names(prediction, truth, i)) for i in frames if i in prediction.entries]
+        listed = [row for row in pairs if row[1] and row[2]]
+        differing = [row for row in listed if _contradict(*row[1:])]
+        if differing and len(differing) == len(listed):
+            i, mine, theirs = differing[0]
+            raise EvaluationError(
+                f"{prediction.path}: these are predictions of another film: image {i} is {show(mine)} there but {show(theirs)} "
+                f"in {truth.path}, and no frame of film {film!r} has the same folder on both sides; predict this film from a "
+                "file or folder of its name, or give both the same file names"
+            )
+        other += [f"image {i}: {show(mine)}, truth {show(theirs)}" for i, mine, theirs in differing]
+        unsaid += [
+            f"image {i}: {show(mine)}" for i, mine, _ in listed if len(_parts(mine)) == 1 and frames_named[_parts(mine)[0]] > 1
+        ]
+    return [
+        ("frames in another folder than the truth's; matched by their ids", other),
+        ("frames whose file names fit several films; matched by their ids", unsaid),
+    ]
+
+
+def _names(prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId) -> tuple[str, str]:
+    """The file names of an image on both sides; nothing where one does not list it."""
+    own = prediction.entries[image_id].get("image_id")
+    return prediction.image_names.get(own, "") if is_id(own) else "", truth.image_names.get(image_id, "")
+
+
+def _contradict(mine: str, theirs: str) -> bool:
+    """Whether both names have folders, and other ones."""
+    a, b = _parts(mine)[:-1], _parts(theirs)[:-1]
+    length = min(len(a), len(b))
+    return length > 0 and a[-length:] != b[-length:]
 
 
 def _pair_up(

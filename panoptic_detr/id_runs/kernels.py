@@ -88,31 +88,26 @@ def _find_remainders(data: np.ndarray, words: np.ndarray, places: np.ndarray) ->
     places[count] = len(data) + 3
 
 
-_LINE = (_BYTES, _INT, _INT, _INT, _PLACES, _INT, _IDS, _PLACES, _INT, _PLACES, _PLACES, _IDS, _INT)
-
-
-@_compiled(nb.types.UniTuple(_INT, 3)(*_LINE))
+@_compiled(nb.types.UniTuple(_INT, 2)(_BYTES, _INT, _PLACES, _INT, _IDS, _PLACES, _PLACES, _PLACES, _IDS))
 def _line(
     data: np.ndarray,
-    kind: int,
-    begin: int,
-    first: int,
+    y: int,
     places: np.ndarray,
     k: int,
     row: np.ndarray,
     old: np.ndarray,
-    olds: int,
     new: np.ndarray,
     starts: np.ndarray,
     ids: np.ndarray,
-    count: int,
-) -> tuple[int, int, int]:
-    """One line: `row` holds the one above and becomes this one; runs are added, and where they begin in it becomes `new`.
+) -> tuple[int, int]:
+    """Line `y`: `row` holds the one above and becomes this one; where runs begin in it, in `old` above, is written to `new`.
 
-    Its bytes are at `begin` and its pixels at `first`; `k` is the place of its first remainder, `count` of its first run.
-    Returns both of the next line, and in between the number of runs.
+    First pixel and id of the runs are written to `starts` and `ids`. `k` is the place of the line's first remainder; returns
+    that of the next line, and the number of runs.
     """
     width, news, j, x = len(row), 0, 0, 0
+    begin, first = y * (1 + 3 * width) + 1, y * width
+    kind = data[begin - 1]
     left = corner = np.uint32(0)
     while x < width:
         above, byte, end = row[x], begin + 3 * x, x + 1
@@ -123,18 +118,18 @@ def _line(
             value = _add(value, remainder)
             while places[k] < byte + 3:
                 k += 1
-        j += j < olds and old[j] == x
+        j += j < len(old) and old[j] == x
         if news == 0 or value != left:
-            new[news], starts[count], ids[count] = x, first + x, value
-            news, count = news + 1, count + 1
+            new[news], starts[news], ids[news] = x, first + x, value
+            news += 1
         if kind == _SUB or kind == _PAETH or (kind == _UP and not changed):
             end = min(width, (places[k] - begin) // 3)
-            end = min(end, old[j]) if j < olds else end
+            end = min(end, old[j]) if j < len(old) else end
         if value != above:
             for pixel in range(x, end):
                 row[pixel] = value
         left, corner, x = value, above, end
-    return k, news, count
+    return k, news
 
 
 @_compiled(_INT(_BYTES, _WORDS, _INT, _INT, _PLACES, _PLACES, _IDS))
@@ -166,32 +161,55 @@ def read_runs(
                 starts[count + edge], ids[count + edge] = first + old[edge], row[old[edge]]
             count += olds
         else:
-            k, olds, count = _line(data, kind, begin, first, places, k, row, old, olds, new, starts, ids, count)
-            old, new = new, old
+            k, olds = _line(data, y, places, k, row, old[:olds], new, starts[count:], ids[count:])
+            old, new, count = new, old, count + olds
     return count
 
 
-@_compiled(_INT(_PLACES, _IDS, _PLACES, _IDS, _INT, _IDS, _IDS, nb.int64[::1]))
+_NUMBERS = nb.int64[::1]
+_SPREAD, _CELL = np.uint32(2654435761), np.uint32(24)  # Knuth's multiplicative hash, to 8 bits
+
+
+@_compiled(nb.void(_IDS, _NUMBERS, _NUMBERS, _NUMBERS))
+def name(ids: np.ndarray, known: np.ndarray, names: np.ndarray, found: np.ndarray) -> None:
+    """Write the name of each id, from the ascending `known`, of which results are kept; -1 for one of no name."""
+    seen, seen_names = np.full(256, known[0], np.uint32), np.full(256, names[0])
+    for run in range(len(ids)):
+        value = ids[run]
+        cell = (value * _SPREAD >> _CELL) & _BYTE
+        if seen[cell] != value:
+            low, high = 0, len(known)
+            while low < high:
+                middle = (low + high) // 2
+                if known[middle] < value:
+                    low = middle + 1
+                else:
+                    high = middle
+            seen[cell], seen_names[cell] = value, names[low] if low < len(known) and known[low] == value else -1
+        found[run] = seen_names[cell]
+
+
+@_compiled(_INT(_PLACES, _NUMBERS, _PLACES, _NUMBERS, _INT, _NUMBERS, _NUMBERS, _NUMBERS))
 def join(
     starts: np.ndarray,
-    ids: np.ndarray,
+    names: np.ndarray,
     other_starts: np.ndarray,
-    other_ids: np.ndarray,
+    other_names: np.ndarray,
     pixels: int,
     first: np.ndarray,
     second: np.ndarray,
     lengths: np.ndarray,
 ) -> int:
-    """The number of runs over which neither of two maps changes; their two ids and lengths are written."""
+    """The number of runs over which neither of two maps changes; their two names and lengths are written."""
     i = j = place = 0
     count = -1
     while place < pixels:
         end = starts[i + 1] if i + 1 < len(starts) else pixels
         other_end = other_starts[j + 1] if j + 1 < len(other_starts) else pixels
         nearest = min(end, other_end)
-        if count < 0 or first[count] != ids[i] or second[count] != other_ids[j]:
+        if count < 0 or first[count] != names[i] or second[count] != other_names[j]:
             count += 1
-            first[count], second[count], lengths[count] = ids[i], other_ids[j], 0
+            first[count], second[count], lengths[count] = names[i], other_names[j], 0
         lengths[count] += nearest - place
         i, j, place = i + (end == nearest), j + (other_end == nearest), nearest
     return count + 1

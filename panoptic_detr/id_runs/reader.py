@@ -70,13 +70,20 @@ class RunReader:
         return IdRuns(self._starts[:count], self._ids[:count], (height, width)) if count else read_id_png(path)
 
 
-def join_runs(first: IdRuns, second: IdRuns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Id of the first, id of the second and length (int64) of each run over which neither changes, of two maps of one size."""
-    from panoptic_detr.id_runs.kernels import join
+Names = tuple[np.ndarray, np.ndarray]  # (S,) int64 ascending ids, (S,) int64 what to call each
+
+
+def join_runs(first: IdRuns, names: Names, second: IdRuns, other_names: Names) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs over which neither of two maps of one size changes: name in the first, in the second, and length, int64 each.
+
+    The name of an id that has none is -1.
+    """
+    from panoptic_detr.id_runs.kernels import join, name
 
     most = len(first.starts) + len(second.starts)
-    ids, others, lengths = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty(most, np.int64)
+    one, other, lengths, names_of, other_names_of = (np.empty(most, np.int64) for _ in range(5))
+    name(first.ids, *names, names_of)
+    name(second.ids, *other_names, other_names_of)
     size = first.shape[0] * first.shape[1]
-    runs = (first.starts, first.ids, second.starts, second.ids)
-    count = join(*runs, size, ids, others, lengths)
-    return ids[:count], others[:count], lengths[:count]
+    count = join(first.starts, names_of, second.starts, other_names_of, size, one, other, lengths)
+    return one[:count], other[:count], lengths[:count]

@@ -12,17 +12,18 @@ from panoptic_detr.inference.batch import (
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.cluster import Recipe, ray_predict
 from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
-from panoptic_detr.inference.films import Film, is_film, predict_film
-from panoptic_detr.inference.flow import Outcome, PictureModel, predict_files
+from panoptic_detr.inference.films import Film, films_identity, holds_films, is_film, open_films, predict_film, predict_films
+from panoptic_detr.inference.flow import Outcome, PictureModel, nothing_read, predict_files
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.rasters import Raster, check_tifffile, read_by_windows
 from panoptic_detr.inference.shares import Share, join_processes, leave_processes
-from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest, prepare_folder
+from panoptic_detr.inference.stream import FAILURES, Failure, PredictionFolder, list_digest, prepare_folder
 from panoptic_detr.inference.tiles import Tiled, spans
 from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
+    "FAILURES",
     "Choice",
     "Failure",
     "Film",
@@ -39,7 +40,9 @@ __all__ = [
     "Tracker",
     "check_tifffile",
     "choose_for",
+    "films_identity",
     "find_pictures",
+    "holds_films",
     "in_precision",
     "is_film",
     "join_processes",
@@ -48,9 +51,12 @@ __all__ = [
     "load_model",
     "merge_image",
     "merge_panoptic",
+    "nothing_read",
+    "open_films",
     "predict_batch",
     "predict_files",
     "predict_film",
+    "predict_films",
     "prepare_folder",
     "ray_predict",
     "read_by_windows",

@@ -99,6 +99,11 @@ def find_frames(folder: Path) -> list[PictureFile]:
     return _numbered(sorted(_in_folder(folder, recursive=False), key=lambda entry: by_numbers(entry.path.name)))
 
 
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures lie in a folder itself."""
+    return any(_is_picture(path.name) for path in folder.iterdir())
+
+
 def _numbered(found: Sequence[_Found]) -> list[PictureFile]:
     numbers = {int(entry.path.stem) for entry in found if entry.path.stem.isdecimal()}
     numbered = len(numbers) == len(found)

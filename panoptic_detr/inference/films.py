@@ -1,14 +1,16 @@
 """Films: every frame predicted, things followed from frame to frame, an overlay film and COCO files of the frames.
 
 The frames lie in a `PredictionFolder`, one line each, so a film that was stopped goes on where it was; its overlays are drawn
-anew.
+anew. Several films lie in one such folder, so that they are scored together.
 """
 
+import glob
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,10 +19,10 @@ import cv2
 import numpy as np
 
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import check_path, make_folder
-from panoptic_detr.inference.files import PictureFile, find_frames
-from panoptic_detr.inference.flow import Outcome, PictureModel, Writers
-from panoptic_detr.inference.stream import PredictionFolder
+from panoptic_detr.files import by_numbers, check_path, make_folder
+from panoptic_detr.inference.files import PictureFile, find_frames, holds_pictures, unique_name
+from panoptic_detr.inference.flow import Outcome, PictureModel, Writers, nothing_read
+from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import map_ahead
@@ -30,6 +32,7 @@ from panoptic_detr.visualization.draw import enlargement, overlay
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 FILM_ENDINGS = (*CODECS, ".mpg", ".mpeg", ".wmv")
 _AHEAD = 8  # frames decoded before they are needed
+_MOST_FRAMES = 1_000_000  # of one of several films; keeps their image ids apart
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,37 @@ class Film:
         path: of the file or folder.
         frames_per_second: of the film that is written; a file's own.
         count: frames, as far as the file says.
+        name: the film in the `file_name` of its frames, `<film>/<frame>.png`; of several films each has its own.
+        number: of one among several, from 1: what is written of its frames is named as they are, and their image ids begin
+            after so many millions. 0 for a film alone.
     """
 
     path: Path
     frames_per_second: float
     count: int
+    name: str = ""
+    number: int = 0
 
     @classmethod
-    def open(cls, path: Path, frames_per_second: float | None = None) -> "Film":
+    def open(cls, path: Path, frames_per_second: float | None = None, *, name: str = "", number: int = 0) -> "Film":
         """Look at a film.
 
         Args:
             path: a film, or a folder of frames.
             frames_per_second: instead of the file's own; of a folder 25 by default.
+            name: that of the file or folder by default.
+            number: among several.
 
         Raises:
             DataError: missing, or not a readable film.
         """
         check_path(path)
         if path.is_dir():
-            return cls(path, frames_per_second or 25.0, len(find_frames(path)))
+            return cls(path, frames_per_second or 25.0, len(find_frames(path)), name or path.resolve().name, number)
         with _reading(path) as capture:
             own = capture.get(cv2.CAP_PROP_FPS)
-            return cls(
-                path, frames_per_second or (own if own > 0 else 25.0), max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-            )
+            count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+            return cls(path, frames_per_second or (own if own > 0 else 25.0), count, name or path.stem, number)
 
     def frames(self) -> Iterator[tuple[PictureFile, np.ndarray]]:
         """Every frame, numbered from 1, as (H, W, 3) uint8 RGB.
@@ -74,7 +83,7 @@ class Film:
             DataError: not one frame of the file can.
         """
         if self.path.is_dir():
-            yield from ((file, file.read()) for file in find_frames(self.path))
+            yield from ((self._named(file, number), file.read()) for number, file in enumerate(find_frames(self.path), 1))
             return
         number = 0
         with _reading(self.path) as capture:
@@ -83,7 +92,7 @@ class Film:
                 if not there:
                     break
                 number += 1
-                yield self._frame(number), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                yield self._decoded(number), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         if not number:
             raise DataError(f"{self.path}: no frame of this film can be decoded; convert it to another format first")
 
@@ -92,14 +101,154 @@ class Film:
         state = self.path.stat()
         return [str(self.path), state.st_size, state.st_mtime_ns] if self.path.is_file() else [str(self.path), self.count]
 
-    def _frame(self, number: int) -> PictureFile:
+    def first(self) -> PictureFile:
+        """The first frame."""
+        return self._named(find_frames(self.path)[0], 1) if self.path.is_dir() else self._decoded(1)
+
+    def _decoded(self, number: int) -> PictureFile:
         name = f"{number:06d}"
-        return PictureFile(self.path / name, number, name, f"{name}.png")
+        return self._named(PictureFile(self.path / name, number, name, f"{name}.png"), number)
+
+    def _named(self, file: PictureFile, number: int) -> PictureFile:
+        file = replace(file, file_name=f"{self.name}/{file.file_name}")
+        if not self.number:
+            return file
+        return replace(file, name=f"{self.name}/{file.name}", image_id=self.number * _MOST_FRAMES + number)
 
 
 def is_film(path: Path) -> bool:
     """Whether a path has the ending of a film."""
     return path.suffix.lower() in FILM_ENDINGS
+
+
+def holds_films(path: Path) -> bool:
+    """Whether a path is a folder with films and without pictures."""
+    return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
+
+
+def find_films(places: Sequence[Path]) -> list[Path]:
+    """Where films lie.
+
+    Args:
+        places: films; folders of frames; patterns of either; folders of films and of folders of frames, in the order of the
+            numbers in their names.
+
+    Raises:
+        DataError: a folder or pattern without films.
+    """
+    return [film for place in places for film in _films_at(place)]
+
+
+def _films_at(place: Path) -> list[Path]:
+    check_path(place)
+    if glob.has_magic(str(place)) and not os.path.lexists(place):
+        found = [Path(text) for text in sorted(glob.glob(str(place), recursive=True), key=by_numbers)]
+        if not found:
+            raise DataError(f"{place}: no film has such a name; quote patterns, or correct this one")
+        return [film for path in found for film in _films_at(path)]
+    if not place.is_dir() or holds_pictures(place):
+        return [place]
+    inside = sorted(place.iterdir(), key=lambda path: by_numbers(path.name))
+    films = [path for path in inside if (holds_pictures(path) if path.is_dir() else is_film(path))]
+    if not films:
+        raise DataError(
+            f"{place}: no film in this folder: neither pictures, which would be its frames, nor films "
+            f"({', '.join(FILM_ENDINGS)}), nor folders of frames"
+        )
+    return films
+
+
+def open_films(places: Sequence[Path], frames_per_second: float | None = None) -> tuple[list[Film], list[Failure]]:
+    """Look at films: one alone, if it is named itself, or several, each under a name of its own.
+
+    Args:
+        places: as of `find_films`.
+        frames_per_second: as of `Film.open`.
+
+    Returns:
+        The films, and which of several cannot be opened.
+
+    Raises:
+        DataError: as of `find_films`; a film alone, or each of several, cannot be opened.
+    """
+    paths = find_films(places)
+    if len(paths) == 1 and paths == [*places]:
+        return [Film.open(paths[0], frames_per_second)], []
+    films, failed = list[Film](), list[Failure]()
+    taken: set[str] = set()
+    for number, path in enumerate(paths, start=1):
+        name = unique_name(path.resolve().name if path.is_dir() else path.stem, taken)
+        try:
+            films.append(Film.open(path, frames_per_second, name=name, number=number))
+        except DataError as error:
+            failed.append(_failure(path, number, error))
+    if not films:
+        raise nothing_read("films", failed)
+    return films, failed
+
+
+def films_identity(films: Sequence[Film], failed: Sequence[Failure]) -> object:
+    """What tells these films from others: as of a film alone, or of several, by their paths, those that failed among them."""
+    if not films[0].number:
+        return films[0].identity()
+    named = [(film.number, str(film.path)) for film in films] + [(int(failure.image_id), failure.path) for failure in failed]
+    return f"{len(named)} films, list {list_digest(PictureFile(Path(path), number, '') for number, path in sorted(named))}"
+
+
+def _failure(path: Path, number: int, error: DataError) -> Failure:
+    return Failure.of(PictureFile(path, number, ""), str(error).removeprefix(f"{path}: "))
+
+
+def predict_films(
+    model: PictureModel,
+    films: Sequence[Film],
+    folder: PredictionFolder,
+    overlays: Callable[[Film], Path | None],
+    *,
+    track: bool = False,
+    requests: Sequence[int] = (),
+    watch: Callable[[PanopticSegmentation], object] | None = None,
+) -> Outcome:
+    """Predict films, one after the other; one of several that cannot be read to its end does not stop the others.
+
+    Args:
+        model: what predicts.
+        films: as of `open_films`.
+        folder: where the frames of all go; those that are there are not predicted again.
+        overlays: the overlay film of each, None for none; of several, those that have theirs are passed over.
+        track: things keep their ids over the frames of a film.
+        requests: once something is in it the run ends after the frames at hand.
+        watch: called with the result of each frame, in order.
+
+    Raises:
+        DataError: a film alone cannot be read, or its overlay film not be written.
+    """
+    whole = Outcome()
+    for film in films:
+        target, tracker = overlays(film), Tracker(folder.categories) if track else None
+        if requests or (film.number and _is_drawn(film, target, folder)):
+            continue
+        try:
+            part = predict_film(model, film, folder, target, tracker=tracker, requests=requests, watch=watch)
+        except DataError as error:
+            if not film.number:
+                raise
+            whole.failed.append(_failure(film.path, film.number, error))
+            continue
+        whole.done += part.done
+        whole.seconds += part.seconds
+        whole.waiting += part.waiting
+    return whole
+
+
+def _is_drawn(film: Film, target: Path | None, folder: PredictionFolder) -> bool:
+    """Whether a film has all frames and its overlays: these appear when they are whole, and those of other runs are removed."""
+    if target is None:
+        return False
+    if film.first() in folder:
+        return target.is_file()
+    target.unlink(missing_ok=True)
+    return False
 
 
 def predict_film(

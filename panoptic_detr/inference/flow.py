@@ -64,6 +64,24 @@ class Outcome:
         """Part of the time in which the model waited, 0..1."""
         return self.waiting / self.seconds if self.seconds else 0.0
 
+    @classmethod
+    def joined(cls, outcomes: "Sequence[Outcome]", files: Iterable[PictureFile] | None = None) -> "Outcome":
+        """What several processes have to tell that worked at the same time; failures in the order of the pictures."""
+        failed = {(failure.path, failure.image_id): failure for outcome in outcomes for failure in outcome.failed}
+        keys = failed if files is None or not failed else ((Failure.of(file, "").path, file.image_id) for file in files)
+        return cls(
+            [failed[key] for key in keys if key in failed],
+            sum(outcome.done for outcome in outcomes),
+            max(outcome.seconds for outcome in outcomes),
+            max(outcome.waiting for outcome in outcomes),
+            max(outcome.best_below for outcome in outcomes),
+        )
+
+
+def nothing_read(what: str, failed: Iterable[Failure]) -> PictureError:
+    """The error where nothing can be predicted: none of the pictures, or none of the films."""
+    return PictureError("\n".join([f"none of the {what} could be read:", *(f"  {failure}" for failure in failed)]))
+
 
 def predict_files(
     model: PictureModel,

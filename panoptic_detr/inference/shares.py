@@ -65,9 +65,7 @@ class Share:
         try:
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
-            raise DataError(
-                "another of the processes has ended, see what it says; the same command goes on with what is missing"
-            ) from error
+            raise DataError("another of the processes has ended, see what it says; then give the same command again") from error
         return values
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -202,9 +202,19 @@ class PredictionFolder:
             if path != self.lines:
                 self._read_lines(path, mend=False)
 
-    def finish(self, order: Iterable[PictureFile] | None = None) -> Path:
-        """Write `predictions.json`, whole or not at all, in the given order (that of writing by default)."""
-        names = list(self._done) if order is None else [file.name for file in order if file.name in self._done]
+    def finish(self, order: Iterable[PictureFile] | None = None, *, key: Callable[[str], Any] | None = None) -> Path:
+        """Write `predictions.json`, whole or not at all.
+
+        Args:
+            order: of the pictures; that of writing by default.
+            key: sorts the names instead.
+
+        Returns:
+            Its path.
+        """
+        names = sorted(self._done, key=key) if key is not None else list(self._done)
+        if order is not None:
+            names = [file.name for file in order if file.name in self._done]
         lists = {f"{kind}s": self._rows(names, kind) for kind in ("image", "annotation")}
         head = {"info": {"description": "panoptic maps predicted by panoptic_detr", "made_by": self._head}}
 

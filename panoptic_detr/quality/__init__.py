@@ -4,7 +4,7 @@ from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts, price_by_cause
 from panoptic_detr.quality.films import WINDOWS, FilmQuality, FilmResult
 from panoptic_detr.quality.intervals import Interval, difference_intervals, image_quality, intervals
 from panoptic_detr.quality.matching import Matching, match_segments
-from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_overlaps
+from panoptic_detr.quality.overlaps import JointRuns, Overlaps, Regions, joint_runs, measure_overlaps
 from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, State
 from panoptic_detr.quality.points import CAUSES, MEANING, SIZES, Loss
 
@@ -18,6 +18,7 @@ __all__ = [
     "FilmQuality",
     "FilmResult",
     "Interval",
+    "JointRuns",
     "Loss",
     "Matching",
     "Overlaps",
@@ -28,6 +29,7 @@ __all__ = [
     "difference_intervals",
     "image_quality",
     "intervals",
+    "joint_runs",
     "match_segments",
     "measure_overlaps",
     "price_by_cause",

@@ -1,10 +1,11 @@
-"""From the matching of an image to what scores are made of: counts by class, the cause of every error, and what each costs.
+"""From the matching of images to what scores are made of: counts by class, the cause of every error, and what each costs.
 
 Sums are exact: a matched pair's IoU, as a float64, lies in (0.5, 1] and is therefore a whole number of 2**-53. Counts hold that
 whole number, so adding images, processes or machines in any order gives bit-identical scores, and the state never grows with
 the number of images.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import add
 from typing import NamedTuple, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 
 from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import Overlaps
-from panoptic_detr.quality.points import CAUSES, IOU_UNIT, SIZES, Units, add_units, lost_units
+from panoptic_detr.quality.points import CAUSES, IOU_UNIT, SIZES, Units, add_units, exact_sums, in_units, lost_units
 from panoptic_detr.quality.semantic import PixelCounts, count_pixels
 
 BAD_MASK_IOU = 0.25
@@ -49,7 +50,6 @@ class ErrorCounts(NamedTuple):
 
 
 NO_ERRORS = ErrorCounts()
-_ONE_EACH = tuple(ErrorCounts(**{cause: 1}) for cause in ErrorCounts._fields)
 
 
 @dataclass
@@ -83,17 +83,18 @@ class PanopticCounts:
             _add(self.pixels, category_id, pixels)
 
 
-def count_segments(overlaps: Overlaps) -> PanopticCounts:
+def count_segments(overlaps: Overlaps, matching: Matching | None = None) -> PanopticCounts:
     """Count what was matched, and name the cause and the price of every false negative and false positive (`ErrorCounts`)."""
-    matching = match_segments(overlaps)
-    counts = PanopticCounts(count_classes(overlaps, matching), pixels=count_pixels(overlaps))
-    lost_causes, extra_causes = _causes(overlaps, matching)
-    for category_id, cause in zip(overlaps.truth_categories[matching.missed].tolist(), lost_causes, strict=True):
-        _add(counts.lost, category_id, _ONE_EACH[cause])
-    for category_id, cause in zip(overlaps.prediction_categories[matching.extra].tolist(), extra_causes, strict=True):
-        _add(counts.extra, category_id, _ONE_EACH[cause])
-    counts.points = lost_units(overlaps, matching, lost_causes, extra_causes)
-    return counts
+    matching = matching or match_segments(overlaps)
+    lost, extra = _causes(overlaps, matching)
+    ids, true_classes, classes = overlaps.classes
+    return PanopticCounts(
+        count_classes(overlaps, matching),
+        _count_causes(ids, true_classes[matching.missed], lost),
+        _count_causes(ids, classes[matching.extra], extra),
+        lost_units(overlaps, matching, lost, extra),
+        count_pixels(overlaps),
+    )
 
 
 def price_by_cause(overlaps: Overlaps) -> dict[str, float]:
@@ -105,42 +106,64 @@ def price_by_cause(overlaps: Overlaps) -> dict[str, float]:
 
 def count_classes(overlaps: Overlaps, matching: Matching) -> dict[int, ClassCounts]:
     """What PQ is computed from, by category id, of what was matched."""
-    counts: dict[int, ClassCounts] = {}
-    for category_id, iou in zip(overlaps.truth_categories[matching.truth].tolist(), matching.ious.tolist(), strict=True):
-        _add(counts, category_id, ClassCounts(tp=1, iou_units=int(iou * IOU_UNIT)))
-    for category_id in overlaps.truth_categories[matching.missed].tolist():
-        _add(counts, category_id, ClassCounts(fn=1))
-    for category_id in overlaps.prediction_categories[matching.extra].tolist():
-        _add(counts, category_id, ClassCounts(fp=1))
-    return counts
+    ids, true_classes, classes = overlaps.classes
+    return {ids[place].item(): counts for place, counts in _count_matches(matching, true_classes, classes, len(ids))}
 
 
-def _causes(overlaps: Overlaps, matching: Matching) -> tuple[list[int], list[int]]:
+def count_images(overlaps: Overlaps, matching: Matching) -> list[dict[int, ClassCounts]]:
+    """The same of each image by itself."""
+    ids, true_classes, classes = overlaps.classes
+    cells = (overlaps.truth_images * len(ids) + true_classes, overlaps.prediction_images * len(ids) + classes)
+    found: list[dict[int, ClassCounts]] = [{} for _ in range(overlaps.images)]
+    for cell, counts in _count_matches(matching, *cells, overlaps.images * len(ids)):
+        image, place = divmod(cell, len(ids))
+        found[image][ids[place].item()] = counts
+    return found
+
+
+def _count_matches(
+    matching: Matching, true: np.ndarray, predicted: np.ndarray, cells: int
+) -> Iterator[tuple[int, ClassCounts]]:
+    """Counts of each cell that has some, from the cell of every true (G,) and predicted (P,) segment."""
+    matched = true[matching.truth]
+    columns = (matched, predicted[matching.extra], true[matching.missed])
+    numbers = (np.bincount(column, minlength=cells).tolist() for column in columns)
+    units = exact_sums(matched, in_units(matching.ious), cells)
+    for cell, row in enumerate(zip(*numbers, units, strict=True)):
+        if any(row):
+            yield cell, ClassCounts(*row)
+
+
+def _causes(overlaps: Overlaps, matching: Matching) -> tuple[np.ndarray, np.ndarray]:
     """The cause of every missed and of every extra segment, in order, as a place in `ErrorCounts`."""
-    if not (matching.missed.any() or matching.extra.any()):
-        return [], []
-    # A true segment has pixels, so no union is 0.
-    ious = overlaps.intersections / overlaps.unions  # (G, P)
-    same_class = overlaps.same_class
-    other_class = (overlaps.truth_categories[:, None] != overlaps.prediction_categories) & ~overlaps.iscrowd[:, None]
-    covered = same_class & (2 * overlaps.intersections > overlaps.truth_areas[:, None])
-    lying = same_class & (2 * overlaps.intersections > overlaps.prediction_areas - overlaps.on_void)
-    tables = np.stack(
-        [
-            other_class & (ious > 0.5),
-            covered & (covered.sum(0) > 1),
-            lying & (lying.sum(1, keepdims=True) > 1),
-            same_class & (ious >= BAD_MASK_IOU),
-        ]
-    )  # (causes but the last, G, P)
-    lost, extra = (np.logical_or.reduce(tables, axis) for axis in (2, 1))
-    return _first_causes(lost[:, matching.missed]), _first_causes(extra[:, matching.extra])
+    shared, same_class = overlaps.intersections, overlaps.same_class
+    ious = shared / overlaps.unions  # a true segment has pixels, so no union is 0
+    covered = same_class & (2 * shared > overlaps.truth_areas[overlaps.truth])
+    lying = same_class & (2 * shared > overlaps.rated_areas[overlaps.prediction])
+    covers, holds = np.bincount(overlaps.prediction[covered]), np.bincount(overlaps.truth[lying])
+    applies = (
+        ~overlaps.equal_names & overlaps.rated & (ious > 0.5),
+        covered & _several(covers, overlaps.prediction),
+        lying & _several(holds, overlaps.truth),
+        same_class & (ious >= BAD_MASK_IOU),
+    )
+    causes = np.select(applies, range(len(applies)), len(applies))  # (K,) the first that applies to each pair
+    lost, extra = (np.full(len(areas), len(applies)) for areas in (overlaps.truth_areas, overlaps.prediction_areas))
+    np.minimum.at(lost, overlaps.truth, causes)
+    np.minimum.at(extra, overlaps.prediction, causes)
+    return lost[matching.missed], extra[matching.extra]
 
 
-def _first_causes(applies: np.ndarray) -> list[int]:
-    """From (causes but the last, N) bool, whether each applies, the first that does for each segment."""
-    always = np.ones((1, applies.shape[1]), dtype=bool)
-    return np.concatenate([applies, always]).argmax(0).tolist()
+def _several(counts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Where the count of a place is above 1; places behind the last have none."""
+    return np.append(counts, 0)[np.minimum(places, len(counts))] > 1
+
+
+def _count_causes(ids: np.ndarray, places: np.ndarray, causes: np.ndarray) -> dict[int, ErrorCounts]:
+    """How often each cause occurred, by category id, from the category's place in `ids` and the cause of each error."""
+    kinds = len(ErrorCounts._fields)
+    rows = np.bincount(places * kinds + causes, minlength=len(ids) * kinds).reshape(-1, kinds).tolist()
+    return {category_id: ErrorCounts(*row) for category_id, row in zip(ids.tolist(), rows, strict=True) if any(row)}
 
 
 Counts = TypeVar("Counts", ClassCounts, ErrorCounts, PixelCounts)

@@ -20,7 +20,7 @@ import numpy as np
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality.overlaps import Overlaps, Regions
+from panoptic_detr.quality.overlaps import Overlaps, Regions, sums
 from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, check_segmentations
 
 WINDOWS = (1, 5, 10, 15)  # frames
@@ -128,7 +128,7 @@ class FilmQuality:
         _add(self._film.shared, frame)
         for count, quality in self._windows.items():
             if len(self._film.frames) >= count:
-                quality.count(_tubes(list(self._film.frames)[-count:], overlaps.size), truth.where)
+                quality.count(_tubes(list(self._film.frames)[-count:]), truth.where)
         return overlaps
 
     def note(self, kind: str, examples: Iterable[str]) -> None:
@@ -180,12 +180,13 @@ def _are_windows(windows: object) -> bool:
 def _pixels(overlaps: Overlaps, prediction: Regions, truth: Regions) -> Pixels:
     """Pixels that pairs share in a frame."""
     true, predicted = (
-        [*zip(r.ids.tolist(), r.category_ids.tolist(), r.iscrowd.tolist(), strict=True), None] for r in (truth, prediction)
+        list(zip(r.ids.tolist(), r.category_ids.tolist(), r.iscrowd.tolist(), strict=True)) for r in (truth, prediction)
     )
-    rows, columns = np.nonzero(overlaps.pixels)
-    counts = overlaps.pixels[rows, columns].tolist()
-    places = zip(rows.tolist(), columns.tolist(), counts, strict=True)
-    return {(true[row], predicted[column]): count for row, column, count in places}
+    pairs = zip(overlaps.truth.tolist(), overlaps.prediction.tolist(), overlaps.intersections.tolist(), strict=True)
+    found: Pixels = {(true[row], predicted[column]): count for row, column, count in pairs}
+    hidden = overlaps.truth_areas - sums(overlaps.truth, overlaps.intersections, len(true))  # on predicted void
+    found |= {(tube, None): count for tube, count in zip(true, hidden.tolist(), strict=True) if count}
+    return found | {(None, tube): count for tube, count in zip(predicted, overlaps.on_void.tolist(), strict=True) if count}
 
 
 def _add(totals: Pixels, frame: Pixels) -> None:
@@ -193,27 +194,18 @@ def _add(totals: Pixels, frame: Pixels) -> None:
         totals[pair] = totals.get(pair, 0) + count
 
 
-def _tubes(frames: Sequence[Pixels], size: tuple[int, int]) -> Overlaps:
+def _tubes(frames: Sequence[Pixels]) -> Overlaps:
     """The overlaps of tubes over some frames, as if these were one picture."""
     shared: Pixels = {}
     for frame in frames:
         _add(shared, frame)
     true, predicted = (list(dict.fromkeys(pair[side] for pair in shared if pair[side])) for side in (0, 1))
     rows, columns = ({tube: i for i, tube in enumerate([*side, None])} for side in (true, predicted))
-    pixels = np.zeros((len(rows), len(columns)), np.int64)
-    for (one, other), count in shared.items():
-        pixels[rows[one], columns[other]] = count
+    places = sorted((rows[one], columns[other], count) for (one, other), count in shared.items())
     table = np.array([tube for tube in (*true, *predicted) if tube], np.int64).reshape(-1, 3)
-    places = np.flatnonzero(pixels)
-    return Overlaps(
-        pixels=pixels,
-        truth_categories=table[: len(true), 1],
-        prediction_categories=table[len(true) :, 1],
-        iscrowd=table[: len(true), 2] == 1,
-        runs=places,
-        lengths=pixels.ravel()[places],
-        size=(size[0] * len(frames), size[1]),
-    )
+    rows_of, columns_of, pixels = np.array(places, np.int64).reshape(-1, 3).T
+    one, other = table[: len(true)], table[len(true) :]
+    return Overlaps.of_pairs(rows_of, columns_of, pixels, one[:, 1], other[:, 1], one[:, 2] == 1)
 
 
 def _association(shared: Pixels, things: set[int]) -> AssociationQuality:

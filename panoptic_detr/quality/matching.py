@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoptic_detr.quality.overlaps import BoundaryOverlaps, Overlaps
+from panoptic_detr.quality.boundaries import BoundaryOverlaps
+from panoptic_detr.quality.overlaps import Overlaps, sums
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of the G true and the P predicted segments of an image, by panopticapi's definition."""
+    """What became of G true and P predicted segments, by panopticapi's definition."""
 
     truth: np.ndarray  # (K,) index of the true segment of each matched pair
     prediction: np.ndarray  # (K,) index of the predicted one
@@ -29,7 +30,7 @@ class Matching:
 
 
 def match_segments(overlaps: Overlaps, boundaries: BoundaryOverlaps | None = None) -> Matching:
-    """Match the segments of an image (Kirillov et al. 2019, section 4.1, with panopticapi's crowds).
+    """Match the segments of images (Kirillov et al. 2019, section 4.1, with panopticapi's crowds).
 
     A pair of one category matches if its IoU, without the prediction's pixels on void, exceeds 0.5 (then it is the only
     one of both). Crowds neither match nor count. An unmatched prediction of which more than half lies on void and on the crowd
@@ -40,15 +41,20 @@ def match_segments(overlaps: Overlaps, boundaries: BoundaryOverlaps | None = Non
     matched = overlaps.same_class & (2 * overlaps.intersections > overlaps.unions)
     if boundaries is not None:
         matched &= 2 * boundaries.intersections > boundaries.unions
-    truth, prediction = np.nonzero(matched)
+    truth, prediction = overlaps.truth[matched], overlaps.prediction[matched]
     missed, unmatched = ~overlaps.iscrowd, np.ones(len(overlaps.prediction_categories), dtype=bool)
     missed[truth], unmatched[prediction] = False, False
-    on_ignored_ground = overlaps.on_void.copy()
-    crowds = {int(overlaps.truth_categories[row]): row for row in np.flatnonzero(overlaps.iscrowd)}
-    for category_id, row in crowds.items():
-        on_ignored_ground += np.where(overlaps.prediction_categories == category_id, overlaps.intersections[row], 0)
-    ignored = unmatched & (2 * on_ignored_ground > overlaps.prediction_areas)
-    ious = overlaps.intersections[truth, prediction] / overlaps.unions[truth, prediction]
+    ignored = unmatched & (2 * (overlaps.on_void + _on_crowds(overlaps)) > overlaps.prediction_areas)
+    ious = overlaps.intersections[matched] / overlaps.unions[matched]
     if boundaries is not None:
-        ious = np.minimum(ious, boundaries.intersections[truth, prediction] / boundaries.unions[truth, prediction])
+        ious = np.minimum(ious, boundaries.intersections[matched] / boundaries.unions[matched])
     return Matching(truth, prediction, ious, missed, unmatched & ~ignored, ignored)
+
+
+def _on_crowds(overlaps: Overlaps) -> np.ndarray:
+    """Pixels of each predicted segment on the crowd of its class: (P,)."""
+    rows = np.flatnonzero(overlaps.iscrowd)
+    places = zip(overlaps.truth_images[rows].tolist(), overlaps.truth_categories[rows].tolist(), strict=True)
+    crowds = dict(zip(places, rows.tolist(), strict=True))  # by image and category
+    meets = overlaps.equal_names & np.isin(overlaps.truth, list(crowds.values()))
+    return sums(overlaps.prediction[meets], overlaps.intersections[meets], len(overlaps.prediction_areas))

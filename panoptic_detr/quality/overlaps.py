@@ -1,22 +1,23 @@
-"""Pixels shared by every true and every predicted segment of an image: one joint histogram of two id maps.
+"""Pixels shared by the true and the predicted segments of an image.
 
-Every score of the room (PQ, error analysis) is read from this small table; the maps themselves are looked at once. Segment maps
-are piecewise constant, so the histogram is taken over horizontal runs of equal (true, predicted) ids, not over pixels; the runs
-are kept, so that what the table says of a pair can be painted where the pair is.
+Every score of the room (PQ, error analysis) is read from these numbers; the maps themselves are looked at once. They are
+piecewise constant, so pixels are counted by horizontal runs of equal (true, predicted) ids, and only pairs of segments that
+meet are kept: an image of many thousands of segments needs no table of all pairs. Several images are counted like one
+(`together`), which spares most of the time that NumPy takes for small arrays.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import cv2
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.id_runs import IdRuns, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
-MOST_PAIRS = 2**26  # of true and predicted segments of an image: half a gigabyte for each table
+LARGEST_TABLE, TABLE_PER_RUN = 2**16, 4  # pairs; runs of images with more, and more per run, are sorted to be counted
+_SMALL_IDS = 2**12  # up to which places are looked up in a table instead of searched for
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Regions:
         Raises:
             EvaluationError: an id is listed twice.
         """
-        table = np.array([(int(i), int(category), int(crowd)) for i, category, crowd in rows], dtype=np.int64).reshape(-1, 3)
+        table = np.array(list(rows), dtype=np.int64).reshape(-1, 3)
         ids = table[:, 0]
         if len(ids) != len(set(ids.tolist())):
             values, counts = np.unique(ids, return_counts=True)
@@ -64,116 +65,129 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Overlaps:
-    """The joint histogram of a true and a predicted id map (G true, P predicted segments)."""
+class JointRuns:
+    """Runs of pixels in reading order over which neither of two maps changes."""
 
-    pixels: np.ndarray  # (G + 1, P + 1) int64 pixels; the last row is true void, the last column predicted void
-    truth_categories: np.ndarray  # (G,) int64 category ids
-    prediction_categories: np.ndarray  # (P,) int64 category ids
-    iscrowd: np.ndarray  # (G,) bool
-    runs: np.ndarray  # (R,) int64, for each run of pixels in reading order its place in the flattened `pixels`
-    lengths: np.ndarray  # (R,) int64 pixels of each run
+    truth: np.ndarray  # (R,) int64 index of the true segment, G for void
+    prediction: np.ndarray  # (R,) int64 index of the predicted one, P for void
+    lengths: np.ndarray  # (R,) int64 pixels
     size: tuple[int, int]  # (H, W) of the maps
 
     def paint(self, values: np.ndarray) -> np.ndarray:
-        """The (H, W) map that shows at every pixel the value of its pair, from (G + 1, P + 1) `values` like `pixels`."""
-        return values.ravel()[self.runs].repeat(self.lengths).reshape(self.size)
-
-    @cached_property
-    def intersections(self) -> np.ndarray:
-        """Pixels of each pair of segments: (G, P)."""
-        return self.pixels[:-1, :-1]
-
-    @cached_property
-    def truth_areas(self) -> np.ndarray:
-        """Pixels of each true segment: (G,)."""
-        return self.pixels[:-1].sum(1)
-
-    @cached_property
-    def prediction_areas(self) -> np.ndarray:
-        """Pixels of each predicted segment, those on true void included: (P,)."""
-        return self.pixels[:, :-1].sum(0)
-
-    @cached_property
-    def on_void(self) -> np.ndarray:
-        """Pixels of each predicted segment on true void: (P,)."""
-        return self.pixels[-1, :-1]
-
-    @cached_property
-    def unions(self) -> np.ndarray:
-        """Union of each pair, without the prediction's pixels on true void (Kirillov et al. 2019, section 4.2): (G, P)."""
-        return self.truth_areas[:, None] + (self.prediction_areas - self.on_void) - self.intersections
-
-    @cached_property
-    def same_class(self) -> np.ndarray:
-        """Pairs of one category whose true segment is no crowd: (G, P) bool."""
-        return (self.truth_categories[:, None] == self.prediction_categories) & ~self.iscrowd[:, None]
+        """The (H, W) map that shows the value of each run: (R,)."""
+        return values.repeat(self.lengths).reshape(self.size)
 
 
 @dataclass(frozen=True)
-class BoundaryOverlaps:
-    """Boundaries of the segments of an image: pixels that lie within some distance of their segment's outline.
+class Overlaps:
+    """How many pixels true and predicted segments share: K pairs that meet, of G true and P predicted segments."""
 
-    Attributes:
-        intersections: (G, P) pixels that are boundary of both segments of a pair.
-        unions: (G, P) pixels that are boundary of one of them, without the prediction's on true void.
-    """
+    truth: np.ndarray  # (K,) int64 index of the true segment of each pair, ascending
+    prediction: np.ndarray  # (K,) int64 index of its predicted one, ascending where the true one is the same
+    intersections: np.ndarray  # (K,) int64 pixels
+    truth_areas: np.ndarray  # (G,) int64 pixels of each true segment
+    prediction_areas: np.ndarray  # (P,) int64 pixels of each predicted segment, those on true void included
+    on_void: np.ndarray  # (P,) int64 pixels of each predicted segment on true void
+    truth_categories: np.ndarray  # (G,) int64 category ids
+    prediction_categories: np.ndarray  # (P,) int64 category ids
+    iscrowd: np.ndarray  # (G,) bool
+    truth_images: np.ndarray  # (G,) int64 which image each true segment is of, from 0
+    prediction_images: np.ndarray  # (P,) int64 which image each predicted one is of
+    images: int = 1
 
-    intersections: np.ndarray
-    unions: np.ndarray
+    @classmethod
+    def of_pairs(
+        cls,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        pixels: np.ndarray,
+        truth_categories: np.ndarray,
+        prediction_categories: np.ndarray,
+        iscrowd: np.ndarray,
+    ) -> "Overlaps":
+        """From the pixels of every pair that meets, row by row; row G is true void, column P predicted void."""
+        void, nothing = len(truth_categories), len(prediction_categories)
+        on_void, met = rows == void, (rows < void) & (columns < nothing)
+        return cls(
+            truth=rows[met],
+            prediction=columns[met],
+            intersections=pixels[met],
+            truth_areas=sums(rows, pixels, void + 1)[:-1],
+            prediction_areas=sums(columns, pixels, nothing + 1)[:-1],
+            on_void=sums(columns[on_void], pixels[on_void], nothing + 1)[:-1],
+            truth_categories=truth_categories,
+            prediction_categories=prediction_categories,
+            iscrowd=iscrowd,
+            truth_images=np.zeros(void, np.int64),
+            prediction_images=np.zeros(nothing, np.int64),
+        )
+
+    @cached_property
+    def rated_areas(self) -> np.ndarray:
+        """Pixels of each predicted segment without those on true void: (P,)."""
+        return self.prediction_areas - self.on_void
+
+    @cached_property
+    def unions(self) -> np.ndarray:
+        """Union of each pair, without the prediction's pixels on true void (Kirillov et al. 2019, section 4.2): (K,)."""
+        return self.truth_areas[self.truth] + self.rated_areas[self.prediction] - self.intersections
+
+    @cached_property
+    def equal_names(self) -> np.ndarray:
+        """Pairs of one category: (K,) bool."""
+        return self.truth_categories[self.truth] == self.prediction_categories[self.prediction]
+
+    @cached_property
+    def rated(self) -> np.ndarray:
+        """Pairs whose true segment is no crowd: (K,) bool."""
+        return ~self.iscrowd[self.truth]
+
+    @cached_property
+    def same_class(self) -> np.ndarray:
+        """Pairs of one category whose true segment is no crowd: (K,) bool."""
+        return self.equal_names & self.rated
+
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) ids of the categories that occur, and the place among them of each true (G,) and predicted (P,) segment's."""
+        ids, places = np.unique(np.append(self.truth_categories, self.prediction_categories), return_inverse=True)
+        return ids, places[: len(self.truth_categories)], places[len(self.truth_categories) :]
 
 
-def measure_boundaries(overlaps: Overlaps, *, ratio: float = 0.02) -> BoundaryOverlaps:
-    """Count the boundary pixels of every pair (Cheng et al., CVPR 2021, section 4).
+def together(parts: Sequence[Overlaps]) -> Overlaps:
+    """Images as if they were one, of which each segment knows which it is of."""
+    if len(parts) == 1:
+        return parts[0]
+    trues, predicted, images = (
+        np.cumsum([0, *counts])
+        for counts in zip(*((len(p.truth_areas), len(p.prediction_areas), p.images) for p in parts), strict=True)
+    )
 
-    A pixel is boundary of its segment if a pixel of another id, void, or the end of the image is at most `d` rows and columns
-    away; `d` is `ratio` of the image's diagonal, at least 1 pixel.
+    def joined(name: str, starts: np.ndarray | None = None) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        return np.concatenate(arrays if starts is None else [a + start for a, start in zip(arrays, starts, strict=False)])
 
-    Args:
-        overlaps: of the image.
-        ratio: the paper's for COCO, by default.
-    """
-    reach = max(1, round(ratio * float(np.hypot(*overlaps.size))))
-    places = np.indices(overlaps.pixels.shape)  # (2, G + 1, P + 1) index of the true segment, of the predicted one
-    true, predicted = (_boundary(overlaps.paint(_small(places[side] + 1)), reach) for side in (0, 1))
-    counts = _count_kinds(overlaps, true.view(np.uint8) | (predicted.view(np.uint8) << 1))  # 1 true, 2 predicted, 3 both
-    of_truth, of_prediction = (counts[..., 3] + counts[..., kind] for kind in (1, 2))
-    truth_areas, areas = of_truth[:-1].sum(1), of_prediction[:-1, :-1].sum(0)
-    intersections = counts[:-1, :-1, 3]
-    return BoundaryOverlaps(intersections, truth_areas[:, None] + areas - intersections)
-
-
-def _small(numbers: np.ndarray) -> np.ndarray:
-    """Numbers in the smallest type that OpenCV can erode."""
-    return numbers.astype(np.uint8 if numbers.size and numbers.max() < 256 else np.float32)
-
-
-def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
-    """Where an (H, W) map of numbers above 0 has another number, or ends, within `reach` pixels: (H, W) bool."""
-    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    lowest = cv2.erode(index, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return (lowest != index) | (cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE) != index)
+    return Overlaps(
+        truth=joined("truth", trues),
+        prediction=joined("prediction", predicted),
+        intersections=joined("intersections"),
+        truth_areas=joined("truth_areas"),
+        prediction_areas=joined("prediction_areas"),
+        on_void=joined("on_void"),
+        truth_categories=joined("truth_categories"),
+        prediction_categories=joined("prediction_categories"),
+        iscrowd=joined("iscrowd"),
+        truth_images=joined("truth_images", images),
+        prediction_images=joined("prediction_images", images),
+        images=int(images[-1]),
+    )
 
 
-def _count_kinds(overlaps: Overlaps, kinds: np.ndarray) -> np.ndarray:
-    """Pixels of every pair and kind, (G + 1, P + 1, 4) int64, from (H, W) uint8 kinds below 4; by runs, which are few."""
-    flat, begins_run = kinds.ravel(), np.zeros(kinds.size, dtype=bool)
-    begins_run[np.cumsum(overlaps.lengths) - overlaps.lengths] = True
-    changes = begins_run.copy()
-    changes[1:] |= flat[1:] != flat[:-1]
-    starts = np.flatnonzero(changes)
-    runs = overlaps.runs[np.cumsum(begins_run[starts]) - 1]
-    shape = (*overlaps.pixels.shape, 4)
-    lengths = np.diff(starts, append=kinds.size)
-    return np.bincount(4 * runs + flat[starts], lengths, int(np.prod(shape))).astype(np.int64).reshape(shape)
-
-
-def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
-    """Count the pixels of every pair of a true and a predicted segment of two maps (H, W); the truth may have crowds.
+def joint_runs(prediction: Regions, truth: Regions) -> JointRuns:
+    """The runs of two maps of one size (H, W).
 
     Raises:
-        EvaluationError: maps of different sizes, an id in a map without a segment, a segment without pixels, or more segments
-            than a table of all pairs can have.
+        EvaluationError: maps of different sizes, or an id in a map without a segment.
     """
     size = truth.pixels.shape
     if prediction.pixels.shape != size:
@@ -181,35 +195,55 @@ def measure_overlaps(prediction: Regions, truth: Regions) -> Overlaps:
             f"{prediction.where} is {_in_words(prediction.pixels.shape)}, but {truth.where} is {_in_words(size)}; "
             "predict at the size of the ground truth"
         )
-    shape = (len(truth) + 1, len(prediction) + 1)
-    if shape[0] * shape[1] > MOST_PAIRS:
-        raise EvaluationError(
-            f"{truth.where} has {len(truth)} segments and {prediction.where} {len(prediction)}: their {shape[0] * shape[1]} "
-            f"pairs do not fit into memory ({MOST_PAIRS} do); cut the image and its prediction into parts, and score these"
-        )
-    true_ids, predicted_ids, lengths = _joint_runs(truth, prediction)
-    rows, columns = _positions(true_ids, truth), _positions(predicted_ids, prediction)
-    runs = rows * shape[1] + columns
-    histogram = np.bincount(runs, weights=lengths, minlength=shape[0] * shape[1])
-    overlaps = Overlaps(
-        pixels=histogram.astype(np.int64).reshape(shape),  # float64 sums of pixel counts are exact below 2**53
-        truth_categories=truth.category_ids,
-        prediction_categories=prediction.category_ids,
-        iscrowd=truth.iscrowd,
-        runs=runs,
-        lengths=lengths,
-        size=(size[0], size[1]),
-    )
+    if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
+        rows, columns, lengths = join_runs(truth.pixels, _names(truth), prediction.pixels, _names(prediction))
+    else:
+        true_ids, predicted_ids, lengths = _joint_ids(truth.segment_map.ravel(), prediction.segment_map.ravel())
+        rows, columns = _places(true_ids, *_names(truth)), _places(predicted_ids, *_names(prediction))
+    _check_listed(rows, truth)
+    _check_listed(columns, prediction)
+    return JointRuns(rows, columns, lengths, (size[0], size[1]))
+
+
+def measure_overlaps(prediction: Regions, truth: Regions, runs: JointRuns | None = None) -> Overlaps:
+    """Count the pixels that true and predicted segments of two maps (H, W) share; the truth may have crowds.
+
+    Args:
+        prediction: what a model says.
+        truth: what the annotation says.
+        runs: theirs, if they are known already.
+
+    Raises:
+        EvaluationError: maps of different sizes, an id in a map without a segment, or a segment without pixels.
+    """
+    runs = runs or joint_runs(prediction, truth)
+    rows, columns, pixels = _count_pairs(runs, (len(truth) + 1, len(prediction) + 1))
+    overlaps = Overlaps.of_pairs(rows, columns, pixels, truth.category_ids, prediction.category_ids, truth.iscrowd)
     _check_present(overlaps.truth_areas, truth)
     _check_present(overlaps.prediction_areas, prediction)
     return overlaps
 
 
-def _joint_runs(truth: Regions, prediction: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True id, predicted id and length of each run of pixels (in reading order) over which neither id changes."""
-    if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
-        return join_runs(truth.pixels, prediction.pixels)
-    true_ids, predicted_ids = truth.segment_map.ravel(), prediction.segment_map.ravel()
+def _count_pairs(runs: JointRuns, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and pixels of every pair that occurs, row by row, of a table (G + 1, P + 1) of all pairs."""
+    codes, cells = runs.truth * shape[1] + runs.prediction, shape[0] * shape[1]
+    if cells <= max(LARGEST_TABLE, TABLE_PER_RUN * len(codes)):
+        counts = sums(codes, runs.lengths, cells)
+        places = np.flatnonzero(counts)
+        counts = counts[places]
+    else:
+        places, kinds = np.unique(codes, return_inverse=True)
+        counts = sums(kinds, runs.lengths, len(places))
+    return *np.divmod(places, shape[1]), counts
+
+
+def sums(places: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
+    """Sum of `pixels` by place: (count,) int64; float64 sums of pixel counts are exact below 2**53."""
+    return np.bincount(places, pixels, count).astype(np.int64)
+
+
+def _joint_ids(true_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True id, predicted id and length of each run over which neither changes, from the ids of all pixels in reading order."""
     if true_ids.size == 0:
         return true_ids, predicted_ids, np.zeros(0, dtype=np.int64)
     changes = np.empty(true_ids.size, dtype=bool)
@@ -220,20 +254,31 @@ def _joint_runs(truth: Regions, prediction: Regions) -> tuple[np.ndarray, np.nda
     return true_ids[starts], predicted_ids[starts], np.diff(starts, append=true_ids.size)
 
 
-def _positions(values: np.ndarray, regions: Regions) -> np.ndarray:
-    """Index of each id among the segments, `len(regions)` for void."""
+def _names(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that a map may have, ascending, and the place of each among the segments, behind them for void."""
     known = regions.ids if (regions.ids == 0).any() else np.append(regions.ids, 0)
     order = np.argsort(known)
-    ids = np.append(known[order], np.iinfo(np.int64).max)  # the sentinel keeps every search inside
-    wanted = values.astype(np.int64)
-    found = np.searchsorted(ids, wanted)
-    unlisted = ids[found] != wanted
-    if unlisted.any():
+    return known[order], order
+
+
+def _places(values: np.ndarray, known: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The place of each value; -1 where it is not known."""
+    if known[-1] < _SMALL_IDS and known[0] >= 0 and values.dtype.itemsize <= 4:
+        table = np.full(known[-1] + 2, -1)
+        table[known] = places
+        return table.take(values.astype(np.uint32), mode="clip")  # what is negative becomes large, which is none of them
+    found = np.searchsorted(known, values)
+    return np.where(known.take(found, mode="clip") == values, places.take(found, mode="clip"), -1)
+
+
+def _check_listed(places: np.ndarray, regions: Regions) -> None:
+    if places.min(initial=0) < 0:
+        values = regions.segment_map.ravel()
+        unknown = values[~np.isin(values, _names(regions)[0])][0]
         raise EvaluationError(
-            f"{regions.where}: the map has pixels of id {wanted[unlisted][0]}, but no such segment is listed; "
+            f"{regions.where}: the map has pixels of id {unknown}, but no such segment is listed; "
             "list every id of the map in segments_info, or paint those pixels 0 (void)"
         )
-    return order[found]
 
 
 def _check_present(areas: np.ndarray, regions: Regions) -> None:

@@ -13,14 +13,24 @@ from typing import Any, NamedTuple
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality.counts import ClassCounts, ErrorCounts, PanopticCounts, count_classes, count_segments
+from panoptic_detr.quality.boundaries import BoundaryOverlaps, boundaries_together, measure_boundaries
+from panoptic_detr.quality.counts import (
+    ClassCounts,
+    ErrorCounts,
+    PanopticCounts,
+    count_classes,
+    count_images,
+    count_segments,
+)
 from panoptic_detr.quality.matching import match_segments
-from panoptic_detr.quality.overlaps import Overlaps, Regions, measure_boundaries, measure_overlaps
+from panoptic_detr.quality.overlaps import Overlaps, Regions, joint_runs, measure_overlaps, together
 from panoptic_detr.quality.points import Loss, loss_of, mean_loss
 from panoptic_detr.quality.semantic import PixelCounts
 
 State = tuple[Any, ...]
 _EXAMPLES = 3  # of each kind of note
+_TOGETHER = 32  # images that are counted at once
+_MANY_PAIRS = 2**16  # of segments of an image that had better not wait
 
 
 class PanopticQuality:
@@ -42,6 +52,7 @@ class PanopticQuality:
         self._boundaries = PanopticCounts()
         self._by_image: list[tuple[str, dict[int, ClassCounts]]] = []
         self._notes = Notes()
+        self._waiting: list[tuple[str, Overlaps, BoundaryOverlaps | None]] = []
 
     def empty(self) -> "PanopticQuality":
         """A fresh one that counts the same, for a part of the images."""
@@ -66,20 +77,33 @@ class PanopticQuality:
         """Count one image given as id maps with (id, category, crowd) rows, as `update`; returns what was counted."""
         for regions in (prediction, truth):
             self._check_categories(regions)
-        overlaps = measure_overlaps(prediction, truth)
-        self.count(overlaps, truth.where if name is None else name)
+        runs = joint_runs(prediction, truth)
+        overlaps = measure_overlaps(prediction, truth, runs)
+        edges = measure_boundaries(overlaps, runs) if self.boundary else None
+        self.count(overlaps, truth.where if name is None else name, edges)
         return overlaps
 
-    def count(self, overlaps: Overlaps, name: str) -> None:
-        """Count one image by its overlaps, of known categories."""
-        counts = count_segments(overlaps)
-        self._counts.merge(counts)
-        if self.boundary:
-            matching = match_segments(overlaps, measure_boundaries(overlaps))
-            self._boundaries.merge(PanopticCounts(count_classes(overlaps, matching)))
-        if self.per_image:
-            self._by_image.append((name, counts.classes))
+    def count(self, overlaps: Overlaps, name: str, boundaries: BoundaryOverlaps | None = None) -> None:
+        """Count one image by its overlaps, of known categories; its boundaries are needed where these count."""
+        self._waiting.append((name, overlaps, boundaries))
         self._images += 1
+        if len(self._waiting) >= _TOGETHER or len(overlaps.truth) > _MANY_PAIRS:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        """Count the images that wait, all at once, which takes less than half the time of one by one."""
+        if not self._waiting:
+            return
+        names, parts, edges = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        overlaps = together(parts)
+        matching = match_segments(overlaps)
+        self._counts.merge(count_segments(overlaps, matching))
+        if self.boundary:
+            smaller = match_segments(overlaps, boundaries_together(edges))
+            self._boundaries.merge(PanopticCounts(count_classes(overlaps, smaller)))
+        if self.per_image:
+            self._by_image += zip(names, count_images(overlaps, matching), strict=True)
 
     def note(self, kind: str, examples: Iterable[str]) -> None:
         """Report an oddity that does not change how images are counted; see `PanopticQualityResult.notes`."""
@@ -100,6 +124,7 @@ class PanopticQuality:
 
     def state(self) -> State:
         """Everything accumulated, as plain tuples of numbers and strings: what processes send each other."""
+        self._count_waiting()
         mine, edges = self._counts, self._boundaries.classes
         kinds = (mine.classes, mine.lost, mine.extra, self._notes.kinds, mine.points, mine.pixels, edges)
         tables = (tuple(sorted((key, *row) for key, row in rows.items())) for rows in kinds)
@@ -119,6 +144,7 @@ class PanopticQuality:
 
     def compute(self) -> "PanopticQualityResult":
         """The scores of all images so far."""
+        self._count_waiting()
         table, counts = self.categories, self._counts
         per_class = {c.id: _class_quality(counts.classes.get(c.id, ClassCounts())) for c in table.categories}
         return PanopticQualityResult(
@@ -140,13 +166,15 @@ class PanopticQuality:
         )
 
     def _check_categories(self, regions: Regions) -> None:
-        for segment_id, category_id in zip(regions.ids.tolist(), regions.category_ids.tolist(), strict=True):
-            if category_id not in self.categories.by_id:
-                known = sorted(self.categories.by_id)
-                raise EvaluationError(
-                    f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
-                    f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
-                )
+        if self.categories.by_id.keys() >= set(regions.category_ids.tolist()):
+            return
+        rows = zip(regions.ids.tolist(), regions.category_ids.tolist(), strict=True)
+        segment_id, category_id = next(row for row in rows if row[1] not in self.categories.by_id)
+        known = sorted(self.categories.by_id)
+        raise EvaluationError(
+            f"{regions.where}: segment {segment_id} has category {category_id}, which the ground truth's categories do "
+            f"not list ({len(known)} categories with ids {known[0]}..{known[-1]}); give both sides the same categories"
+        )
 
 
 def check_segmentations(prediction: object, truth: object) -> None:

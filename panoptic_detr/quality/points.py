@@ -6,7 +6,7 @@ segment of 1 / 2. So every segment has a price, prices add up to 1 - PQ exactly,
 classes, as its PQ is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import add
 
 import numpy as np
@@ -36,36 +36,44 @@ Units = tuple[int, ...]  # by cause and size, row by row, in units of 2**-53 of 
 Loss = dict[str, tuple[float, ...]]  # cause -> small, medium, large; fractions of PQ
 
 
-def lost_units(overlaps: Overlaps, matching: Matching, lost: Sequence[int], extra: Sequence[int]) -> dict[int, Units]:
-    """What the segments of an image cost, by category id.
+def exact_sums(places: np.ndarray, units: np.ndarray, count: int) -> list[int]:
+    """Sums by place of whole numbers below 2**54, by halves, whose sums are exact as float64 for 2**26 of them."""
+    halves = (np.bincount(places, part, count).astype(np.int64).tolist() for part in (units >> 27, units & (2**27 - 1)))
+    return [(high << 27) + low for high, low in zip(*halves, strict=True)]
+
+
+def in_units(ious: np.ndarray) -> np.ndarray:
+    """IoU in units of 2**-53, rounded down: int64."""
+    return (ious * IOU_UNIT).astype(np.int64)
+
+
+def lost_units(overlaps: Overlaps, matching: Matching, lost: np.ndarray, extra: np.ndarray) -> dict[int, Units]:
+    """What segments cost, by category id.
 
     Args:
-        overlaps: of the image.
+        overlaps: of an image or several.
         matching: who matches whom.
         lost: the cause of every missed segment, as a place in `ErrorCounts`, in order.
         extra: the cause of every extra one.
     """
-    true_sizes = np.searchsorted(_SIZE_ENDS, overlaps.truth_areas).tolist()
-    sizes = np.searchsorted(_SIZE_ENDS, overlaps.prediction_areas).tolist()
-    on_void = (4 * overlaps.on_void >= overlaps.prediction_areas).tolist()
-    true_classes, classes = overlaps.truth_categories.tolist(), overlaps.prediction_categories.tolist()
-    rows: list[tuple[int, int, int, int]] = []  # category, cause, size, units
-    for row, iou in zip(matching.truth.tolist(), matching.ious.tolist(), strict=True):
-        cause = _BOUNDARY if iou <= 0.75 else _OUTLINE
-        rows.append((true_classes[row], cause, true_sizes[row], IOU_UNIT - int(iou * IOU_UNIT)))
-    for row, cause in zip(np.flatnonzero(matching.missed).tolist(), lost, strict=True):
-        rows.append((true_classes[row], cause, true_sizes[row], IOU_UNIT // 2))
-    for column, cause in zip(np.flatnonzero(matching.extra).tolist(), extra, strict=True):
-        known = cause if cause != _MISSED else _VOID if on_void[column] else _EXTRA
-        rows.append((classes[column], known, sizes[column], IOU_UNIT // 2))
-    found: dict[int, list[int]] = {}
-    for category_id, cause, size, units in rows:
-        found.setdefault(category_id, [0] * len(CAUSES) * len(SIZES))[cause * len(SIZES) + size] += units
-    return {category_id: tuple(units) for category_id, units in found.items()}
+    ids, true_classes, classes = overlaps.classes
+    true_sizes, sizes = (np.searchsorted(_SIZE_ENDS, areas) for areas in (overlaps.truth_areas, overlaps.prediction_areas))
+    of_void = np.where(4 * overlaps.on_void >= overlaps.prediction_areas, _VOID, _EXTRA)[matching.extra]
+    parts = (
+        (matching.truth, np.where(matching.ious <= 0.75, _BOUNDARY, _OUTLINE), true_classes, true_sizes),
+        (np.flatnonzero(matching.missed), lost, true_classes, true_sizes),
+        (np.flatnonzero(matching.extra), np.where(extra != _MISSED, extra, of_void), classes, sizes),
+    )
+    cells = [(kinds[rows] * len(CAUSES) + causes) * len(SIZES) + areas[rows] for rows, causes, kinds, areas in parts]
+    units = [IOU_UNIT - in_units(matching.ious), *(np.full(len(part[0]), IOU_UNIT // 2) for part in parts[1:])]
+    columns = len(CAUSES) * len(SIZES)
+    sums = exact_sums(np.concatenate(cells), np.concatenate(units), len(ids) * columns)
+    rows = {category_id: tuple(sums[i * columns : (i + 1) * columns]) for i, category_id in enumerate(ids.tolist())}
+    return {category_id: row for category_id, row in rows.items() if any(row)}
 
 
 def add_units(totals: dict[int, Units], category_id: int, units: Units) -> None:
-    """Add what an image cost."""
+    """Add what other images cost."""
     mine = totals.get(category_id)
     totals[category_id] = units if mine is None else tuple(map(add, mine, units))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panoptic_detr.quality.overlaps import Overlaps
+from panoptic_detr.quality.overlaps import Overlaps, sums
 from panoptic_detr.quality.points import IOU_UNIT
 
 
@@ -46,18 +46,14 @@ class PixelCounts(NamedTuple):
 
 
 def count_pixels(overlaps: Overlaps) -> dict[int, PixelCounts]:
-    """Pixels of every class of an image, by category id."""
-    count = len(overlaps.truth_categories)
-    ids, places = np.unique(np.append(overlaps.truth_categories, overlaps.prediction_categories), return_inverse=True)
-    kinds = len(ids)
-    pairs = places[:count, None] * kinds + places[count:]
-    shared = np.bincount(pairs.ravel(), overlaps.intersections.ravel(), kinds * kinds)[:: kinds + 1]
-    truth = np.bincount(places[:count], overlaps.truth_areas, kinds)
-    predicted = np.bincount(places[count:], overlaps.prediction_areas - overlaps.on_void, kinds)
-    ious = shared / np.maximum(truth + predicted - shared, 1)
-    found = {}
-    for i, category_id in enumerate(ids.tolist()):
-        present = bool(truth[i])
-        counts = (int(shared[i]), int(truth[i]), int(predicted[i]))
-        found[category_id] = PixelCounts(*counts, images=int(present), iou_units=int(ious[i] * IOU_UNIT) if present else 0)
-    return found
+    """Pixels of every class, by category id."""
+    ids, true_places, places = overlaps.classes
+    kinds, cells = len(ids), overlaps.images * len(ids)  # by image and category
+    true_cells, cells_of = overlaps.truth_images * kinds + true_places, overlaps.prediction_images * kinds + places
+    same = overlaps.equal_names
+    shared = sums(true_cells[overlaps.truth[same]], overlaps.intersections[same], cells)
+    truth, predicted = sums(true_cells, overlaps.truth_areas, cells), sums(cells_of, overlaps.rated_areas, cells)
+    units = (shared / np.maximum(truth + predicted - shared, 1) * IOU_UNIT).astype(np.int64)
+    columns = np.stack([shared, truth, predicted, truth > 0, np.where(truth > 0, units, 0)], axis=-1)
+    rows = columns.reshape(overlaps.images, kinds, 5).sum(0).tolist()  # units of up to 1,023 images fit into 63 bits
+    return {category_id: PixelCounts(*row) for category_id, row in zip(ids.tolist(), rows, strict=True)}

@@ -10,7 +10,16 @@ import numpy as np
 from panoptic_detr.errors import PictureError
 from panoptic_detr.images import Picture, as_rgb
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
-from panoptic_detr.quality import Matching, Overlaps, Regions, match_segments, measure_overlaps, price_by_cause
+from panoptic_detr.quality import (
+    JointRuns,
+    Matching,
+    Overlaps,
+    Regions,
+    joint_runs,
+    match_segments,
+    measure_overlaps,
+    price_by_cause,
+)
 from panoptic_detr.visualization.draw import (
     Palette,
     enlarged,
@@ -103,12 +112,12 @@ def compare(prediction: PanopticSegmentation, truth: PanopticSegmentation) -> Co
             f"the true one {truth.segment_map.shape}; predict at the size of the annotation"
         )
     where = f"image {truth.image_id}"
-    overlaps = measure_overlaps(Regions.of(prediction, f"{where}, prediction"), Regions.of(truth, f"{where}, ground truth"))
+    regions = Regions.of(prediction, f"{where}, prediction"), Regions.of(truth, f"{where}, ground truth")
+    runs = joint_runs(*regions)
+    overlaps = measure_overlaps(*regions, runs)
     matching = match_segments(overlaps)
-    ious = np.zeros((len(overlaps.iscrowd) + 1, len(overlaps.prediction_categories)))  # a last row for "none"
-    ious[:-1][~overlaps.iscrowd] = (overlaps.intersections / overlaps.unions)[~overlaps.iscrowd]
-    best = ious.max(0)
-    nearest, kinds = np.where(best > 0, ious.argmax(0), -1), overlaps.paint(_kind_table(overlaps, matching))
+    nearest, best = _nearest(overlaps)
+    kinds = runs.paint(_kinds(overlaps, matching, runs))
     return Comparison(kinds, matching, nearest, best, price_by_cause(overlaps))
 
 
@@ -181,15 +190,33 @@ def draw_entry(
     return side_by_side(list(pictures.values()), list(pictures)) if len(pictures) > 1 else next(iter(pictures.values()))
 
 
-def _kind_table(overlaps: Overlaps, matching: Matching) -> np.ndarray:
-    """The kind of a pixel of every (true, predicted) pair: (G + 1, P + 1) uint8, the last row and column for void."""
-    found = (~overlaps.iscrowd & ~matching.missed)[:, None]  # (G, 1)
-    differs = overlaps.truth_categories[:, None] != overlaps.prediction_categories  # (G, P)
-    beside_found = np.where(matching.extra, ErrorKind.EXTRA, ErrorKind.BOUNDARY)  # (P,)
-    beside_missed = np.where(differs & matching.extra, ErrorKind.WRONG_CLASS, ErrorKind.MISSED)  # (G, P)
-    kinds = np.full(overlaps.pixels.shape, ErrorKind.IGNORED, np.uint8)
-    kinds[:-1, :-1] = np.where(found, beside_found, beside_missed)
-    kinds[:-1, -1:] = np.where(found, ErrorKind.BOUNDARY, ErrorKind.MISSED)
-    kinds[matching.truth, matching.prediction] = ErrorKind.CORRECT
-    kinds[:-1][overlaps.iscrowd] = ErrorKind.IGNORED
-    return kinds
+def _nearest(overlaps: Overlaps) -> tuple[np.ndarray, np.ndarray]:
+    """The true segment, no crowd, that each predicted one overlaps most, -1 for none, and the IoU with it: (P,) each."""
+    places = np.flatnonzero(overlaps.rated)
+    ious = overlaps.intersections[places] / overlaps.unions[places]
+    last = np.lexsort((-overlaps.truth[places], ious))  # the best last; of equal ones the first true segment
+    count = len(overlaps.prediction_areas)
+    nearest, best = np.full(count, -1), np.zeros(count)
+    owners = overlaps.prediction[places[last]]
+    nearest[owners], best[owners] = overlaps.truth[places[last]], ious[last]
+    return nearest, best
+
+
+def _kinds(overlaps: Overlaps, matching: Matching, runs: JointRuns) -> np.ndarray:
+    """The kind of the pixels of every run: (R,) uint8."""
+    found = np.append(~overlaps.iscrowd & ~matching.missed, False)[runs.truth]  # the last place of each is void
+    extra = np.append(matching.extra, False)[runs.prediction]
+    true, predicted = (np.append(ids, 0) for ids in (overlaps.truth_categories, overlaps.prediction_categories))
+    partner = np.full(len(true), -1)
+    partner[matching.truth] = matching.prediction
+    nothing = runs.prediction == len(overlaps.prediction_categories)
+    differs = (true[runs.truth] != predicted[runs.prediction]) & ~nothing
+    cases = (
+        (np.append(overlaps.iscrowd, True)[runs.truth], ErrorKind.IGNORED),
+        (partner[runs.truth] == runs.prediction, ErrorKind.CORRECT),
+        (found & extra, ErrorKind.EXTRA),
+        (found, ErrorKind.BOUNDARY),
+        (differs & extra, ErrorKind.WRONG_CLASS),
+    )
+    conditions, kinds = zip(*cases, strict=True)
+    return np.select(conditions, kinds, ErrorKind.MISSED).astype(np.uint8)

@@ -20,7 +20,7 @@ from panoptic_detr.weights.archives import check_is_file
 from panoptic_detr.weights.checkpoints import Checkpoint, load_checkpoint
 from panoptic_detr.weights.hub import is_hub_folder, read_files, read_folder
 from panoptic_detr.weights.published import load_published
-from panoptic_detr.zoo import check_name, list_models
+from panoptic_detr.zoo import check_name, list_models, with_own_masks
 
 LONGEST_PATH = 4000  # letters
 
@@ -112,7 +112,7 @@ def published_categories(num_labels: int) -> CategoryTable | None:
 
 
 def open_model(source: str | Path) -> OpenedModel:
-    """Build the model of a source and load its weights.
+    """Build the model of a source and load its weights; a detector that makes its masks itself becomes its panoptic model.
 
     Raises:
         CheckpointError: besides what `open_source` raises, a checkpoint that does not say what its classes mean.
@@ -124,7 +124,7 @@ def open_model(source: str | Path) -> OpenedModel:
             "with --categories, or build a Predictor(model, categories) with the table of its data set"
         )
     settings = InferenceSettings.from_dict(checkpoint.inference)
-    return OpenedModel(checkpoint.build().eval(), checkpoint.categories, settings)
+    return OpenedModel(with_own_masks(checkpoint.build().eval()), checkpoint.categories, settings)
 
 
 def choose_device(wanted: str | torch.device, local_rank: int = 0) -> torch.device:

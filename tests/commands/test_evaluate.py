@@ -1,18 +1,22 @@
 """The evaluate job: both forms, what it prints and writes, and what it says of bad input."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from training.process_helpers import in_processes
 
 from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import cli, evaluate
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes.dataset import scene_categories, write_scenes
+from panoptic_detr.errors import ConfigError
 from panoptic_detr.evaluation import calibrate_thresholds
+from panoptic_detr.inference import Share
 from panoptic_detr.weights.checkpoints import Checkpoint, save_checkpoint
 from panoptic_detr.weights.open import choose_device, open_model
 from panoptic_detr.zoo import build_model
@@ -74,6 +78,35 @@ def test_a_panoptic_checkpoint(capsys, tmp_path, scenes):
     assert 0 <= scores["All"]["pq"] <= 1
     assert scores["All"]["n"] > 0
     assert scores["mask_ap"]["ap"] is not None
+
+
+def score_share(rank, arguments):
+    assert evaluate.main(arguments) == 0
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
+def test_two_processes_write_the_scores_of_one(tmp_path, scenes):
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    given = [checkpoint, "--data.root", str(scenes), "--data.split", "val", "--device", "cpu", "--output"]
+    in_processes(2, score_share, [*given, str(tmp_path / "two")])
+    assert evaluate.main([*given, str(tmp_path / "one")]) == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(tmp_path / "one").keys() == {"ap.csv", "classes.csv", "scores.json"}
+
+
+def test_in_several_processes_files_are_scored_by_the_first_and_none_calibrates(tmp_path, scenes, monkeypatch, capsys):
+    checkpoint = write_checkpoint(tmp_path / "model.pt", "detr_r50_panoptic", scene_categories())
+    monkeypatch.setattr(evaluate, "join_processes", lambda: Share(1, 2))
+    for given in (["--films"], []):
+        assert evaluate.main([*file_options(), *given, "--output", str(tmp_path / "scores")]) == 0
+    assert (capsys.readouterr().out, (tmp_path / "scores").exists()) == ("", False)
+    with pytest.raises(ConfigError, match="--calibrate is for a checkpoint, in one process, and here are 2"):
+        evaluate.main([checkpoint, "--data.root", str(scenes), "--data.split", "val", "--calibrate"])
 
 
 def test_options_of_a_checkpoint_reach_the_evaluation(tmp_path, scenes):

@@ -15,10 +15,10 @@ from plain_maps import areas
 from training.process_helpers import in_processes
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands import cli, predict
+from panoptic_detr.commands import cli, evaluate, predict
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import write_films
-from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError
+from panoptic_detr.errors import ConfigError, DataError, EvaluationError, InputError, PictureError
 from panoptic_detr.inference import PredictionFolder, rasters, shares, stream
 from panoptic_detr.inference.predictor import Predictor
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -454,11 +454,84 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     assert predict.main(arguments) == 0
     assert "frames: 3, " in capsys.readouterr().out
     content, _ = predictions(tmp_path / "out")
-    assert [i["file_name"] for i in content["images"]] == ["000000.png", "000001.png", "000002.png"]
+    assert [i["file_name"] for i in content["images"]] == ["0000/000000.png", "0000/000001.png", "0000/000002.png"]
     assert (tmp_path / "out.mp4").stat().st_size > 500
     assert (
         predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--device", "cpu", "--output", str(tmp_path / "again")]) == 0
     )
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["overlays.mp4", "panoptic", "predictions.json"]
-    with pytest.raises(ConfigError, match="a film is predicted by itself"):
+    with pytest.raises(ConfigError, match="films are predicted without --like, --recursive and --explain"):
         predict.main([*arguments, "--explain"])
+    before = times(tmp_path)
+    assert predict.main(arguments) == 0
+    assert "nothing to do: all 3 predictions" in capsys.readouterr().out
+    with pytest.raises(DataError, match="finished with other track"):
+        predict.main([*arguments[:6], "--fps", "5"])
+    with pytest.raises(ConfigError, match=r"out\.mp4 would be written over a film that is read"):
+        predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--output", str(tmp_path / "out.mp4")])
+    assert times(tmp_path) == before
+    (tmp_path / "out.mp4").unlink()
+    assert predict.main(arguments) == 0
+    assert (tmp_path / "out.mp4").stat().st_size > 500
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Two drawn films as folders of frames, two broken ones, and something else."""
+    write_films(tmp_path / "set", 2, frames=3, size=48, split="val", workers=1)
+    (tmp_path / "set" / "val" / "0010.mp4").write_bytes(b"no film")
+    (tmp_path / "set" / "val" / "notes").mkdir()
+    (tmp_path / "set" / "val" / "0002").mkdir()
+    (tmp_path / "set" / "val" / "0002" / "000000.png").write_bytes(b"no frame")
+    return tmp_path / "set"
+
+
+def test_films_of_a_folder_are_predicted_and_scored_in_one_call(checkpoint, films, tmp_path, capsys):
+    arguments = [str(checkpoint), str(films / "val"), "--device", "cpu", "--track", "--output"]
+    assert predict.main([*arguments, str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "frames: 6, " in told.out
+    assert f"{films}/val/0010.mp4: not a film that OpenCV can read" in told.err
+    assert f"{films}/val/0002: {films}/val/0002/000000.png: not a readable image" in told.err
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [(failure["path"], failure["image_id"]) for failure in failures] == [
+        (f"{films}/val/0002", 3),
+        (f"{films}/val/0010.mp4", 4),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["0000.mp4", "0001.mp4"]
+    content, entries = predictions(tmp_path / "out")
+    assert [(i["id"], i["file_name"]) for i in content["images"]][::3] == [
+        (1000001, "0000/000000.png"),
+        (2000001, "0001/000000.png"),
+    ]
+    assert entries[2000003]["file_name"] == "0001/000002.png"
+    truth = ["--gt-json", str(films / "annotations" / "panoptic_val.json"), "--gt-folder", str(films / "panoptic_val")]
+    results = ["--pred-json", str(tmp_path / "out" / "predictions.json"), "--pred-folder", str(tmp_path / "out" / "panoptic")]
+    assert evaluate.main([*truth, *results, "--films", "--windows", "1", "3"]) == 0
+    assert "2 films, 6 frames" in capsys.readouterr().out
+    for frame in ("000000", "000001"):
+        shutil.copy(films / "val" / "0001" / f"{frame}.png", films / "val" / "0002" / f"{frame}.png")
+    drawn = times(tmp_path / "out" / "overlays")
+    assert predict.main([*arguments, str(tmp_path / "out")]) == 1  # the mended one, and nothing else
+    content, _ = predictions(tmp_path / "out")
+    assert [i["id"] for i in content["images"]] == [1000001, 1000002, 1000003, 2000001, 2000002, 2000003, 3000001, 3000002]
+    assert times(tmp_path / "out" / "overlays").items() > drawn.items()
+    with pytest.raises(ConfigError, match="several films have several overlay films; name a folder"):
+        predict.main([*arguments, str(tmp_path / "all.mp4")])
+    for missing, says in ((films / "val" / "notes", "no film in this folder"), (films / "*.avi", "no film has such a name")):
+        with pytest.raises(DataError, match=says):
+            predict.main([str(checkpoint), str(missing), "--track", "--output", str(tmp_path / "none")])
+    with pytest.raises(PictureError, match=r"none of the films could be read:\n  .*a\.mp4: there is no such film"):
+        predict.main([str(checkpoint), "a.mp4", "b.mp4", "--output", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
+def test_two_processes_share_films(checkpoint, films, tmp_path):
+    arguments = [str(checkpoint), str(films / "val"), "--device", "cpu", "--track", "--no-overlays", "--output"]
+    statuses = multiprocessing.get_context("fork").Array("i", 2)
+    in_processes(2, run_share, [*arguments, str(tmp_path / "two")], statuses)
+    assert list(statuses) == [1, 0]
+    assert predict.main([*arguments, str(tmp_path / "one")]) == 1
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")

@@ -116,6 +116,23 @@ def test_command_succeeds_on_a_clean_set_unless_strict(clean, capsys):
     assert "note segment_tiny" in capsys.readouterr().out
 
 
+def test_processes_find_what_one_finds_in_the_same_order(tmp_path, capsys):
+    annotations = write_scenes(tmp_path / "set", 5, size=48, workers=0)
+    content = json.loads(annotations.read_text())
+    for row in content["annotations"][1::2]:
+        row["segments_info"][0]["area"] += 1
+    annotations.write_text(json.dumps(content))
+    (tmp_path / "set" / "train" / "000004.png").write_bytes((tmp_path / "set" / "train" / "000002.png").read_bytes())
+    said = []
+    for workers in ("0", "2"):
+        given = ["--root", str(tmp_path / "set"), "--workers", workers, "--json", str(tmp_path / f"{workers}.json")]
+        assert main(["check", *given]) == 1
+        said.append((capsys.readouterr().out, (tmp_path / f"{workers}.json").read_text()))
+    assert said[0] == said[1]
+    kinds = [defect["kind"] for defect in json.loads(said[0][1])["defects"]]
+    assert (kinds.count("area_wrong"), kinds.count("image_repeated")) == (2, 1)
+
+
 def test_limit_and_no_defects_json(clean, tmp_path, capsys):
     assert main(["check", "--root", str(clean.root), "--workers", "1", "--limit", "1"]) == 0
     assert capsys.readouterr().out.count("note segment_tiny:") == 1

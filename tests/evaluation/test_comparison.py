@@ -1,5 +1,6 @@
 """Two sets of predictions held against each other, as the command shows them."""
 
+import csv
 import json
 import re
 
@@ -59,8 +60,18 @@ def test_the_command_says_and_draws_them(sides, capsys, monkeypatch):
     assert "pictures of the largest changes: 9 in" in text
     assert re.search(r"note on \S+b\.json: images without a prediction.*: 1 ", text)
     assert sorted(path.name for path in read) == ["a.json", "b.json", "gt.json"]
-    pictures = sorted(path.name for path in (sides / "out").iterdir())
+    pictures = sorted(path.name for path in (sides / "out").glob("*.png"))
     assert len(pictures) == 9
+    with (sides / "out" / "differences.csv").open() as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    assert len(rows) == 9 + 2
+    cat = rows["cat [x]"]
+    assert (cat["id"], cat["first"], cat["second"], cat["real"]) == ("1", "0.8", str(23 / 23.5), "1")
+    assert float(cat["low"]) < float(cat["difference"]) == float(cat["second"]) - 0.8 < float(cat["high"])
+    assert rows["Things SQ"]["id"] == ""
+    changes = (sides / "out" / "changes.csv").read_text().splitlines()
+    assert changes[:2] == ["image,first,second,difference", "7,1.0,0.0,-1.0"]
+    assert len(changes) == 1 + 24
     assert pictures[0] == "change_01_-100.png"
     assert cv2.imread(str(sides / "out" / pictures[0])).shape[1] >= 3 * 60
     assert cli.main(["evaluate", *truth, *both, "--per-class"]) == 0

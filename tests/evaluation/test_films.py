@@ -111,6 +111,53 @@ def test_films_have_the_notes_of_images_and_no_false_ones(films, tmp_path):
     assert evaluate_films(**{**films, "pred_json": tmp_path / "part.json"}, films=["0001"]).frames.notes == ()
 
 
+def predicted_as(films, place, name, keep=""):
+    """The predictions of the films whose names begin so, their frames under other file names and ids from 0."""
+    content = json.loads(films["pred_json"].read_text())
+    content["images"] = [row for row in reversed(content["images"]) if row["file_name"].startswith(keep)]
+    content["annotations"] = [row for row in reversed(content["annotations"]) if row["file_name"].startswith(keep)]
+    for number, (image, annotation) in enumerate(zip(content["images"], content["annotations"], strict=True)):
+        film, frame = image["file_name"].split("/")
+        image["file_name"] = name(film, frame)
+        image["id"] = annotation["image_id"] = number
+    place.write_text(json.dumps(content))
+    return {**films, "pred_json": place}
+
+
+def test_a_film_is_not_scored_against_the_truth_of_another(films, tmp_path):
+    def one_film(content, _):
+        for key in ("images", "annotations"):
+            content[key] = [row for row in content[key] if row["file_name"].startswith("0000")]
+
+    only = copied(films, tmp_path, one_film)
+    second = predicted_as(only, tmp_path / "a.json", lambda film, frame: f"films/{film}/{frame}", "0001")
+    told = (
+        r"a\.json: these are predictions of another film: image 0 is 'films/0001/000000\.png' there but '0000/000000\.png' "
+        r"in .*truth\.json, and no frame of film '0000' has the same folder on both sides; predict this film from a file"
+    )
+    with pytest.raises(EvaluationError, match=told):
+        evaluate_films(**second)
+    both = predicted_as(films, tmp_path / "b.json", lambda film, frame: f"films/{film}/{frame}", "0001")
+    (note, *_) = evaluate_films(**both).frames.notes  # its names tell which frames these are, whatever their ids
+    assert note.startswith("images with other ids than the truth's; matched by their file names: 3 (image 3: 0 there")
+    assert evaluate_films(**both, films=["0001"]).vpq == evaluate_films(**films, films=["0001"]).vpq
+
+
+def test_frames_whose_names_do_not_say_of_which_film_they_are_are_noted(films, tmp_path):
+    same = predicted_as(films, tmp_path / "a.json", lambda film, frame: frame if film == "0000" else f"{film}/{frame}")
+    result = evaluate_films(**same)
+    assert result.vpq == evaluate_films(**films).vpq
+    assert result.frames.notes == (
+        "frames whose file names fit several films; matched by their ids: 3 "
+        "(image 0: '000000.png', image 1: '000001.png', image 2: '000002.png')",
+    )
+    moved = predicted_as(films, tmp_path / "b.json", lambda film, frame: f"{film if frame[5] == '1' else 'x'}/{frame}")
+    (note,) = evaluate_films(**moved).frames.notes
+    assert note.startswith(
+        "frames in another folder than the truth's; matched by their ids: 4 (image 0: 'x/000000.png', truth '0000/"
+    )
+
+
 def test_the_command_shows_and_writes_them(films, tmp_path, capsys):
     places = [part for name, path in films.items() for part in (f"--{name.replace('_', '-')}", str(path))]
     assert main([*places, "--films", "--windows", "1", "3", "15", "--output", str(tmp_path / "out")]) == 0

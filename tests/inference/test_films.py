@@ -1,5 +1,7 @@
 """Films in and out, going on after a stop, and things that keep their ids."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import pytest
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.scenes import make_film
 from panoptic_detr.errors import DataError
-from panoptic_detr.inference.films import Film, predict_film
+from panoptic_detr.files import by_numbers
+from panoptic_detr.inference.films import Film, open_films, predict_film, predict_films
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
@@ -92,7 +95,7 @@ class Bright:
 
 
 def write_frames(folder, count):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i in range(count):
         picture = np.zeros((48, 64, 3), np.uint8)
         picture[5:20, 2 * i : 2 * i + 14] = picture[30:40, 40 - 2 * i : 55 - 2 * i] = 255
@@ -128,6 +131,43 @@ def test_a_film_that_was_stopped_goes_on_and_is_the_same(tmp_path, ending):
     assert numbers == tuple(range(1, 8))
     assert pictures[0].shape == (384, 512, 3)  # enlarged, so that labels fit
     assert pictures[0][80, 50].astype(int).max() > 60  # a thing is drawn there
+
+
+def run_all(places, folder, **options):
+    films, failed = open_films(places)
+    model = Bright()
+    with PredictionFolder(folder, TABLE, overlays=False, made_by={}) as results:
+        predict_films(model, films, results, lambda film: folder / f"{film.name}.avi", track=True, **options)
+        if not options:
+            results.finish(key=by_numbers)
+    assert failed == []
+    return model.frames
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_several_films_that_were_stopped_go_on_and_are_the_same(tmp_path):
+    for name, count in (("a", 3), ("b", 5), ("c", 2)):
+        write_frames(tmp_path / "films" / name, count)
+    assert run_all([tmp_path / "films"], tmp_path / "whole") == 10
+    assert {"a.avi", "c.avi", "panoptic/b/4.png", "predictions.json"} < tree(tmp_path / "whole").keys()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.avi").write_bytes(b"of other predictions")
+    requests, seen = [], []
+    watch = lambda result: (seen.append(result), len(seen) == 5 and requests.append(2))  # noqa: E731
+    frames = run_all([tmp_path / "films"], tmp_path / "out", requests=requests, watch=watch)
+    assert 5 <= frames < 8
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.avi")) == ["a.avi"]
+    drawn = (tmp_path / "out" / "a.avi").stat().st_mtime_ns
+    assert run_all([tmp_path / "films"], tmp_path / "out") == 10 - frames
+    assert (tmp_path / "out" / "a.avi").stat().st_mtime_ns == drawn
+    out, whole = tree(tmp_path / "out"), tree(tmp_path / "whole")
+    rows, expected = (json.loads(files.pop("predictions.json"))["images"] for files in (out, whole))
+    assert out == whole
+    assert rows == expected
+    assert [row["id"] for row in rows] == [1000001, 1000002, 1000003, *range(2000001, 2000006), 3000001, 3000002]
 
 
 def test_frames_of_a_folder_follow_the_numbers_in_their_names(tmp_path):

@@ -268,6 +268,19 @@ def test_a_detector_without_mask_head_is_refused(table, tmp_path):
         load_model(path)
 
 
+def test_a_detector_that_makes_its_masks_itself_is_used_after_its_first_stage(table, tmp_path):
+    torch.manual_seed(0)
+    tiny = {"hidden_dim": 32, "encoder_layers": 0, "decoder_layers": 1, "num_queries": 4, "stuff_labels": [2]}
+    detector = build_model("mask_detr_r50", num_labels=3, backbone="small", backbone_norm="batch", **tiny)
+    path = save_checkpoint(
+        tmp_path / "boxes.pt", Checkpoint(detector.spec, detector.state_dict(), table, {"threshold": 0.0, "short_side": 64})
+    )
+    predictor = load_model(path)
+    assert predictor(photo()).segments
+    same(load_model(predictor.save(tmp_path / "panoptic.pt"))(photo()), predictor(photo()))
+    assert load_checkpoint(tmp_path / "panoptic.pt").model.name == "mask_detr_r50_panoptic"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -11,6 +11,7 @@ from plain_maps import areas, boxes_of
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.quality import overlaps, panoptic_quality
 from panoptic_detr.quality.overlaps import Regions, measure_overlaps
 from panoptic_detr.quality.panoptic_quality import PanopticQuality
 
@@ -163,11 +164,37 @@ def test_a_map_without_pixels():
     assert score(nothing, nothing).all.n == 0
 
 
-def test_more_segments_than_memory_holds_pairs_of_are_refused_by_name():
-    segment_map = np.arange(1, 10_001, dtype=np.int32).reshape(100, 100)
-    regions = Regions.from_rows(segment_map, [(i, 1, False) for i in range(1, 10_001)], "image 7")
-    with pytest.raises(EvaluationError, match=r"image 7 has 10000 segments .* 100020001 pairs do not fit into memory"):
-        measure_overlaps(regions, regions)
+def test_an_image_of_many_segments_needs_no_table_of_all_pairs():
+    ids = np.arange(1, 40_001, dtype=np.int32).reshape(200, 200)  # 1.6 thousand million pairs, of which 40,000 meet
+    regions = Regions.from_rows(ids, [(i, 1, False) for i in range(1, 40_001)], "image 7")
+    quality = PanopticQuality(TABLE)
+    quality.update_regions(regions, regions)
+    assert quality.compute().per_class[1] == (1.0, 1.0, 1.0, 40_000, 0, 0)
+
+
+def test_pairs_are_counted_alike_in_a_table_and_sorted(monkeypatch):
+    generator = np.random.default_rng(3)
+    pairs = [random_regions(generator) for _ in range(5)]
+    tabled = [measure_overlaps(*pair) for pair in pairs]
+    monkeypatch.setattr(overlaps, "LARGEST_TABLE", 0)
+    monkeypatch.setattr(overlaps, "TABLE_PER_RUN", 0)
+    for pair, found in zip(pairs, tabled, strict=True):
+        again = measure_overlaps(*pair)
+        assert len(found.truth) > 1
+        for name in ("truth", "prediction", "intersections", "truth_areas", "prediction_areas", "on_void"):
+            assert (getattr(found, name) == getattr(again, name)).all(), name
+
+
+def test_images_count_alike_one_by_one_and_together(monkeypatch):
+    def total(at_once):
+        monkeypatch.setattr(panoptic_quality, "_TOGETHER", at_once)
+        generator, quality = np.random.default_rng(5), PanopticQuality(TABLE, per_image=True, boundary=True)
+        for number in range(12):
+            quality.update_regions(*random_regions(generator), f"image {number}")
+        return quality.compute()
+
+    assert total(1) == total(5) == total(100)
+    assert len(total(5).by_image) == 12
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64])

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,12 +16,14 @@ from panoptic_detr.data.loading import collate, make_loader
 from panoptic_detr.evaluation import ModelScores, class_rows, evaluate_model
 from panoptic_detr.images import fit
 from panoptic_detr.inference import choose_for, predict_batch
+from panoptic_detr.models import PanopticDETR
 from panoptic_detr.training.losses import Criterion, GlobalCounts, MaskCriterion
 from panoptic_detr.training.trainer import DrawSamples, Evaluate
 from panoptic_detr.training.watch.diagnosis import VAL_LOSS
 from panoptic_detr.training.watch.progress import Scores
 from panoptic_detr.visualization.draw import draw_boxes, side_by_side
 from panoptic_detr.visualization.errors import Entry, draw_entry
+from panoptic_detr.zoo import with_own_masks
 
 LOSS_IMAGES = 64  # so many say what a loss does, and cost little beside the scores of all
 LEAST_SIDE, MOST_SIDE = 320, 1600  # pixels: smaller images are enlarged, larger pictures shrunk
@@ -45,11 +46,12 @@ def evaluator(
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         """Scores of the model as it is now, by name."""
+        whole = with_own_masks(model)
         found = evaluate_model(
-            model,
+            whole,
             validation,
             settings=stage.inference,
-            panoptic=isinstance(stage, MaskStage),
+            panoptic=isinstance(whole, PanopticDETR),
             ap="boxes",
             batch_size=stage.train.batch_size,
             workers=stage.data.workers,
@@ -128,8 +130,13 @@ def sample_drawer(stage: DetectorStage, dataset: CocoPanoptic | None) -> DrawSam
         return None
     count = min(stage.train.sample_pictures, len(dataset))
     chosen = dataset.subset(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
-    draw = draw_panoptic if isinstance(stage, MaskStage) else draw_detections
-    return partial(draw, dataset=chosen, settings=stage.inference)
+
+    def draw(model: nn.Module) -> dict[str, np.ndarray]:
+        whole = with_own_masks(model)
+        draw_kind = draw_panoptic if isinstance(whole, PanopticDETR) else draw_detections
+        return draw_kind(whole, chosen, stage.inference)
+
+    return draw
 
 
 def draw_panoptic(model: nn.Module, dataset: CocoPanoptic, settings: InferenceSettings) -> dict[str, np.ndarray]:
