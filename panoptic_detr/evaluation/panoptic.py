@@ -8,7 +8,7 @@ import numpy as np
 
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
-from panoptic_detr.evaluation.same_images import as_images_of, check_same_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, other_kinds
 from panoptic_detr.id_runs import RunReader, can_read_runs
 from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions
@@ -92,6 +92,8 @@ def match_images(
     """The predictions under the image ids of the truth, of which `wanted` are scored; what is odd about them is noted."""
     other_names = check_same_names(prediction, quality.categories)
     quality.note("categories with other names than the truth's; matched by their ids", other_names)
+    kinds = other_kinds(prediction, quality.categories)
+    quality.note("categories that are things on one side and stuff on the other; the truth's kind counts", kinds)
     prediction, notes = as_images_of(prediction, truth, wanted)
     for kind, images in notes:
         quality.note(kind, images)

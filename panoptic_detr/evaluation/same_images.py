@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.coco import read_json
 from panoptic_detr.data.coco.defects import ImageId, show
-from panoptic_detr.data.coco.entries import is_id
+from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names
 from panoptic_detr.inference import PictureFile
@@ -263,6 +263,14 @@ def check_same_names(prediction: AnnotationSet, categories: CategoryTable) -> li
             f"{show(first.name)} in the truth, and no other id has the same name on both sides; give both the same categories"
         )
     return [f"category {c.id}: {show(names[c.id])}, truth {show(c.name)}" for c in differing]
+
+
+def other_kinds(prediction: AnnotationSet, categories: CategoryTable) -> list[str]:
+    """A line for each category that is things in one JSON and stuff in the other, where the predictions' lists it."""
+    rows = prediction.category_list if isinstance(prediction.category_list, list) else []
+    known = [row for row in rows if isinstance(row, dict) and is_integer(row.get("id")) and row.get("isthing") in (0, 1)]
+    kinds = {row["id"]: row["isthing"] for row in known}
+    return [f"category {c.id}: {c.kind} in the truth" for c in categories.categories if kinds.get(c.id, c.isthing) != c.isthing]
 
 
 def _stem(name: str) -> str:

@@ -141,13 +141,14 @@ def test_an_odd_list_of_images_does_not_stop_the_scoring(tmp_path, images):
     assert evaluate_panoptic(*truth, path, folder, workers=1, progress=False).all.pq == 1.0
 
 
-def renamed(folder, names):
+def renamed(folder, names, isthing=1):
     """Scores of predictions whose JSON calls the categories 1, 2, ... so; None for no `categories`."""
     sides = []
     for side, called in (("truth", ["cat", "dog"]), ("prediction", names)):
         path, place = write_side(folder / side, {1: ("a.png", "a.png")})
         content = json.loads(path.read_text())
-        content["categories"] = called and [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(called, start=1)]
+        kind = isthing if side == "prediction" else 1
+        content["categories"] = called and [{"id": i, "name": name, "isthing": kind} for i, name in enumerate(called, start=1)]
         path.write_text(json.dumps(content))
         sides += [path, place]
     return evaluate_panoptic(*sides, workers=1, progress=False)
@@ -183,3 +184,10 @@ def test_categories_that_are_no_proper_entries_are_not_compared(tmp_path):
     for broken in ([1, None, {"id": [1], "name": "x"}, {"id": 1}], {"id": 1}, "cat"):
         prediction[0].write_text(json.dumps({**content, "categories": broken}))
         assert evaluate_panoptic(*truth, *prediction, workers=1, progress=False).all.pq == 1.0
+
+
+def test_other_kinds_of_categories_are_noted(tmp_path):
+    kind = "categories that are things on one side and stuff on the other; the truth's kind counts"
+    assert f"{kind}: 1 (category 1: thing in the truth)" in renamed(tmp_path / "a", ["cat"], isthing=0).notes
+    for place, odd in enumerate((1, True, None, "yes", [])):
+        assert not any(kind in note for note in renamed(tmp_path / str(place), ["cat"], isthing=odd).notes)
