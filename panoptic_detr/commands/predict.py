@@ -271,8 +271,8 @@ def finish_films(folder: PredictionFolder, outcome: Outcome, drawn: Sequence[Pat
     if not len(folder):
         raise nothing_read("films", outcome.failed)
     folder.finish(key=by_numbers)
-    speed = outcome.done / outcome.seconds if outcome.seconds else 0.0
-    print(f"frames: {len(folder)}, {speed:.1f} per second; the model waited {outcome.wait_share:.0%} of the time")
+    speed = f", {outcome.done / outcome.seconds:.1f} per second" if outcome.done else ", none of them new"
+    print(f"frames: {len(folder)}{speed}; the model waited {outcome.wait_share:.0%} of the time")
     films = ", ".join(map(str, {path if len(drawn) == 1 else path.parent for path in drawn}))
     print(f"written: {f'{films}, ' if films else ''}{folder.folder / 'predictions.json'}, {folder.folder / 'panoptic'}")
     return report_failures(outcome)

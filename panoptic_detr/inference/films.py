@@ -5,9 +5,9 @@ anew. Several films lie in one such folder, so that they are scored together.
 """
 
 import glob
+import hashlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -364,7 +364,8 @@ def _film_writer(
     codec = CODECS.get(output.suffix.lower())
     if codec is None:
         raise DataError(f"{output}: films are written as {', '.join(CODECS)}; give one of these endings")
-    temporary = output.with_name(f".{output.stem[:40]}.{uuid.uuid4().hex}{output.suffix}")
+    mark = hashlib.sha256(output.name.encode(errors="surrogateescape")).hexdigest()[:12]  # what a kill leaves is written over
+    temporary = output.with_name(f".{output.stem[:40]}.{mark}{output.suffix}")
     writer = cv2.VideoWriter()
     first: list[tuple[int, ...]] = []
 

@@ -118,7 +118,8 @@ class PredictionFolder:
             raise DataError(f"{self.folder}: another process writes predictions here; choose another output folder") from None
         try:
             if self._first:
-                for place in (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())):
+                inside = (path for part in WRITTEN for path in (self.folder / part).rglob("*") if path.is_dir())
+                for place in (self.folder, *(self.folder / part for part in WRITTEN), *inside):
                     remove_stale_temporaries(place)
             if self._whole.is_file():
                 self._read_whole()
@@ -305,9 +306,10 @@ class PredictionFolder:
         for key in {**started, **self._head}:
             if started.get(key) != self._head.get(key):
                 verb = "finished" if path == self._whole else "started"
+                then, now = _told(started.get(key), self._head.get(key)), _told(self._head.get(key), started.get(key))
                 raise DataError(
-                    f"{self.folder}: this output was {verb} with other {key}: {_told(started.get(key))} then, "
-                    f"{_told(self._head.get(key))} now; choose another output folder, or remove {path.name} to start anew"
+                    f"{self.folder}: this output was {verb} with other {key}: {then} then, {now} now; choose another output "
+                    f"folder, or remove {path.name} to start anew"
                 )
 
     def _note(self, name: str, place: int, annotation: Row) -> None:
@@ -394,5 +396,8 @@ def _line(row: Json) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _told(value: object) -> str:
+def _told(value: object, other: object) -> str:
+    """A value in words; of a table only what is another one in the other."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item != other.get(key))
     return "none" if value is None else str(value)[:120]

@@ -116,7 +116,10 @@ def test_a_finished_output_is_neither_overwritten_nor_made_twice(checkpoint, pho
         "pictures": ["--like", str(tmp_path / "other_ids.json")],
     }
     for key, change in changes.items():
-        told = rf"this output was finished with other {key}: .*; choose another output folder, or remove predictions\.json"
+        values = "threshold 0.1 then, threshold 0.2 now" if key == "settings" else ".* then, .* now"
+        told = (
+            rf"this output was finished with other {key}: {values}; choose another output folder, or remove predictions\.json"
+        )
         with pytest.raises(DataError, match=told):
             predict.main([*arguments, *change])
     assert times(out) == before

@@ -111,18 +111,33 @@ def run(film, folder, output, **options):
 
 
 @pytest.mark.parametrize("ending", [".avi", ".mp4"])
-def test_a_film_that_was_stopped_goes_on_and_is_the_same(tmp_path, ending):
+def test_a_film_that_was_stopped_goes_on_and_is_the_same(tmp_path, monkeypatch, ending):
     film = write_frames(tmp_path / "frames", 7)
     frames, expected = run(film, tmp_path / "whole", tmp_path / f"whole{ending}")
     assert (frames, len(expected)) == (7, 7)
     assert all(result[10, 2 * i + 7] == expected[0][10, 7] > 0 for i, result in enumerate(expected))
-    requests = []
-    out = tmp_path / f"out{ending}"
+    requests, hidden, out = [], [], tmp_path / f"out{ending}"
+
+    writer, code = cv2.VideoWriter, cv2.VideoWriter.fourcc
+
+    class Watched:
+        fourcc = staticmethod(code)
+
+        def __init__(self):
+            self.inner = writer()
+            self.write, self.release = self.inner.write, self.inner.release
+
+        def open(self, name, *given):
+            hidden.append(name)
+            return self.inner.open(name, *given)
+
+    monkeypatch.setattr(cv2, "VideoWriter", Watched)
     frames, _ = run(film, tmp_path / "out", out, requests=requests, watch=lambda _: requests.append(2))
     assert frames < 7
     assert not out.exists()
     rest, results = run(film, tmp_path / "out", out)
     assert frames + rest == 7
+    assert (len(hidden), len(set(hidden))) == (2, 1)  # what a kill leaves is written over by the same command
     assert all(np.array_equal(*pair) for pair in zip(results, expected, strict=True))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     again = Film.open(out)
