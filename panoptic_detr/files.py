@@ -127,13 +127,18 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, part: str = "") -> Iterator[None]:
     """Hold a folder's lock, a file beside it, inside the context; where there are no locks, nothing.
+
+    Args:
+        folder: by any of its names; `.` and links are followed.
+        part: a word for what is locked, where several processes work in the folder.
 
     Raises:
         BlockingIOError: another process has it.
     """
-    with _locked(folder.with_name(f".{folder.name}{LOCK}")):
+    place = folder.resolve()
+    with _locked(place.parent / f".{place.name}{part and '.'}{part}{LOCK}"):
         yield
 
 

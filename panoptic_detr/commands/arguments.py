@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 CHECKPOINTS = (  # what `weights.open_source` takes
@@ -33,6 +34,13 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave with status 2."""
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists the settings\n")
+
+
+def place(text: str) -> Path:
+    """Read a path; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path, or . for the current folder")
+    return Path(text)
 
 
 def whole(text: str) -> int:

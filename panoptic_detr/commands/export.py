@@ -77,7 +77,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--precision", choices=get_args(FilePrecision), default="fp32", help="of the weights in the file (default: fp32)"
     )
     parser.add_argument(
-        "--calibrate", type=Path, metavar="FOLDER", help="pictures such as the file will see: int8 then computes in 8 bits too"
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures such as the file will see: int8 in .onnx then computes in 8 bits",
     )
     parser.add_argument("--raw", action="store_true", help="logits, boxes and masks of all queries instead of maps")
     parser.add_argument(

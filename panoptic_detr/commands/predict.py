@@ -34,7 +34,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from panoptic_detr.commands.arguments import MODELS, whole
+from panoptic_detr.commands.arguments import MODELS, place, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.errors import ConfigError
@@ -44,6 +44,7 @@ from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.files import by_numbers, none_left_empty
 from panoptic_detr.inference import (
     FAILURES,
+    WRITTEN,
     Failure,
     Film,
     Outcome,
@@ -54,6 +55,7 @@ from panoptic_detr.inference import (
     Recipe,
     Share,
     Tiled,
+    check_apart,
     check_tifffile,
     films_identity,
     find_pictures,
@@ -123,7 +125,8 @@ def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
     if of_film(options):
         return predict_as_films(options)
-    files = find_pictures(options.pictures, recursive=options.recursive)
+    files = find_pictures(options.pictures, recursive=options.recursive, without=[options.output / name for name in WRITTEN])
+    check_apart(files, options.output)
     if options.like is not None:
         files, notes = like_truth(files, options.like)
         print("\n".join(notes), end="\n" if notes else "")
@@ -203,20 +206,23 @@ def predict_as_films(options: argparse.Namespace) -> int:
     films, failed = open_films(options.pictures, options.fps)
     if is_film(output) and films[0].number:
         raise ConfigError(f"--output {output}: several films have several overlay films; name a folder")
-    place = output.with_suffix("") if is_film(output) else output
+    folder = output.with_suffix("") if is_film(output) else output
 
     def target(film: Film) -> Path | None:
         name = f"overlays/{film.name}.mp4" if film.number else "overlays.mp4"
-        return (output if is_film(output) else place / name) if options.overlays else None
+        return (output if is_film(output) else folder / name) if options.overlays else None
 
+    check_apart([film.first() for film in films], folder)
     read = {film.path.resolve() for film in films}
     if own := [path for film in films if (path := target(film)) and path.resolve() in read]:
         raise ConfigError(f"--output: {own[0]} would be written over a film that is read; give another name or folder")
-    with none_left_empty(place):
-        prepare_folder(place, overlays=False)
+    if unfit := [path for film in films if (path := target(film)) and path.is_dir()]:
+        raise ConfigError(f"--output: {unfit[0]} is a folder, and would be an overlay film; give another name")
+    with none_left_empty(folder):
+        prepare_folder(folder, overlays=False)
         share = join_processes()
         try:
-            return predict_share_of_films(options, films, failed, target, place, share)
+            return predict_share_of_films(options, films, failed, target, folder, share)
         finally:
             leave_processes()
 
@@ -226,16 +232,16 @@ def predict_share_of_films(
     films: Sequence[Film],
     failed: list[Failure],
     target: Callable[[Film], Path | None],
-    place: Path,
+    output: Path,
     share: Share,
 ) -> int:
     """Predict the films of this process; the first one joins what all have written, and reports."""
     predictor = load_model(options.checkpoint, device=share.device(options.device), precision=options.precision)
     predictor.settings = changed_settings(predictor.settings, options)
-    model, mine, drawn = tiled(options, predictor, place), share.of(films), [path for film in films if (path := target(film))]
+    model, mine, drawn = tiled(options, predictor, output), share.of(films), [path for film in films if (path := target(film))]
     made = {**made_by(options, predictor, ()), "pictures": films_identity(films, failed), "track": options.track}
-    with PredictionFolder(place, predictor.categories, overlays=False, made_by=made, part=share.part) as folder:
-        if folder.finished and not (place / FAILURES).exists() and all(path.is_file() for path in drawn):
+    with PredictionFolder(output, predictor.categories, overlays=False, made_by=made, part=share.part) as folder:
+        if folder.finished and not (output / FAILURES).exists() and all(path.is_file() for path in drawn):
             return nothing_to_do(folder, share)
         share.gather(None)  # nobody begins before the first has looked at the folder
         with StopRequest() as request, progress_bar() as bar:
@@ -335,12 +341,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "pictures",
         nargs="+",
-        type=Path,
+        type=place,
         help="pictures, folders, patterns, lists (.txt), shards (.tar), or - for a list on the standard input; or films",
     )
     parser.add_argument("--recursive", action="store_true", help="search the folders in folders too")
     parser.add_argument("--like", type=Path, metavar="JSON", help="take image ids and names from this COCO ground truth")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is missing")
+    parser.add_argument("--output", type=place, required=True, help="folder to write to; made if it is missing")
     parser.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")
     parser.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")

@@ -104,8 +104,8 @@ def export(
         format: for programs that name it ("onnx", "openvino", "pt2"); it must agree with the ending.
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
-        calibrate: with int8, a folder of pictures such as the file will see; it computes in 8 bits then, with scales by what
-            the values in the networks are on them (on 64, evenly spread, of more).
+        calibrate: for int8 in `.onnx`, a folder of pictures such as the file will see: it computes in 8 bits, with scales by
+            what the values in the networks are on them (on 64, evenly spread, of more).
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
         check: pictures that file and model are compared on, besides three drawn ones.
         check_data: root and split of a data set in COCO's layout, on which the PQ of both is measured.
@@ -190,16 +190,12 @@ def check_target(path: Path, size: tuple[int, int] | None, precision: str) -> No
     pair = fits_type(size, Sequence[int]) and len(size or ()) == 2
     if size is not None and not (pair and all(32 <= side <= LARGEST_SIDE for side in size)):
         raise InputError(f"size must be (height, width) of 32 to {LARGEST_SIDE} pixels each, but got {size!r}")
-    check_packages(ending, KINDS[ending])
-
-
-def check_packages(what: str, kind: Kind) -> None:
-    """Raise `InputError` where a package is missing."""
-    for name in kind.packages:
+    for name in KINDS[ending].packages:
         try:
             import_module(name)
         except ImportError:
-            raise InputError(f"exporting to {what} needs {name}: pip install 'panoptic-detr[{kind.extra}]'") from None
+            extra = KINDS[ending].extra
+            raise InputError(f"exporting to {ending} needs {name}: pip install 'panoptic-detr[{extra}]'") from None
 
 
 def check_kind(path: Path, format: FileFormat | None, precision: str, *, raw: bool) -> None:
@@ -233,9 +229,10 @@ def pictures_of(folder: str | Path | None, path: Path, precision: str) -> list[P
         raise InputError(
             f"{folder} shows how large values get in 8 bits; --calibrate goes with --precision int8, not {precision}"
         )
+    if path.suffix.lower() != ".onnx":
+        raise InputError(f"{path}: only .onnx files compute in 8 bits (--calibrate); leave it out for int8 weights")
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is no folder; --calibrate takes one of pictures such as the file will see")
-    check_packages(f"{path.suffix} with --calibrate", KINDS[".onnx"])
     found = find_pictures([folder])
     found = [found[len(found) * index // CALIBRATED] for index in range(CALIBRATED)] if len(found) > CALIBRATED else found
     for file in found:

@@ -18,12 +18,21 @@ from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.rasters import Raster, check_tifffile, read_by_windows
 from panoptic_detr.inference.shares import Share, join_processes, leave_processes
-from panoptic_detr.inference.stream import FAILURES, Failure, PredictionFolder, list_digest, prepare_folder
+from panoptic_detr.inference.stream import (
+    FAILURES,
+    WRITTEN,
+    Failure,
+    PredictionFolder,
+    check_apart,
+    list_digest,
+    prepare_folder,
+)
 from panoptic_detr.inference.tiles import Tiled, spans
 from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
     "FAILURES",
+    "WRITTEN",
     "Choice",
     "Failure",
     "Film",
@@ -38,6 +47,7 @@ __all__ = [
     "Share",
     "Tiled",
     "Tracker",
+    "check_apart",
     "check_tifffile",
     "choose_for",
     "films_identity",

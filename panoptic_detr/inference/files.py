@@ -15,6 +15,7 @@ from panoptic_detr.files import by_numbers, check_path, safe_path
 from panoptic_detr.images import decode_image, upright_rgb
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # packed ones are told so
 STANDARD_INPUT = "-"
 
 
@@ -73,7 +74,7 @@ class _Found:
     extent: Extent | None = None
 
 
-def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> list[PictureFile]:
+def find_pictures(places: Sequence[str | Path], *, recursive: bool = False, without: Sequence[Path] = ()) -> list[PictureFile]:
     """List pictures in the order given, those of a folder or pattern by name, those of a shard as they lie there.
 
     A path that does not exist is listed too: reading it says what is wrong. What is in a folder but no regular file is not.
@@ -83,11 +84,13 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False) -> l
             each line; `.tar` files with pictures in them (WebDataset's shards); `-` for a place on each line of the standard
             input.
         recursive: search the folders in a folder too; names then keep their folders.
+        without: folders whose pictures are not found by searching, such as those of an output inside a folder of pictures.
 
     Raises:
         DataError: a folder, pattern, list or shard without pictures, or one that cannot be read; an address of the network.
     """
-    return _numbered([entry for place in places for entry in _pictures_in(place, recursive)])
+    left_out = tuple(os.path.join(os.path.abspath(folder), "") for folder in without)
+    return _numbered([entry for place in places for entry in _pictures_in(place, recursive, left_out)])
 
 
 def find_frames(folder: Path) -> list[PictureFile]:
@@ -96,12 +99,12 @@ def find_frames(folder: Path) -> list[PictureFile]:
     Raises:
         DataError: no pictures in it.
     """
-    return _numbered(sorted(_in_folder(folder, recursive=False), key=lambda entry: by_numbers(entry.path.name)))
+    return _numbered(sorted(_in_folder(folder, recursive=False, left_out=()), key=lambda entry: by_numbers(entry.path.name)))
 
 
 def holds_pictures(folder: Path) -> bool:
     """Whether pictures lie in a folder itself."""
-    return any(_is_picture(path.name) for path in folder.iterdir())
+    return any(is_picture_name(path.name) for path in folder.iterdir())
 
 
 def _numbered(found: Sequence[_Found]) -> list[PictureFile]:
@@ -131,58 +134,64 @@ def unique_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _pictures_in(place: str | Path, recursive: bool) -> Iterable[_Found]:
+def _pictures_in(place: str | Path, recursive: bool, left_out: tuple[str, ...]) -> Iterable[_Found]:
     path = Path(place)
     check_path(place)
     if str(place) == STANDARD_INPUT:
-        return _in_lines(sys.stdin, "the standard input", recursive)
+        return _in_lines(sys.stdin, "the standard input", recursive, left_out)
     if path.is_dir():
-        return _in_folder(path, recursive)
+        return _in_folder(path, recursive, left_out)
     if path.suffix.lower() == ".txt":
-        return _in_list(path, recursive)
-    if path.suffix.lower() == ".tar":
+        return _in_list(path, recursive, left_out)
+    if path.name.lower().endswith(SHARD_ENDINGS):
         return _in_shard(path)
     if glob.has_magic(str(place)) and not os.path.lexists(path):
-        return _matching(str(place))
+        return _matching(str(place), left_out)
     return [_Found(path, PurePosixPath(path.stem))]
 
 
-def _in_folder(folder: Path, recursive: bool) -> list[_Found]:
-    inside = (path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_picture(path.name))
+def _in_folder(folder: Path, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
+    inside = (path for path in (folder.rglob("*") if recursive else folder.iterdir()) if is_picture_name(path.name))
     found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
+    found = _kept(found, left_out)
     if not found:
         hint = "" if recursive else "; --recursive searches the folders in it too"
         raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){hint}")
     return [_Found(path, _without_ending(path.relative_to(folder))) for path in found]
 
 
-def _matching(pattern: str) -> list[_Found]:
+def _kept(paths: list[Path], left_out: tuple[str, ...]) -> list[Path]:
+    return [path for path in paths if not os.path.abspath(path).startswith(left_out)] if left_out else paths
+
+
+def _matching(pattern: str, left_out: tuple[str, ...]) -> list[_Found]:
     """Files that fit a pattern; names keep the folders below those that the pattern names in full."""
-    found = sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text))
+    found = _kept(sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text)), left_out)
     if not found:
         raise DataError(f"{pattern}: no file has such a name; quote patterns, or correct this one")
     fixed = next(i for i, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
     return [_Found(path, _without_ending(Path(*path.parts[fixed:]))) for path in found]
 
 
-def _in_list(path: Path, recursive: bool) -> list[_Found]:
+def _in_list(path: Path, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
     try:
-        with open(path, encoding="utf-8") as lines:
-            return _in_lines(lines, str(path), recursive)
+        with open(path, encoding="utf-8-sig") as lines:  # some editors put a mark at the beginning
+            return _in_lines(lines, str(path), recursive, left_out)
     except UnicodeDecodeError:
         raise DataError(f"{path}: a list of pictures must be text in UTF-8, with a path on each line") from None
     except OSError as error:
         raise DataError(f"{path}: the list of pictures cannot be read: {error.strerror}") from None
 
 
-def _in_lines(lines: Iterable[str], where: str, recursive: bool) -> list[_Found]:
-    """What the lines name; a list does not name further lists."""
-    places = [place for line in lines if (place := line.strip("\r\n")).strip()]
+def _in_lines(lines: Iterable[str], where: str, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
+    """What the lines name; a list does not name further lists. Spaces around a name count only where a file has them."""
+    texts = [text for line in lines if (text := line.strip("\r\n")).strip()]
+    places = [text if text == text.strip() or os.path.lexists(text) else text.strip() for text in texts]
     if nested := [place for place in places if place == STANDARD_INPUT or place.endswith(".txt")]:
         raise DataError(f"{where}: a list names pictures, folders or shards, but {nested[0]!r} is another list")
     if not places:
         raise DataError(f"{where}: no line names a picture")
-    return [entry for place in places for entry in _pictures_in(place, recursive)]
+    return [entry for place in places for entry in _pictures_in(place, recursive, left_out)]
 
 
 def _in_shard(path: Path) -> Iterator[_Found]:
@@ -191,7 +200,7 @@ def _in_shard(path: Path) -> Iterator[_Found]:
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
-                if member.isreg() and _is_picture(member.name):
+                if member.isreg() and is_picture_name(member.name):
                     count += 1
                     inside = safe_path(path, member.name, str(path), "member")
                     name = _without_ending(Path(path.stem) / inside.relative_to(path))
@@ -204,7 +213,8 @@ def _in_shard(path: Path) -> Iterator[_Found]:
         raise DataError(f"{path}: no pictures in this shard (looked for {', '.join(PICTURE_ENDINGS)})")
 
 
-def _is_picture(name: str) -> bool:
+def is_picture_name(name: str) -> bool:
+    """Whether a name has the ending of a picture."""
     return name.lower().endswith(PICTURE_ENDINGS)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import by_numbers, check_path, make_folder
-from panoptic_detr.inference.files import PictureFile, find_frames, holds_pictures, unique_name
+from panoptic_detr.inference.files import PictureFile, find_frames, holds_pictures, is_picture_name, unique_name
 from panoptic_detr.inference.flow import Outcome, PictureModel, Writers, nothing_read
 from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest
 from panoptic_detr.inference.tracking import Tracker
@@ -123,6 +123,7 @@ def is_film(path: Path) -> bool:
 
 def holds_films(path: Path) -> bool:
     """Whether a path is a folder with films and without pictures."""
+    check_path(path)
     return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
 
 
@@ -146,6 +147,8 @@ def _films_at(place: Path) -> list[Path]:
         if not found:
             raise DataError(f"{place}: no film has such a name; quote patterns, or correct this one")
         return [film for path in found for film in _films_at(path)]
+    if place.is_file() and is_picture_name(place.name):
+        raise DataError(f"{place}: a picture among films; predict pictures by themselves, or name a folder of frames")
     if not place.is_dir() or holds_pictures(place):
         return [place]
     inside = sorted(place.iterdir(), key=lambda path: by_numbers(path.name))
@@ -372,7 +375,10 @@ def _film_writer(
             if not writer.open(str(temporary), cv2.VideoWriter.fourcc(*codec), frames_per_second, (width, height)):
                 raise DataError(f"{output}: this OpenCV cannot write such a film; give another ending, .avi say")
         if picture.shape != first[0]:
-            raise DataError(f"{output}: the frames of a film have one size, but got {picture.shape[:2]} after {first[0][:2]}")
+            raise DataError(
+                f"{output}: the frames of a film have one size, but got {picture.shape[:2]} after {first[0][:2]}; give frames "
+                "of one size, or predict them without overlays (--no-overlays)"
+            )
         writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
 
     try:

@@ -34,6 +34,7 @@ from panoptic_detr.visualization.draw import enlargement, overlay
 Json: TypeAlias = dict[str, object]
 Row: TypeAlias = Mapping[str, Any]  # what a line of the list says
 FAILURES = "failures.json"
+WRITTEN = ("panoptic", "overlays", "tiff")  # folders of the pictures that are written
 _MOST_LABELS = 200  # on an overlay
 _PLACE_BITS = 48  # a place in the files of lines is one number: which file, and in these bits where in it
 
@@ -107,7 +108,7 @@ class PredictionFolder:
         self._done: dict[str, int] = {}  # name of a picture to the place of its line, or of its annotation in the whole JSON
         self._images: dict[str, int] = {}  # to that of its image in the whole JSON
         self._first = not part
-        self._lock = locked_folder(self.folder if self._first else self.folder.with_name(f"{self.folder.name}.{part}"))
+        self._lock = locked_folder(self.folder, part)
         self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> "PredictionFolder":
@@ -243,7 +244,7 @@ class PredictionFolder:
         rows = _entries(self._whole)
         key, number, _, line = next(rows, ("", 0, 0, b""))
         made_by = self._read(line, self._whole, number).get("made_by") if key == "info" else None
-        if made_by is None or not self._known:
+        if not isinstance(made_by, dict) or not self._known:
             raise self._unknown()
         self._check_head(made_by, self._whole)
         file = len(self._files) << _PLACE_BITS
@@ -299,12 +300,13 @@ class PredictionFolder:
             raise _damaged(path, number) from None
 
     def _check_head(self, started: object, path: Path) -> None:
-        before = started if isinstance(started, dict) else {}
-        for key in {**before, **self._head}:
-            if before.get(key) != self._head.get(key):
+        if not isinstance(started, dict):
+            raise _damaged(path, 0)
+        for key in {**started, **self._head}:
+            if started.get(key) != self._head.get(key):
                 verb = "finished" if path == self._whole else "started"
                 raise DataError(
-                    f"{self.folder}: this output was {verb} with other {key}: {_told(before.get(key))} then, "
+                    f"{self.folder}: this output was {verb} with other {key}: {_told(started.get(key))} then, "
                     f"{_told(self._head.get(key))} now; choose another output folder, or remove {path.name} to start anew"
                 )
 
@@ -346,6 +348,14 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int, bytes]]:
 
 def _damaged(path: Path, number: int) -> DataError:
     return DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew")
+
+
+def check_apart(files: Iterable[PictureFile], folder: Path) -> None:
+    """Raise `DataError` if a picture lies where predictions of the folder are written, so that it could be written over."""
+    written = tuple(os.path.join(os.path.abspath(folder), part, "") for part in WRITTEN)
+    for file in files:
+        if os.path.abspath(file.path).startswith(written):
+            raise DataError(f"{file.path}: predictions are written there; choose another output folder than {folder}")
 
 
 def list_digest(files: Iterable[PictureFile]) -> str:

@@ -24,8 +24,7 @@ from tools.benchmarks import (
 from tools.benchmarks import (
     steps as benchmark_steps,
 )
-from tools.benchmarks.measure import Stopwatch, check_variants, in_own_process, peak_memory
-from tools.benchmarks.products import is_product, product_seconds
+from tools.benchmarks.measure import Stopwatch, check_variants, in_own_process, is_product, peak_memory, product_seconds
 
 TINY = {
     "backbone": "resnet18",

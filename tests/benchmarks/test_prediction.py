@@ -1,5 +1,7 @@
 """The measurements of many pictures, tiles and films measure what they say."""
 
+import json
+
 import numpy as np
 
 from panoptic_detr.inference import Share
@@ -8,14 +10,18 @@ from tools.benchmarks import films, predict, tiles
 
 def test_many_pictures_by_parts_and_as_a_whole(tmp_path):
     predict.write_pictures(tmp_path / "pictures", 24, 48)
-    times = predict.parts(None, tmp_path, False, None)
+    times = predict.parts(None, tmp_path, False, 1)
     assert set(times) == {"reading", "model and merging", "drawing and writing", "total"}
-    row = predict.one_share(None, tmp_path, Share(), False, None)
-    assert row["done"] == 24
-    assert [count for count, _ in row["memory_mib"]] == list(range(1, 25))
+    (tmp_path / "ready2-1").touch()  # the other process, which has as many pictures
+    row = predict.one_share(None, tmp_path, Share(0, 2), False, 1)
+    assert row["done"] == 12
+    assert [count for count, _ in row["memory_mib"]] == list(range(1, 13))
+    assert 0 < row["cpu_seconds"]
     assert min(mib for _, mib in row["memory_mib"]) > 10
-    assert (tmp_path / "out1" / "predictions.json").is_file()
-    told = {"pictures": 24, "size": 48, "parts": times, "rows": [{"processes": 1, "pictures_per_second": 2.0, **row}]}
+    assert predict.join(tmp_path / "out2", False) > 0
+    assert len(json.loads((tmp_path / "out2" / "predictions.json").read_text())["images"]) == 12
+    figures = {"processes": 2, "pictures_per_second": 2.0, "cpu_ms": 3.0, "load": 1.0, "joining": 0.1, **row}
+    told = {"pictures": 24, "size": 48, "parts": times, "rows": [figures]}
     assert [table.row_count for table in predict.tables(told)] == [4, 1]
 
 

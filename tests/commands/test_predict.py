@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -473,6 +475,57 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     (tmp_path / "out.mp4").unlink()
     assert predict.main(arguments) == 0
     assert (tmp_path / "out.mp4").stat().st_size > 500
+
+
+def test_an_output_may_lie_in_the_folder_that_is_searched(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    inside = [str(checkpoint), ".", "--recursive", "--device", "cpu", "--output"]
+    for output in (".", "deep/out"):  # the second finds the pictures of the first, which are of another output
+        assert predict.main([*inside, output]) == 0
+        capsys.readouterr()
+        assert predict.main([*inside, output]) == 0
+        assert "nothing to do: all " in capsys.readouterr().out
+    assert [image["file_name"] for image in predictions(photos)[0]["images"]] == ["a.png", "b.png"]
+    pattern = [str(checkpoint), "**/*.png", "--device", "cpu", "--output", "deep/out"]
+    with pytest.raises(DataError, match=r"finished with other pictures: 6 pictures, list .* then, 4 pictures"):
+        predict.main(pattern)
+    before = times(photos)
+    for picture in ("panoptic/a.png", "panoptic"):  # would be written over
+        with pytest.raises(DataError, match=r"predictions are written there; choose another output folder than|no pictures in"):
+            predict.main([str(checkpoint), picture, "--device", "cpu", "--output", "."])
+    with pytest.raises(DataError, match="predictions are written there"):
+        predict.main([str(checkpoint), "panoptic", "--track", "--device", "cpu", "--output", "."])
+    assert times(photos) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["", "--output", "out"], "argument pictures: is empty; give a path, or . for the current folder"),
+        (["a.png", "--output", " "], "argument --output: is empty"),
+        (["x" * 300 + ".jpg", "--output", "out"], "is no name that a file can have"),
+        (
+            ["pack.tar.gz", "--output", "out"],
+            "pack.tar.gz: not a readable tar file .*; shards must be whole and not compressed",
+        ),
+        (["a.png", "--track", "--output", "out"], "a.png: a picture among films; predict pictures by themselves"),
+        (["frames", "--track", "--output", "used.mp4"], "used.mp4 is a folder, and would be an overlay film"),
+        (["a.png", "--output", "damaged"], "damaged/predictions.jsonl: line 1 is damaged; remove the file to start anew"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said_in_one_message(checkpoint, photos, monkeypatch, capsys, given, says):
+    monkeypatch.chdir(photos)
+    for folder in ("used.mp4", "frames", "damaged"):
+        Path(folder).mkdir()
+    shutil.copy("a.png", "frames/1.png")
+    Path("pack.tar.gz").write_bytes(b"\x1f\x8b" + bytes(600))
+    Path("damaged/predictions.jsonl").write_text('{"made_by": 5}\n')
+    with suppress(SystemExit):
+        assert cli.main(["predict", str(checkpoint), *given, "--device", "cpu"]) == 1
+    complaint = capsys.readouterr().err
+    assert re.search(says, complaint)
+    assert "Traceback" not in complaint
+    assert not Path("out").exists()
 
 
 @pytest.fixture

@@ -18,15 +18,18 @@ import panoptic_detr as pd
 from panoptic_detr.commands import cli
 from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError, PictureError
-from panoptic_detr.exported import engines, write
+from panoptic_detr.exported import engines, parts, write
 from panoptic_detr.exported.engines import NOTES
-from panoptic_detr.exported.parity import default_pictures, network_input
+from panoptic_detr.exported.parity import Pair, default_pictures, network_input
 from panoptic_detr.exported.program import TYPES
 from panoptic_detr.exported.runtime import REASONS, RESULTS
 from panoptic_detr.exported.runtime import SETTINGS as SETTINGS_OF_FILES
+from panoptic_detr.models.backbones import timm as timm_backbone
 from panoptic_detr.weights import Checkpoint, archives, save_checkpoint
 
+timm_swin = pytest.importorskip("timm.models.swin_transformer")
 TINY = {"num_labels": 5, "backbone": "small", "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 32}
+BOTTLENECKS = "resnet bottleneck 1x8 1x16 2x32 1x64 stem 8"
 ROOT = Path(__file__).resolve().parents[2]
 OF_FAMILY = {"mask_detr": {"stuff_labels": [3, 4], "num_queries": 18}}
 FAMILIES = [
@@ -122,6 +125,21 @@ def one_drawn_picture():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Models of the same weights are recorded once, which saves half a minute."""
+    made, trace = {}, parts.trace_parts
+
+    def remembered(model: nn.Module) -> tuple[object, object]:
+        key = tuple((name, float(value.sum())) for name, value in model.state_dict().items())
+        made[key] = made.get(key) or trace(model)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "trace_parts", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Predictor and file of each family, made once."""
@@ -156,6 +174,57 @@ def test_one_file_gives_the_predictors_result_for_every_size_and_batch(exported,
                 assert_same(own, theirs, exact=True)
             found += len(own.segments)
     assert found >= 7
+
+
+def small_swin(_timm, name, _pretrained, options):
+    """In the place of timm's: both sizes of Swin, with shifted windows, two of whose stages have more than one block."""
+    width, depths = (8, (2, 2, 1, 1)) if "tiny" in name else (16, (1, 1, 2, 2))
+    sizes = {"img_size": 64, "window_size": 2, "embed_dim": width, "depths": depths, "num_heads": (1, 2, 2, 4)}
+    return timm_swin.SwinTransformer(**sizes, **options), None
+
+
+def backbone_of(name: str) -> str:
+    """A network of the kind that a model has, but small."""
+    kinds = {
+        "swin_t": "swin_t",
+        "swin_l": "swin_l",
+        "r101_dc5": "resnet34",
+        "dc5": "resnet18",
+        "r101": BOTTLENECKS,
+        "r50": "small",
+    }
+    return next(small for word, small in kinds.items() if word in name)
+
+
+@pytest.mark.parametrize("name", [name for name in pd.list_models() if name.endswith("_panoptic") and name not in FAMILIES])
+def test_every_model_can_be_exported(tmp_path, monkeypatch, name):
+    """The families above in all their forms; the file computes what the model does, at a size that it was not recorded with."""
+    monkeypatch.setattr(timm_backbone, "_create", small_swin)
+    small = {"num_queries": 6, "decoder_layers": 1 if "_refine" not in name else 2, "hidden_dim": 16}
+    predictor = pd.Predictor(lively(name, backbone=backbone_of(name), **small), TABLE, settings=SETTINGS)
+    content = write.make_content(write.opened_source(predictor), predictor, ".onnx", size=None, precision="fp32", raw=False)
+    found = Pair(write.opened_source(predictor), tmp_path / "file.onnx", content, raw=False).compare(pictures(1, 96, 130)[0])
+    assert found.logits < 1e-3
+    assert found.boxes < 1e-4
+    assert 0 < found.masks < 1e-2
+
+
+def test_a_hundred_masks_and_large_pictures(tmp_path):
+    """One file for 96 x 96, all of a hundred queries kept, and 800 x 1066."""
+    settings = replace(SETTINGS, threshold=0.0)
+    predictor = pd.Predictor(lively("detr_r50_panoptic", num_queries=100, hidden_dim=16), TABLE, settings=settings)
+    path = tmp_path / "file.onnx"
+    content = write.make_content(write.opened_source(predictor), predictor, ".onnx", size=None, precision="fp32", raw=False)
+    write.write_files(path, content)
+    file = pd.load_model(path, device="cpu")
+    for height, width, masks in ((96, 96, 100), (800, 1066, 3)):
+        picture = pictures(1, height, width, seed=1)[0]
+        file.settings = replace(settings, max_segments=masks)
+        (places,) = file.run(picture[None], ["mask_places"])
+        assert len(places) == masks
+        own, (exact,) = file(picture), remerged(file, [picture])
+        assert own.segment_map.shape == (height, width)
+        assert_same(own, exact, exact=False)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +315,8 @@ def test_what_cannot_calibrate_is_refused(tmp_path):
     for folder in (empty, text):
         folder.mkdir()
     (text / "note.jpg").write_text("no picture")
+    with pytest.raises(InputError, match=r"only \.onnx files compute in 8 bits"):
+        pd.export("detr_r50_panoptic", tmp_path / "file.xml", precision="int8", calibrate=text)
     for folder, precision, says in (
         (empty, "int8", "empty: no pictures in this folder"),
         (text, "int8", r"note\.jpg"),

@@ -125,7 +125,7 @@ def write_shard(path, members):
 
 def test_patterns_lists_and_the_standard_input(tmp_path, monkeypatch):
     touch(tmp_path / "p" / "a.jpg", tmp_path / "p" / "q" / "b.jpg", tmp_path / "p" / "q" / "c.png", tmp_path / "p" / "[x].jpg")
-    (tmp_path / "list.txt").write_text(f"{tmp_path}/p/q\n\n{tmp_path}/gone.jpg\r\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/p/q \n\n{tmp_path}/gone.jpg\r\n", encoding="utf-8-sig")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path}/p/a.jpg\n"))
     places = [tmp_path / "p" / "**" / "*.jpg", tmp_path / "list.txt", "-", tmp_path / "p" / "[x].jpg"]
     found = [find_pictures([place]) for place in places]

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from panoptic_detr.commands.cli import run as run_tool
-from tools.benchmarks import attention, data, films, gpu, hub, inference, overlay, pq, predict, steps, tiles
+from tools.benchmarks import attention, data, export, films, gpu, hub, inference, overlay, pq, predict, steps, tiles
 from tools.benchmarks.measure import machine
 
-MEASURED = (inference, steps, pq, data, overlay, attention, predict, tiles, films, hub, gpu)
+MEASURED = (inference, steps, pq, data, overlay, attention, predict, tiles, films, hub, export, gpu)
 JOBS = {job.__name__.rpartition(".")[2]: job for job in MEASURED}
 
 

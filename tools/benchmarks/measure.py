@@ -1,4 +1,4 @@
-"""What every benchmark needs: a stopwatch by parts, a process of one's own with its peak memory, the machine in words."""
+"""What every benchmark needs: stopwatches for parts and products, a process of its own with its peak memory, the machine."""
 
 import multiprocessing
 import platform
@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.parallel import usable_cores
@@ -23,6 +25,7 @@ from panoptic_detr.zoo import build_model
 Result = TypeVar("Result")
 Figures = dict[str, Any]  # what was measured, as plain values for JSON
 Clock = Literal["wall", "cpu", "device"]
+PRODUCTS = ("convolution", "mm", "bmm", "baddbmm", "attention")
 
 
 class Stopwatch:
@@ -163,3 +166,46 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+class ProductTimer(TorchDispatchMode):
+    """Within this context every convolution, matrix product and attention, forward and backward, is run again and timed.
+
+    The second run has its inputs and weights where the first one left them, and nothing around it; the best of two counts.
+
+    Args:
+        clock: "wall", or "cpu": the time of all threads of this process.
+    """
+
+    def __init__(self, clock: Clock = "wall") -> None:
+        super().__init__()
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        """Run an operation; a product is run twice more."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if is_product(name):
+            self.seconds[name] += min(self._seconds(func, args, kwargs) for _ in range(2))
+        return result
+
+    def _seconds(self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> float:
+        begin = self.now()
+        func(*args, **kwargs)
+        return self.now() - begin
+
+
+def is_product(name: str) -> bool:
+    """Whether an ATen operation is a convolution, a matrix product or attention: `convolution_backward`, `addmm`, ..."""
+    return not name.endswith("_") and any(word in name for word in PRODUCTS)
+
+
+def product_seconds(step: Callable[[], object], clock: Clock = "wall") -> dict[str, float]:
+    """Seconds of the products in one call of a function that has run before, measured alone; the largest operation first."""
+    with ProductTimer(clock) as timer:
+        step()
+    return dict(sorted(timer.seconds.items(), key=lambda item: -item[1]))

@@ -31,10 +31,10 @@ from tools.benchmarks.measure import (
     check_variants,
     in_own_process,
     peak_memory,
+    product_seconds,
     random_model,
     take_turns,
 )
-from tools.benchmarks.products import product_seconds
 
 PARTS = ("detector", "matching", "mask head", "losses", "backward", "optimiser", "total")
 

@@ -102,7 +102,10 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
 
 def _windows(x: Tensor, rows: int, columns: int) -> Tensor:
     """Cut (B, h, w, C) into windows: (B * number, rows, columns, C)."""
-    return x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3).flatten(0, 2)
+    batch, height, width, channels = (
+        x.shape
+    )  # not `unflatten`, which the tracer of torch.onnx takes for sizes that never change
+    return x.reshape(batch, height // rows, rows, width // columns, columns, channels).transpose(2, 3).flatten(0, 2)
 
 
 def _pad_to_multiple(x: Tensor, sizes: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ the other two are refused (with `warn_only` they warn), as PyTorch does.
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
 from importlib.util import find_spec
 
 import torch
@@ -89,14 +89,14 @@ def sample_with_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: 
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, P, 2)
     tokens = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, d, N)
-    samples, start = [], 0
+    shares = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * M, 1, Q, L, P)
+    sums, start = [], 0
     for index, (rows, columns) in enumerate(shapes):
         level = tokens[..., start : start + rows * columns].reshape(-1, width, rows, columns)
-        samples.append(F.grid_sample(level, grids[:, :, index], padding_mode="zeros", align_corners=False))  # (B * M, d, Q, P)
+        samples = F.grid_sample(level, grids[:, :, index], padding_mode="zeros", align_corners=False)  # (B * M, d, Q, P)
+        sums.append((samples * shares[:, :, :, index]).sum(-1))  # (B * M, d, Q); never all samples at once
         start += rows * columns
-    flat_weights = weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]  # (B * M, 1, Q, L * P)
-    sums = (torch.cat(samples, dim=-1) * flat_weights).sum(-1)  # (B * M, d, Q)
-    return sums.view(-1, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
+    return reduce(torch.add, sums).view(-1, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
 
 
 SAMPLERS: dict[str, Sampler] = {"grid": sample_with_grid, "table": sample_with_table, "triton": sample_with_triton}
