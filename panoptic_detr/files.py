@@ -196,7 +196,7 @@ def safe_path(folder: str | Path, name: str, where: str, key: str = "file_name")
         DataError: an absolute name, one with `..`, or an empty one.
     """
     if _PLAIN_NAME.fullmatch(name):  # as most are, and quickly
-        return Path(folder) / name
+        return (folder if isinstance(folder, Path) else Path(folder)) / name
     parts = PurePosixPath(name.replace("\\", "/")).parts
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name[:1] == "\\"
     if not parts or ".." in parts or absolute:
@@ -252,7 +252,8 @@ def read_file(path: str | Path) -> bytes:
             raise OSError(errno.ENOLINK, f"it is a link to {os.readlink(path)!r}, where there is nothing", str(path))
         if os.path.exists(path) and not os.path.isdir(path):
             raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
-    return Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def make_folder(path: str | Path) -> Path:

@@ -148,11 +148,17 @@ def _mask_head(detector: DETR | DeformableDETR | MaskDETR, options: Mapping[str,
     return ProductMasks()
 
 
+def makes_maps(name: str) -> bool:
+    """Whether a model of this name can make panoptic maps: it has a mask head, or is a detector that makes masks itself."""
+    return name.endswith(PANOPTIC) or BUILDERS.get(name) is build_mask_detr
+
+
 def with_own_masks(model: nn.Module) -> nn.Module:
     """The panoptic model of a detector that makes its masks itself, so that its first stage is enough; any other as it is."""
     if not isinstance(model, MaskDETR):
         return model
-    panoptic, spec = PanopticDETR(model, ProductMasks()).train(model.training), spec_of(model)
+    panoptic, spec = PanopticDETR(model, ProductMasks()), spec_of(model)
+    panoptic.training = model.training  # of itself alone: parts that are frozen stay in evaluation mode
     panoptic.spec = replace(spec, name=spec.name + PANOPTIC)  # type: ignore[assignment]
     return panoptic
 

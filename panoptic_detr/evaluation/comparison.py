@@ -17,7 +17,7 @@ from panoptic_detr.evaluation.tables import as_csv
 from panoptic_detr.files import make_folder, safe_path, write_whole
 from panoptic_detr.images import read_image, save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality
+from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality, interval_names
 from panoptic_detr.visualization.draw import overlay, side_by_side
 from panoptic_detr.visualization.errors import error_view
 
@@ -102,10 +102,12 @@ def difference_rows(comparison: Comparison) -> list[Difference]:
             name = f"{group} {score.upper()}"
             before, after = (float(getattr(side, score)) for side in before_after)
             rows.append(Difference(name, None, before, after, comparison.differences[name]))
+    names = interval_names(first.categories)
     for category in first.categories.categories:
         one, other = first.per_class[category.id], second.per_class[category.id]
         if any(one[3:]) or any(other[3:]):
-            rows.append(Difference(category.name, category.id, one.pq, other.pq, comparison.differences[category.name]))
+            interval = comparison.differences[names[category.id]]
+            rows.append(Difference(category.name, category.id, one.pq, other.pq, interval))
     return rows
 
 

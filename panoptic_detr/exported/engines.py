@@ -1,6 +1,7 @@
 """The runtimes of exported files: each opens one kind of file, says what is in it, and runs it on NumPy arrays."""
 
 import io
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,7 @@ class TorchFile(Engine):
         if device.strip().lower() not in ("", "auto", "cpu"):
             raise InputError(f"{path} runs on the CPU only, not on {device!r}; export to .onnx, or load the checkpoint")
         self.device, extra = "cpu", {NOTES: ""}
+        logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)  # it tells of sizes that are not used
         try:
             program = torch.export.load(io.BytesIO(content[".pt2"]) if content else str(path), extra_files=extra)
             self._module, signature = program.module(), program.call_spec

@@ -16,7 +16,7 @@ from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation, PicturePredictor
 from panoptic_detr.structures import Sample, Target
 from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_checkpoint
-from panoptic_detr.zoo import ModelSpec, spec_of
+from panoptic_detr.zoo import ModelSpec, spec_of, with_own_masks
 
 _NAMES_SHOWN = 12
 
@@ -50,6 +50,7 @@ class Predictor(PicturePredictor[Sample]):
         precision: Precision = "fp32",
         batch_size: int | None = None,
     ) -> None:
+        model = with_own_masks(model)
         if not callable(getattr(model, "segment", None)):
             raise InputError(
                 f"{_name_of(model)} is a detector without a mask head; a panoptic map needs a '..._panoptic' model "

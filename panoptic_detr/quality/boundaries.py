@@ -61,6 +61,8 @@ def _small(numbers: np.ndarray) -> np.ndarray:
 
 def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
     """Where an (H, W) map of numbers above 0 has another number, or ends, within `reach` pixels: (H, W) bool."""
+    if not index.size:  # OpenCV wants a pixel at least
+        return np.zeros(index.shape, dtype=bool)
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     lowest = cv2.erode(index, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return (lowest != index) | (cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE) != index)

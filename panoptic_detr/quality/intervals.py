@@ -6,15 +6,18 @@ of these is the interval (Efron and Tibshirani 1993, chapter 13). Two prediction
 again.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.quality.counts import ClassCounts
 from panoptic_detr.quality.panoptic_quality import PanopticQualityResult
 
+_GROUP_SCORES = [f"{group} {score}" for group in ("All", "Things", "Stuff") for score in ("PQ", "SQ", "RQ")]
 _BLOCK = 100  # draws at a time, which keeps the memory small
 
 
@@ -34,7 +37,7 @@ class Interval(NamedTuple):
 def intervals(
     result: PanopticQualityResult, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals of PQ, SQ and RQ of "All", "Things" and "Stuff" ("All PQ", ...), and of PQ of each class by its name.
+    """Intervals of PQ, SQ and RQ of "All", "Things" and "Stuff" ("All PQ", ...), and of PQ of each class (`interval_names`).
 
     Raises:
         EvaluationError: the result has no counts by image (`per_image=True`).
@@ -60,6 +63,15 @@ def difference_intervals(
         raise EvaluationError("two results are compared image by image, but these are of other images or other categories")
     names, scores = _scores([first, second], resamples, seed)
     return _spread(names, scores[1] - scores[0], level)
+
+
+def interval_names(categories: CategoryTable) -> dict[int, str]:
+    """What the interval of each category (by id) is called: its name, with the id where that name means something else too."""
+    taken = Counter([*_GROUP_SCORES, *(category.name for category in categories.categories)])
+    return {
+        category.id: category.name if taken[category.name] == 1 else f"{category.name} (id {category.id})"
+        for category in categories.categories
+    }
 
 
 def image_quality(counts: Mapping[int, ClassCounts]) -> float:
@@ -89,10 +101,8 @@ def _scores(results: Sequence[PanopticQualityResult], resamples: int, seed: int)
         for table, scores in zip(tables, drawn, strict=True):
             sums = (weights @ table.reshape(images, -1)).reshape(rows, *table.shape[1:])
             scores.append(_all_scores(sums, members))
-    names = [f"{group} {score}" for group in ("All", "Things", "Stuff") for score in ("PQ", "SQ", "RQ")]
-    return names + [category.name for category in results[0].categories.categories], np.stack(
-        [np.concatenate(scores) for scores in drawn]
-    )
+    names = [*_GROUP_SCORES, *interval_names(results[0].categories).values()]
+    return names, np.stack([np.concatenate(scores) for scores in drawn])
 
 
 def _table(result: PanopticQualityResult) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 from panoptic_detr.commands import cli
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation import compare_predictions, comparison
+from panoptic_detr.evaluation.comparison import difference_rows
 from panoptic_detr.segment_maps import write_id_png
 
 
@@ -46,6 +47,20 @@ def test_differences_and_changes(sides):
     assert not found.differences["sky"].is_real
     assert found.changes[0] == ("7", 1.0, 0.0)
     assert found.summary() == "of 24 images the second is better on 8, worse on 1, equal on 15"
+
+
+def test_classes_of_one_name_or_of_a_groups_keep_their_own_differences(sides):
+    for side in ("gt", "a", "b"):
+        content = json.loads((sides / f"{side}.json").read_text())
+        names = {1: "sky", 5: "sky", 6: "All PQ"}
+        content["categories"] = [{"id": i, "name": name, "isthing": int(i == 1)} for i, name in names.items()]
+        (sides / f"{side}.json").write_text(json.dumps(content))
+    found = compare_predictions(sides / "gt.json", sides / "gt", sides / "a.json", sides / "b.json")
+    assert {"sky (id 1)", "sky (id 5)", "All PQ", "All PQ (id 6)"} <= found.differences.keys()
+    rows = difference_rows(found)
+    assert [(row.name, row.category_id) for row in rows[-2:]] == [("sky", 1), ("sky", 5)]
+    for row in rows:
+        assert row.interval.value == pytest.approx(row.second - row.first)
 
 
 def test_the_command_says_and_draws_them(sides, capsys, monkeypatch):

@@ -177,8 +177,8 @@ def test_one_file_gives_the_predictors_result_for_every_size_and_batch(exported,
 
 
 def small_swin(_timm, name, _pretrained, options):
-    """In the place of timm's: both sizes of Swin, with shifted windows, two of whose stages have more than one block."""
-    width, depths = (8, (2, 2, 1, 1)) if "tiny" in name else (16, (1, 1, 2, 2))
+    """In the place of timm's: both sizes of Swin, one of whose stages has shifted windows."""
+    width, depths = (8, (2, 1, 1, 1)) if "tiny" in name else (16, (1, 2, 1, 1))
     sizes = {"img_size": 64, "window_size": 2, "embed_dim": width, "depths": depths, "num_heads": (1, 2, 2, 4)}
     return timm_swin.SwinTransformer(**sizes, **options), None
 
@@ -188,7 +188,6 @@ def backbone_of(name: str) -> str:
     kinds = {
         "swin_t": "swin_t",
         "swin_l": "swin_l",
-        "r101_dc5": "resnet34",
         "dc5": "resnet18",
         "r101": BOTTLENECKS,
         "r50": "small",

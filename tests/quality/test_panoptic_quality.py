@@ -162,6 +162,9 @@ def test_a_listed_segment_zero_is_a_segment_and_not_void():
 def test_a_map_without_pixels():
     nothing = PanopticSegmentation(np.zeros((0, 4), np.int32), [], TABLE)
     assert score(nothing, nothing).all.n == 0
+    quality = PanopticQuality(TABLE, boundary=True)
+    quality.update(nothing, nothing)
+    assert quality.compute().all.n == 0
 
 
 def test_an_image_of_many_segments_needs_no_table_of_all_pairs():

@@ -182,6 +182,17 @@ def test_wrong_notes_and_ids_are_refused_before_anything_is_written(tmp_path):
             pd.push_to_hub(tiny(), name)
 
 
+def test_the_card_of_a_detector_that_makes_its_masks_itself_speaks_of_maps(tmp_path):
+    sizes = {"hidden_dim": 32, "encoder_layers": 0, "decoder_layers": 1, "num_queries": 4, "stuff_labels": [2]}
+    detector = pd.build_model("mask_detr_r50", num_labels=3, backbone="small", backbone_norm="batch", **sizes)
+    detector.categories = tiny().categories
+    pd.save_pretrained(detector, tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert "pd.load_model(" in card.content
+    assert pd.load_model(tmp_path).model.spec.name == "mask_detr_r50_panoptic"
+
+
 def test_the_card_tells_the_run(tmp_path, capsys):
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)

@@ -342,10 +342,12 @@ def mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, 
 
 def all_mask_losses(logits: Tensor, wanted: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """`mask_losses` of (Q, n, R) logits with (n, R) values, all of what is wanted being known: (Q, n) each, in few passes."""
-    by_thing = logits.transpose(0, 1)  # (n, Q, R)
-    p, own, sizes = by_thing.sigmoid(), wanted[..., None], known[..., None]  # own and sizes: (n, R, 1)
-    bce = (F.softplus(by_thing) @ sizes - by_thing @ own) / sizes.sum(1, keepdim=True).clamp(min=1)  # (n, Q, 1)
-    dice = 1 - (2 * p @ own + 1) / (p @ sizes + own.sum(1, keepdim=True) + 1)
+    own, sizes = wanted[..., None], known[..., None]  # (n, R, 1) each
+    with torch.autocast(logits.device.type, enabled=False):  # whose half precision is too coarse for sums
+        by_thing = logits.float().transpose(0, 1)  # (n, Q, R)
+        p = by_thing.sigmoid()
+        bce = (F.softplus(by_thing) @ sizes - by_thing @ own) / sizes.sum(1, keepdim=True).clamp(min=1)  # (n, Q, 1)
+        dice = 1 - (2 * p @ own + 1) / (p @ sizes + own.sum(1, keepdim=True) + 1)
     return bce[..., 0].T, dice[..., 0].T
 
 

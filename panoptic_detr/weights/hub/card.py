@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.weights.checkpoints import Checkpoint
-from panoptic_detr.zoo import PANOPTIC
+from panoptic_detr.zoo import makes_maps
 
 Known = dict[str, Any]  # fields of `ModelNotes`
 PICTURE = "prediction.jpg"
@@ -112,7 +112,7 @@ def write_card(checkpoint: Checkpoint, library: str, notes: ModelNotes) -> str:
 
 
 def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str) -> dict[str, object]:
-    panoptic = checkpoint.model.name.endswith(PANOPTIC)
+    panoptic = makes_maps(checkpoint.model.name)
     task = "image-segmentation" if panoptic else "object-detection"
     kind = "deformable-detr" if "deformable" in checkpoint.model.name else "detr"
     metadata: dict[str, object] = {
@@ -137,11 +137,7 @@ def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str
 
 def _what(checkpoint: Checkpoint) -> str:
     spec, size = checkpoint.model, sum(value.numel() for value in checkpoint.state_dict.values()) / 1e6
-    job = (
-        "finds things and stuff and says of every pixel which"
-        if spec.name.endswith(PANOPTIC)
-        else "finds objects and their boxes"
-    )
+    job = "finds things and stuff and says of every pixel which" if makes_maps(spec.name) else "finds objects and their boxes"
     changed = ", ".join(f"`{key}` {value}" for key, value in spec.overrides.items())
     return (
         f"A `{spec.name}` of [panoptic-detr](https://pypi.org/project/panoptic-detr/) with {size:.1f} million values; it {job}."
@@ -150,7 +146,7 @@ def _what(checkpoint: Checkpoint) -> str:
 
 
 def _use(checkpoint: Checkpoint, library: str, name: str) -> str:
-    panoptic = checkpoint.model.name.endswith(PANOPTIC)
+    panoptic = makes_maps(checkpoint.model.name)
     if library == "transformers":
         task = "image-segmentation" if panoptic else "object-detection"
         return f"from transformers import pipeline\n\nresult = pipeline({task!r}, model={name!r})('photo.jpg')"
