@@ -45,7 +45,7 @@ def evaluate_films(
     Raises:
         EvaluationError: as `evaluate_panoptic`; no film of such a name.
     """
-    truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
+    truth, given = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     check_scoring(truth, workers)
     by_film = _by_film(truth)
     for name in films:
@@ -53,8 +53,8 @@ def evaluate_films(
             raise EvaluationError(f"{gt_json}: no film {name!r}; there are {', '.join(map(repr, sorted(by_film)[:5]))}")
     chosen = {name: by_film[name] for name in films or by_film}
     quality = FilmQuality(truth.categories(), windows=windows)
-    prediction = match_images(quality, prediction, truth, [i for ids in chosen.values() for i in ids])
-    for oddity in check_same_films(prediction, truth, chosen):
+    prediction = match_images(quality, given, truth, [i for ids in chosen.values() for i in ids])
+    for oddity in check_same_films(prediction, truth, chosen, given):
         quality.note(*oddity)
     if len(by_film) == 1 and not truth.frames:
         kind = (

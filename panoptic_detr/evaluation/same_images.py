@@ -16,6 +16,7 @@ from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names
+from panoptic_detr.files import by_numbers
 from panoptic_detr.inference import PictureFile
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
@@ -110,27 +111,32 @@ def like_truth(files: Sequence[PictureFile], path: Path) -> tuple[list[PictureFi
     return [replace(pictures[str(key)], image_id=i, file_name=names[i]) for i, key in place_of.items()], notes
 
 
-def check_same_films(prediction: AnnotationSet, truth: AnnotationSet, films: Mapping[str, Sequence[ImageId]]) -> list[Note]:
-    """Find frames of other films: those whose image ids are the truth's by chance, so that the folders they lie in differ.
+def check_same_films(
+    prediction: AnnotationSet, truth: AnnotationSet, films: Mapping[str, Sequence[ImageId]], given: AnnotationSet
+) -> list[Note]:
+    """Find frames of other films, whose image ids are the truth's by chance, so that their folders differ; or of other places.
 
     Args:
         prediction: as `as_images_of` returns it.
         truth: the ground truth.
-        films: the image ids of each film.
+        films: the image ids of each film, in order.
+        given: the predictions as they were before.
 
     Returns:
         Oddities: frames of a film whose folders differ, and those whose names do not say of which film they are.
 
     Raises:
-        EvaluationError: both sides name folders for the frames of a film, and none agrees.
+        EvaluationError: both sides name folders for the frames of a film, and none agrees (a name that stands within the other,
+            as `0000` in `clip_0000`, will do); or its frames begin with other numbers than the truth's.
     """
+    _check_first_frames(prediction, truth, films, given)
     other, unsaid = list[str](), list[str]()
     frames_named = Counter(_parts(name)[-1] for i, name in truth.image_names.items() if i in truth.entries)
     for film, frames in films.items():
         pairs = [(i, *_names(prediction, truth, i)) for i in frames if i in prediction.entries]
         listed = [row for row in pairs if row[1] and row[2]]
         differing = [row for row in listed if _contradict(*row[1:])]
-        if differing and len(differing) == len(listed):
+        if differing and len(differing) == len(listed) and not all(_same_frame(*row[1:]) for row in differing):
             i, mine, theirs = differing[0]
             raise EvaluationError(
                 f"{prediction.path}: these are predictions of another film: image {i} is {show(mine)} there but {show(theirs)} "
@@ -151,6 +157,39 @@ def _names(prediction: AnnotationSet, truth: AnnotationSet, image_id: ImageId) -
     """The file names of an image on both sides; nothing where one does not list it."""
     own = prediction.entries[image_id].get("image_id")
     return prediction.image_names.get(own, "") if is_id(own) else "", truth.image_names.get(image_id, "")
+
+
+def _check_first_frames(
+    prediction: AnnotationSet, truth: AnnotationSet, films: Mapping[str, Sequence[ImageId]], given: AnnotationSet
+) -> None:
+    """Raise `EvaluationError` where one end of a film has no prediction, and frames beyond its other end have."""
+    taken = {entry.get("image_id") for entry in prediction.entries.values()}
+    names = [given.image_names[i] for i in given.entries if i not in taken and i in given.image_names]
+    for film, frames in films.items():
+        ends = [truth.image_names.get(frames[end], "") for end in (0, -1)]
+        missing = [frames[end] not in prediction.entries for end in (0, -1)]
+        if not all(ends) or not any(missing):
+            continue
+        first, last = map(_order, ends)
+        near = [name for name in names if not _contradict(name, ends[0]) and (len(_parts(name)) > 1 or len(films) == 1)]
+        late = [name for name in near if missing[0] and _order(name) > last]
+        early = [name for name in near if missing[1] and _order(name) < first]
+        if late or early:
+            raise EvaluationError(
+                f"{given.path}: the frames of film {film!r} are numbered otherwise there: the truth's are {show(ends[0])} to "
+                f"{show(ends[1])}, and the {'first' if late else 'last'} has no prediction, but {show((late or early)[0])} "
+                "has one, so each would be scored against another frame; predict a folder of frames named as the truth's"
+            )
+
+
+def _order(name: str) -> tuple[object, ...]:
+    return by_numbers(_parts(name)[-1])
+
+
+def _same_frame(mine: str, theirs: str) -> bool:
+    """Whether two names with other folders are of the same frame, and one folder's name stands within the other's."""
+    a, b = _parts(mine), _parts(theirs)
+    return a[-1] == b[-1] and _alike(a[-2], b[-2])
 
 
 def _contradict(mine: str, theirs: str) -> bool:

@@ -6,6 +6,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -89,8 +90,7 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False, with
     Raises:
         DataError: a folder, pattern, list or shard without pictures, or one that cannot be read; an address of the network.
     """
-    left_out = tuple(os.path.join(os.path.abspath(folder), "") for folder in without)
-    return _numbered([entry for place in places for entry in _pictures_in(place, recursive, left_out)])
+    return _numbered([entry for place in places for entry in _pictures_in(place, recursive, without)])
 
 
 def find_frames(folder: Path) -> list[PictureFile]:
@@ -134,7 +134,7 @@ def unique_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _pictures_in(place: str | Path, recursive: bool, left_out: tuple[str, ...]) -> Iterable[_Found]:
+def _pictures_in(place: str | Path, recursive: bool, left_out: Sequence[Path]) -> Iterable[_Found]:
     path = Path(place)
     check_path(place)
     if str(place) == STANDARD_INPUT:
@@ -150,7 +150,7 @@ def _pictures_in(place: str | Path, recursive: bool, left_out: tuple[str, ...]) 
     return [_Found(path, PurePosixPath(path.stem))]
 
 
-def _in_folder(folder: Path, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
+def _in_folder(folder: Path, recursive: bool, left_out: Sequence[Path]) -> list[_Found]:
     inside = (path for path in (folder.rglob("*") if recursive else folder.iterdir()) if is_picture_name(path.name))
     found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
     found = _kept(found, left_out)
@@ -160,11 +160,22 @@ def _in_folder(folder: Path, recursive: bool, left_out: tuple[str, ...]) -> list
     return [_Found(path, _without_ending(path.relative_to(folder))) for path in found]
 
 
-def _kept(paths: list[Path], left_out: tuple[str, ...]) -> list[Path]:
-    return [path for path in paths if not os.path.abspath(path).startswith(left_out)] if left_out else paths
+def _kept(paths: list[Path], left_out: Sequence[Path]) -> list[Path]:
+    gone = {*those_within(paths, left_out)}
+    return [path for path in paths if path not in gone]
 
 
-def _matching(pattern: str, left_out: tuple[str, ...]) -> list[_Found]:
+def those_within(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
+    """The paths in one of the folders, through whatever links these, or those, are named."""
+    starts = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
+    real = cache(os.path.realpath)  # of a million pictures in a few folders
+    for path in paths:
+        place = os.path.join(real(path.parent), path.name)
+        if place.startswith(starts) or (os.path.islink(place) and os.path.realpath(place).startswith(starts)):
+            yield path
+
+
+def _matching(pattern: str, left_out: Sequence[Path]) -> list[_Found]:
     """Files that fit a pattern; names keep the folders below those that the pattern names in full."""
     found = _kept(sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text)), left_out)
     if not found:
@@ -173,7 +184,7 @@ def _matching(pattern: str, left_out: tuple[str, ...]) -> list[_Found]:
     return [_Found(path, _without_ending(Path(*path.parts[fixed:]))) for path in found]
 
 
-def _in_list(path: Path, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
+def _in_list(path: Path, recursive: bool, left_out: Sequence[Path]) -> list[_Found]:
     try:
         with open(path, encoding="utf-8-sig") as lines:  # some editors put a mark at the beginning
             return _in_lines(lines, str(path), recursive, left_out)
@@ -183,7 +194,7 @@ def _in_list(path: Path, recursive: bool, left_out: tuple[str, ...]) -> list[_Fo
         raise DataError(f"{path}: the list of pictures cannot be read: {error.strerror}") from None
 
 
-def _in_lines(lines: Iterable[str], where: str, recursive: bool, left_out: tuple[str, ...]) -> list[_Found]:
+def _in_lines(lines: Iterable[str], where: str, recursive: bool, left_out: Sequence[Path]) -> list[_Found]:
     """What the lines name; a list does not name further lists. Spaces around a name count only where a file has them."""
     texts = [text for line in lines if (text := line.strip("\r\n")).strip()]
     places = [text if text == text.strip() or os.path.lexists(text) else text.strip() for text in texts]

@@ -25,7 +25,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import locked_folder, make_folder, remove_stale_temporaries, write_json, write_whole
 from panoptic_detr.images import save_picture
-from panoptic_detr.inference.files import PictureFile
+from panoptic_detr.inference.files import PictureFile, those_within
 from panoptic_detr.inference.rasters import Raster, reduced, write_id_tiff
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
@@ -354,10 +354,8 @@ def _damaged(path: Path, number: int) -> DataError:
 
 def check_apart(files: Iterable[PictureFile], folder: Path) -> None:
     """Raise `DataError` if a picture lies where predictions of the folder are written, so that it could be written over."""
-    written = tuple(os.path.join(os.path.abspath(folder), part, "") for part in WRITTEN)
-    for file in files:
-        if os.path.abspath(file.path).startswith(written):
-            raise DataError(f"{file.path}: predictions are written there; choose another output folder than {folder}")
+    for path in those_within((file.path for file in files), [folder / part for part in WRITTEN]):
+        raise DataError(f"{path}: predictions are written there; choose another output folder than {folder}")
 
 
 def list_digest(files: Iterable[PictureFile]) -> str:

@@ -143,6 +143,38 @@ def test_a_film_is_not_scored_against_the_truth_of_another(films, tmp_path):
     assert evaluate_films(**both, films=["0001"]).vpq == evaluate_films(**films, films=["0001"]).vpq
 
 
+@pytest.mark.parametrize("by", [1, -1])
+def test_frames_that_are_numbered_from_another_number_are_refused(films, tmp_path, by):
+    place = tmp_path / "a.json"
+    move = lambda film, frame: f"{film}/{int(frame[:6]) + by + (by < 0) * 5:06d}.png"  # noqa: E731
+    shifted = predicted_as(films, place, move)
+    if by < 0:  # the truth begins at 5, the predictions at 4
+        content = json.loads(films["gt_json"].read_text())
+        for image in content["images"]:
+            image["file_name"] = f"{image['file_name'][:5]}{int(image['file_name'][5:11]) + 5:06d}.png"
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        shifted["gt_json"] = tmp_path / "truth.json"
+    told = (
+        r"a\.json: the frames of film '0000' are numbered otherwise there: the truth's are '0000/00000\d\.png' to .*, so each"
+    )
+    with pytest.raises(EvaluationError, match=told):
+        evaluate_films(**shifted)
+
+
+def test_a_film_under_a_longer_name_is_scored_and_noted(films, tmp_path):
+    longer = predicted_as(films, tmp_path / "a.json", lambda film, frame: f"clip_{film}/{frame}")
+    result = evaluate_films(**longer)
+    assert result.vpq == evaluate_films(**films).vpq
+    assert result.frames.notes == (
+        "frames in another folder than the truth's; matched by their ids: 6 "
+        "(image 0: 'clip_0000/000000.png', truth '0000/000000.png', image 1: 'clip_0000/000001.png', truth '0000/000001.png', "
+        "image 2: 'clip_0000/000002.png', truth '0000/000002.png', ...)",
+    )
+    shifted = predicted_as(films, tmp_path / "b.json", lambda film, frame: f"clip_{film}/{int(frame[:6]) + 1}.png")
+    with pytest.raises(EvaluationError, match="these are predictions of other images"):
+        evaluate_films(**shifted)
+
+
 def test_frames_whose_names_do_not_say_of_which_film_they_are_are_noted(films, tmp_path):
     same = predicted_as(films, tmp_path / "a.json", lambda film, frame: frame if film == "0000" else f"{film}/{frame}")
     result = evaluate_films(**same)

@@ -12,7 +12,7 @@ import pytest
 
 from panoptic_detr.errors import DataError, PictureError
 from panoptic_detr.inference.files import PictureFile, find_pictures
-from panoptic_detr.inference.stream import PredictionFolder
+from panoptic_detr.inference.stream import PredictionFolder, check_apart
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
 
@@ -97,6 +97,37 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, table):
     (tmp_path / "out").touch()
     with pytest.raises(DataError, match="out: the folder cannot be made"):
         PredictionFolder(tmp_path / "out", table)
+
+
+@pytest.mark.parametrize(
+    ("picture", "output"),
+    [
+        ("data/panoptic/a.png", "link"),  # the output is named through a link
+        ("link/panoptic/a.png", "data"),  # the picture is
+        ("photos/a.png", "data"),  # a picture in another folder that is a link to one there
+        ("data/panoptic/b.png", "data"),  # a link there to a picture elsewhere would be lost
+        ("photos/b.png", "other"),  # a folder of the output is a link
+        ("data/panoptic/s.tar/x.png", "data"),
+    ],
+)
+def test_pictures_where_predictions_are_written_are_found_through_links(tmp_path, monkeypatch, picture, output):
+    monkeypatch.chdir(tmp_path)
+    touch(Path("data/c.png"), Path("data/panoptic/a.png"), Path("photos/b.png"), Path("other/x"))
+    for link, target in {
+        "link": "data",
+        "photos/a.png": "../data/panoptic/a.png",
+        "data/panoptic/b.png": "../../photos/b.png",
+    }.items():
+        Path(link).symlink_to(target)
+    Path("other/panoptic").symlink_to("../photos")
+    files = [PictureFile(Path("data/fine.png"), 1, "fine"), PictureFile(Path(picture), 2, "x")]
+    with pytest.raises(
+        DataError, match=f"^{picture}: predictions are written there; choose another output folder than {output}$"
+    ):
+        check_apart(files, Path(output))
+    check_apart(files[:1], Path(output))
+    found = find_pictures(["data", "photos"], recursive=True, without=[Path("link/panoptic"), Path("data/overlays")])
+    assert [str(file.path) for file in found] == ["data/c.png", "photos/b.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
