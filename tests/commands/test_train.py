@@ -129,8 +129,8 @@ def test_images_of_another_size_scale_the_recipe(tmp_path):
     )
     photos = train.resized(read_config(DetectorStage, ["--config", "finetune/photos_boxes"]), 720)
     assert (photos.augmentation.window, photos.augmentation.long_side) == ([512, 704], None)
-    crops = train.resized(read_config(DetectorStage, ["--config", "finetune/nuclei_boxes"]), 128)
-    assert (crops.augmentation.crop_size, crops.augmentation.short_sides) == (128, [128, 144, 160, 192])
+    crops = train.resized(read_config(DetectorStage, ["--config", "finetune/nuclei_boxes"]), 160)
+    assert (crops.augmentation.crop_size, crops.augmentation.short_sides) == (128, [128, 144, 160, 176, 192, 224, 256])
     with pytest.raises(ConfigError, match="this recipe takes images in their own size"):
         train.resized(DetectorStage(inference=InferenceSettings(short_side=None)), 100)
 
