@@ -146,6 +146,7 @@ def films_left_out(places: Sequence[Path], *, recursive: bool = False) -> list[s
     """A line for each folder whose pictures are predicted, about the films that lie in it and are not."""
     lines = []
     for place in places:
+        check_path(place)
         if place.is_dir() and (recursive or holds_pictures(place)):
             films = sorted(path for path in (place.rglob("*") if recursive else place.iterdir()) if is_film(path))
             if films:
