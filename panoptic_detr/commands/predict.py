@@ -58,6 +58,7 @@ from panoptic_detr.inference import (
     check_apart,
     check_tifffile,
     films_identity,
+    films_left_out,
     find_pictures,
     holds_films,
     is_film,
@@ -123,6 +124,8 @@ def of_film(options: argparse.Namespace) -> bool:
 
 def predict(options: argparse.Namespace) -> int:
     """Predict a film, or this process's share of the pictures."""
+    for line in films_left_out(options.pictures, recursive=options.recursive):
+        print(line)
     if of_film(options):
         return predict_as_films(options)
     files = find_pictures(options.pictures, recursive=options.recursive, without=[options.output / name for name in WRITTEN])
@@ -240,8 +243,10 @@ def predict_share_of_films(
     predictor.settings = changed_settings(predictor.settings, options)
     model, mine, drawn = tiled(options, predictor, output), share.of(films), [path for film in films if (path := target(film))]
     made = {**made_by(options, predictor, ()), "pictures": films_identity(films, failed), "track": options.track}
+    made["fps"] = options.fps if drawn else None
     with PredictionFolder(output, predictor.categories, overlays=False, made_by=made, part=share.part) as folder:
-        if folder.finished and not (output / FAILURES).exists() and all(path.is_file() for path in drawn):
+        whole = not failed and not any(film.first() not in folder or film.has_changed(folder) for film in films)
+        if folder.finished and whole and not (output / FAILURES).exists() and all(path.is_file() for path in drawn):
             return nothing_to_do(folder, share)
         share.gather(None)  # nobody begins before the first has looked at the folder
         with StopRequest() as request, progress_bar() as bar:
@@ -317,14 +322,16 @@ def made_by(
 ) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
     weights = Path(options.checkpoint)
+    checkpoint = str(weights.resolve()) if weights.exists() else options.checkpoint
     weights = weights / "model.safetensors" if weights.is_dir() else weights
     state = weights.stat() if weights.is_file() else None
     return {
-        "checkpoint": options.checkpoint,
+        "checkpoint": checkpoint,
         "weights": [state.st_size, state.st_mtime_ns] if state else None,
         "settings": predictor.settings.to_dict(),
         "precision": options.precision,
         "tiles": [options.tile, options.overlap] if options.tile else None,
+        "font": str(options.font_path.resolve()) if options.font_path and options.overlays else None,
         "pictures": f"{len(files)} pictures, list {list_digest(files)}",
     }
 

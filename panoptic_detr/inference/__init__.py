@@ -12,7 +12,16 @@ from panoptic_detr.inference.batch import (
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.cluster import Recipe, ray_predict
 from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
-from panoptic_detr.inference.films import Film, films_identity, holds_films, is_film, open_films, predict_film, predict_films
+from panoptic_detr.inference.films import (
+    Film,
+    films_identity,
+    films_left_out,
+    holds_films,
+    is_film,
+    open_films,
+    predict_film,
+    predict_films,
+)
 from panoptic_detr.inference.flow import Outcome, PictureModel, nothing_read, predict_files
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
@@ -51,6 +60,7 @@ __all__ = [
     "check_tifffile",
     "choose_for",
     "films_identity",
+    "films_left_out",
     "find_pictures",
     "holds_films",
     "in_precision",

@@ -40,6 +40,7 @@ class PictureFile:
         file_name: what the JSON calls it; the file's name by default.
         source: the path as it was given or found, which the JSON keeps beside the name; nothing by default.
         extent: for a member of a shard, where it lies there.
+        film: for a frame of one of several films, what tells the film's state: size and time of change, or number of frames.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class PictureFile:
     file_name: str = ""
     source: str = ""
     extent: Extent | None = None
+    film: tuple[int, ...] = ()
 
     def read(self) -> np.ndarray:
         """The upright picture: (H, W, 3) uint8 RGB.
@@ -85,7 +87,8 @@ def find_pictures(places: Sequence[str | Path], *, recursive: bool = False, with
             each line; `.tar` files with pictures in them (WebDataset's shards); `-` for a place on each line of the standard
             input.
         recursive: search the folders in a folder too; names then keep their folders.
-        without: folders whose pictures are not found by searching, such as those of an output inside a folder of pictures.
+        without: folders whose pictures are not found by searching around them, such as those of an output inside a folder of
+            pictures.
 
     Raises:
         DataError: a folder, pattern, list or shard without pictures, or one that cannot be read; an address of the network.
@@ -153,16 +156,22 @@ def _pictures_in(place: str | Path, recursive: bool, left_out: Sequence[Path]) -
 def _in_folder(folder: Path, recursive: bool, left_out: Sequence[Path]) -> list[_Found]:
     inside = (path for path in (folder.rglob("*") if recursive else folder.iterdir()) if is_picture_name(path.name))
     found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
-    found = _kept(found, left_out)
-    if not found:
+    kept, but = _kept(found, folder, left_out)
+    if not kept:
         hint = "" if recursive else "; --recursive searches the folders in it too"
-        raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){hint}")
-    return [_Found(path, _without_ending(path.relative_to(folder))) for path in found]
+        raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){but}{hint}")
+    return [_Found(path, _without_ending(path.relative_to(folder))) for path in kept]
 
 
-def _kept(paths: list[Path], left_out: Sequence[Path]) -> list[Path]:
-    gone = {*those_within(paths, left_out)}
-    return [path for path in paths if path not in gone]
+def _kept(paths: list[Path], place: Path, left_out: Sequence[Path]) -> tuple[list[Path], str]:
+    """The paths that searching a place finds, without those in folders to leave out, and a word about these.
+
+    A folder to leave out in which the place itself lies was named, and is searched.
+    """
+    met = [folder for folder in left_out if not any(those_within([place / "x"], [folder]))]
+    gone = {*those_within(paths, met)} if met else set()
+    but = f" but {len(gone)} that lie where predictions are written, as {min(gone)}" if gone else ""
+    return [path for path in paths if path not in gone], but
 
 
 def those_within(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
@@ -177,10 +186,11 @@ def those_within(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Pat
 
 def _matching(pattern: str, left_out: Sequence[Path]) -> list[_Found]:
     """Files that fit a pattern; names keep the folders below those that the pattern names in full."""
-    found = _kept(sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text)), left_out)
-    if not found:
-        raise DataError(f"{pattern}: no file has such a name; quote patterns, or correct this one")
+    found = sorted(Path(text) for text in glob.glob(pattern, recursive=True) if os.path.isfile(text))
     fixed = next(i for i, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
+    found, but = _kept(found, Path(*Path(pattern).parts[:fixed]), left_out)
+    if not found:
+        raise DataError(f"{pattern}: no file has such a name{but}; quote patterns, or correct this one")
     return [_Found(path, _without_ending(Path(*path.parts[fixed:]))) for path in found]
 
 

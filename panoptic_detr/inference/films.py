@@ -98,8 +98,17 @@ class Film:
 
     def identity(self) -> list[object]:
         """What tells this film from others, as plain values."""
+        return [str(self.path), *self.state()]
+
+    def state(self) -> tuple[int, ...]:
+        """What changes with the film: its file's size and time of change, or its number of frames."""
         state = self.path.stat()
-        return [str(self.path), state.st_size, state.st_mtime_ns] if self.path.is_file() else [str(self.path), self.count]
+        return (state.st_size, state.st_mtime_ns) if self.path.is_file() else (self.count,)
+
+    def has_changed(self, folder: PredictionFolder) -> bool:
+        """Whether frames of one of several films are in the folder that were predicted before it changed."""
+        first = self.first() if self.number else None
+        return first is not None and first in folder and folder.film_of(first) not in ((), self.state())
 
     def first(self) -> PictureFile:
         """The first frame."""
@@ -113,7 +122,13 @@ class Film:
         file = replace(file, file_name=f"{self.name}/{file.file_name}")
         if not self.number:
             return file
-        return replace(file, name=f"{self.name}/{file.name}", image_id=self.number * _MOST_FRAMES + number)
+        if number >= _MOST_FRAMES:
+            raise DataError(
+                f"{self.path}: one of several films has at most {_MOST_FRAMES - 1} frames, which keeps the ids of their images "
+                "apart; predict this one alone, or cut it"
+            )
+        image_id = self.number * _MOST_FRAMES + number
+        return replace(file, name=f"{self.name}/{file.name}", image_id=image_id, film=self.state())
 
 
 def is_film(path: Path) -> bool:
@@ -125,6 +140,17 @@ def holds_films(path: Path) -> bool:
     """Whether a path is a folder with films and without pictures."""
     check_path(path)
     return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
+
+
+def films_left_out(places: Sequence[Path], *, recursive: bool = False) -> list[str]:
+    """A line for each folder whose pictures are predicted, about the films that lie in it and are not."""
+    lines = []
+    for place in places:
+        if place.is_dir() and (recursive or holds_pictures(place)):
+            films = sorted(path for path in (place.rglob("*") if recursive else place.iterdir()) if is_film(path))
+            if films:
+                lines.append(f"left out: {len(films)} film(s) in {place}, such as {films[0].name}; name films by themselves")
+    return lines
 
 
 def find_films(places: Sequence[Path]) -> list[Path]:
@@ -198,6 +224,12 @@ def films_identity(films: Sequence[Film], failed: Sequence[Failure]) -> object:
     return f"{len(named)} films, list {list_digest(PictureFile(Path(path), number, '') for number, path in sorted(named))}"
 
 
+def _changed(film: Film, folder: PredictionFolder) -> DataError:
+    return DataError(
+        f"{film.path}: this film has changed since it was predicted; choose another output folder than {folder.folder}"
+    )
+
+
 def _failure(path: Path, number: int, error: DataError) -> Failure:
     return Failure.of(PictureFile(path, number, ""), str(error).removeprefix(f"{path}: "))
 
@@ -229,6 +261,9 @@ def predict_films(
     whole = Outcome()
     for film in films:
         target, tracker = overlays(film), Tracker(folder.categories) if track else None
+        if film.has_changed(folder):
+            whole.failed.append(_failure(film.path, film.number, _changed(film, folder)))
+            continue
         if requests or (film.number and _is_drawn(film, target, folder)):
             continue
         try:

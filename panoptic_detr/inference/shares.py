@@ -65,6 +65,8 @@ class Share:
         try:
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
+            if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+                raise  # a GPU out of memory, say
             raise DataError("another of the processes has ended, see what it says; then give the same command again") from error
         return values
 

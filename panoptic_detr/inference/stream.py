@@ -163,6 +163,8 @@ class PredictionFolder:
         image = {"id": file.image_id, "file_name": file.file_name or file.path.name, "height": height, "width": width}
         if file.source:
             image["path"] = file.source
+        if file.film:
+            image["film"] = file.film
         annotation = segmentation.to_coco(file.image_id, f"{file.name}.png")
         with self._one_at_a_time:
             with open(self.lines, "ab") as stream:
@@ -187,6 +189,11 @@ class PredictionFolder:
         ]
         segment_map = read_id_png(self.folder / "panoptic" / annotation["file_name"])
         return PanopticSegmentation(segment_map, segments, self.categories, image_id=file.image_id)
+
+    def film_of(self, file: PictureFile) -> tuple[int, ...]:
+        """The state of a frame's film (`PictureFile.film`) when it was predicted; nothing where that is not known."""
+        (image,) = self._rows([file.name], "image")
+        return tuple(image.get("film", ()))
 
     def likeness(self) -> tuple[str, CategoryTable, dict[str, Any]]:
         """The arguments, without `part`, of a folder in which another process takes part in the same output."""

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from panoptic_detr.inference import Share
 from tools.benchmarks import films, predict, tiles
@@ -23,6 +24,11 @@ def test_many_pictures_by_parts_and_as_a_whole(tmp_path):
     figures = {"processes": 2, "pictures_per_second": 2.0, "cpu_ms": 3.0, "load": 1.0, "joining": 0.1, **row}
     told = {"pictures": 24, "size": 48, "parts": times, "rows": [figures]}
     assert [table.row_count for table in predict.tables(told)] == [4, 1]
+
+
+def test_a_process_does_not_wait_for_ever_for_one_that_has_ended(tmp_path):
+    with pytest.raises(TimeoutError, match=r"after 0\.01 s not all 2 processes are ready"):
+        predict.meet(tmp_path, Share(0, 2), seconds=0.01)
 
 
 def test_tiles_lose_nothing_where_the_model_reads_all():

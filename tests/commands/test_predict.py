@@ -381,6 +381,22 @@ def test_slurm_tells_each_task_its_share(monkeypatch):
     assert shares.join_processes() == shares.Share()
 
 
+def test_only_the_loss_of_another_process_is_told_as_such(monkeypatch):
+    for error, kind in (
+        (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError),
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), DataError),
+        (torch.distributed.DistNetworkError("broken pipe"), DataError),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", fail)
+        with pytest.raises(kind) as caught:
+            shares.Share(0, 2).gather(1)
+        assert (caught.value is error) == (kind is RuntimeError)
+
+
 def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
     with PredictionFolder(tmp_path, TABLE), pytest.raises(DataError, match="another process writes predictions here"):
         PredictionFolder(tmp_path, TABLE).__enter__()
@@ -471,7 +487,9 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     assert predict.main(arguments) == 0
     assert "nothing to do: all 3 predictions" in capsys.readouterr().out
     with pytest.raises(DataError, match="finished with other track"):
-        predict.main([*arguments[:6], "--fps", "5"])
+        predict.main([argument for argument in arguments if argument != "--track"])
+    with pytest.raises(DataError, match="finished with other fps: 5 then, 6 now"):
+        predict.main([*arguments, "--fps", "6"])
     with pytest.raises(ConfigError, match=r"out\.mp4 would be written over a film that is read"):
         predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--output", str(tmp_path / "out.mp4")])
     assert times(tmp_path) == before
@@ -493,8 +511,8 @@ def test_an_output_may_lie_in_the_folder_that_is_searched(checkpoint, photos, tm
     with pytest.raises(DataError, match=r"finished with other pictures: 6 pictures, list .* then, 4 pictures"):
         predict.main(pattern)
     before = times(photos)
-    for picture in ("panoptic/a.png", "panoptic"):  # would be written over
-        with pytest.raises(DataError, match=r"predictions are written there; choose another output folder than|no pictures in"):
+    for picture in ("panoptic/a.png", "panoptic", "panoptic/*.png"):  # would be written over
+        with pytest.raises(DataError, match=r"predictions are written there; choose another output folder than"):
             predict.main([str(checkpoint), picture, "--device", "cpu", "--output", "."])
     with pytest.raises(DataError, match="predictions are written there"):
         predict.main([str(checkpoint), "panoptic", "--track", "--device", "cpu", "--output", "."])
@@ -580,6 +598,54 @@ def test_films_of_a_folder_are_predicted_and_scored_in_one_call(checkpoint, film
     with pytest.raises(PictureError, match=r"none of the films could be read:\n  .*a\.mp4: there is no such film"):
         predict.main([str(checkpoint), "a.mp4", "b.mp4", "--output", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
+
+
+def write_film(path, frames):
+    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (48, 48))
+    for number in range(frames):
+        film.write(np.full((48, 48, 3), 40 * number, np.uint8))
+    film.release()
+
+
+def test_finished_films_that_have_changed_are_told(checkpoint, tmp_path, capsys):
+    write_films(tmp_path / "set", 2, frames=2, size=48, split="val", workers=1)
+    val, film = tmp_path / "set" / "val", tmp_path / "set" / "val" / "0002.avi"
+    write_film(film, 2)
+    arguments = [str(checkpoint), str(val), "--device", "cpu", "--track", "--output", str(tmp_path / "out")]
+
+    def told(status):
+        assert predict.main(arguments) == status
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    assert "frames: 6" in told(0)
+    assert "nothing to do: all 6" in told(0)
+    before = times(tmp_path / "out" / "overlays")
+    more = Path(shutil.copy(val / "0001" / "000001.png", val / "0001" / "000002.png"))
+    assert re.search(
+        r"/val/0001: this film has changed since it was predicted; choose another output folder than .*out\n", told(1)
+    )
+    more.unlink()
+    assert "frames: 6" in told(0)
+    assert "nothing to do: all 6" in told(0)
+    film.write_bytes(b"x")
+    assert "/val/0002.avi: not a film that OpenCV can read" in told(1)
+    write_film(film, 3)
+    assert "/val/0002.avi: this film has changed since it was predicted" in told(1)
+    assert times(tmp_path / "out" / "overlays") == before
+
+
+def test_a_checkpoint_has_one_name_and_the_font_counts_where_it_is_drawn(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = predict.load_model(checkpoint, device="cpu")
+
+    def made(name, *more):
+        return predict.made_by(predict.parse([name, "a.png", "--output", "out", *more]), model, ())
+
+    assert made("model.pt") == made("./model.pt") == made(str(checkpoint))
+    assert made("detr_r50_panoptic")["checkpoint"] == "detr_r50_panoptic"
+    assert made("model.pt", "--font-path", "f.ttf") == made("model.pt", "--font-path", "./f.ttf") != made("model.pt")
+    assert made("model.pt", "--font-path", "f.ttf", "--no-overlays") == made("model.pt")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

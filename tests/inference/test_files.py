@@ -130,6 +130,19 @@ def test_pictures_where_predictions_are_written_are_found_through_links(tmp_path
     assert [str(file.path) for file in found] == ["data/c.png", "photos/b.png"]
 
 
+def test_what_is_named_is_searched_and_what_is_left_out_around_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(Path("out/panoptic/a.png"), Path("out/panoptic/b.png"))
+    written = [Path("out/panoptic"), Path("out/overlays")]
+    for place in ("out/panoptic", "out/panoptic/*.png"):
+        assert [file.name for file in find_pictures([place], without=written)] == ["a", "b"]
+    but = r" but 2 that lie where predictions are written, as out/panoptic/a\.png"
+    with pytest.raises(DataError, match=rf"^out: no pictures in this folder \(.*\){but}$"):
+        find_pictures(["out"], recursive=True, without=written)
+    with pytest.raises(DataError, match=rf"no file has such a name{but}; quote patterns"):
+        find_pictures(["out/pan*/*.png"], without=written)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_only_regular_files_are_listed(tmp_path):
     touch(tmp_path / "a.jpg", tmp_path / "in" / "a.jpg", tmp_path / "in" / "scan.1.jpg")

@@ -10,7 +10,8 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.data.scenes import make_film
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import by_numbers
-from panoptic_detr.inference.films import Film, open_films, predict_film, predict_films
+from panoptic_detr.inference import films as films_module
+from panoptic_detr.inference.films import Film, films_left_out, open_films, predict_film, predict_films
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
@@ -190,6 +191,25 @@ def test_frames_of_a_folder_follow_the_numbers_in_their_names(tmp_path):
         cv2.imwrite(str(tmp_path / f"frame_{number}.png"), np.full((4, 6, 3), number, np.uint8))
     frames = [(file.name, file.image_id, picture[0, 0, 0]) for file, picture in Film.open(tmp_path).frames()]
     assert frames == [("frame_1", 1, 1), ("frame_2", 2, 2), ("frame_10", 3, 10), ("frame_100", 4, 100)]
+
+
+def test_image_ids_of_several_films_stay_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(films_module, "_MOST_FRAMES", 4)
+    film = write_frames(tmp_path / "frames", 4)
+    assert [file.image_id for file, _ in film.frames()] == [0, 1, 2, 3]  # alone: the numbers in their names
+    frames = Film.open(film.path, number=1).frames()
+    assert [next(frames)[0].image_id for _ in range(3)] == [5, 6, 7]
+    with pytest.raises(DataError, match="frames: one of several films has at most 3 frames"):
+        next(frames)
+
+
+def test_films_beside_pictures_are_told(tmp_path):
+    write_frames(tmp_path / "frames", 1)
+    (tmp_path / "frames" / "b.MP4").touch()
+    (tmp_path / "frames" / "a.avi").touch()
+    told = "left out: 2 film(s) in {}, such as a.avi; name films by themselves"
+    assert films_left_out([tmp_path / "frames", tmp_path, tmp_path / "gone"]) == [told.format(tmp_path / "frames")]
+    assert films_left_out([tmp_path], recursive=True) == [told.format(tmp_path)]
 
 
 def test_films_that_cannot_be_used(tmp_path):

@@ -118,10 +118,17 @@ def join(folder: Path, overlays: bool) -> float:
     return time.perf_counter() - before
 
 
-def meet(place: Path, share: Share) -> None:
-    """Wait until all processes are there, so that they work at the same time."""
+def meet(place: Path, share: Share, *, seconds: float = 600) -> None:
+    """Wait until all processes are there, so that they work at the same time.
+
+    Raises:
+        TimeoutError: one is not ready in time, because it has ended, say.
+    """
+    latest = time.monotonic() + seconds
     (place / f"ready{share.processes}-{share.rank}").touch()
     while len(list(place.glob(f"ready{share.processes}-*"))) < share.processes:
+        if time.monotonic() > latest:
+            raise TimeoutError(f"after {seconds:g} s not all {share.processes} processes are ready; see what the others say")
         time.sleep(0.01)
 
 
