@@ -246,8 +246,8 @@ def add_model_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
-    group.add_argument("--threshold", type=float, help="least probability of a segment (default: the checkpoint's own)")
-    group.add_argument("--stuff-threshold", type=float, help="the same for stuff, where it differs")
+    group.add_argument("--threshold", type=float, help="least probability of things and stuff (default: the checkpoint's own)")
+    group.add_argument("--stuff-threshold", type=float, help="the same for stuff alone")
     group.add_argument("--calibrate", action="store_true", help="find the thresholds of the best PQ here; score with them")
     group.add_argument("--store", action="store_true", help="with --calibrate: keep the settings in the checkpoint")
     group.add_argument(

@@ -9,7 +9,8 @@ A try in a few minutes, and all of it:
 seeds, and goes on with the best of them.
 
 A recipe names two files of configs/finetune: `small` (random weights, a CPU is enough), `nuclei` (many small things) and
-`photos` (a few hundred photographs), both with ImageNet weights (--backbone), `detr_r50` (published weights, for GPUs); `panoptic-detr configs` lists them.
+`photos` (a few hundred photographs), both with ImageNet weights (--backbone), `detr_r50` (published weights, for GPUs);
+`panoptic-detr configs` lists them.
 
 The classes, and which of them are things, are those of the annotations. A GPU is taken where there is one
 (CUDA_VISIBLE_DEVICES chooses it, and empty means none). Ctrl-C, SIGTERM or a lost connection end the work in good order,

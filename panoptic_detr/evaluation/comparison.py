@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.errors import PictureError
+from panoptic_detr.errors import EvaluationError, PictureError
 from panoptic_detr.evaluation.panoptic import score_annotations
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, folder_of, read_annotations
 from panoptic_detr.evaluation.tables import as_csv
@@ -134,11 +134,18 @@ def draw_changes(comparison: Comparison, output: Path, images: Path | None = Non
         comparison: what to draw.
         output: the folder for the pictures.
         images: folder of the images; on grey without it.
+
+    Raises:
+        EvaluationError: no such folder.
     """
     truth, categories = comparison.truth, comparison.truth.categories()
     ids = {str(image_id): image_id for image_id in truth.entries}
     changed = [row for row in comparison.changes[:PICTURES] if row[1] != row[2]]
+    if images is not None and not images.is_dir():
+        raise EvaluationError(f"{images} is no folder; the images of the ground truth are needed for pictures, or leave it out")
     make_folder(output)
+    for old in output.glob("change_[0-9][0-9]_*.png"):  # of an earlier comparison, which would look like this one's
+        old.unlink()
     for place, (name, before, after) in enumerate(changed, start=1):
         expected = truth.segmentation(ids[name], categories)
         picture = _picture(images, truth.image_names.get(ids[name]), expected)

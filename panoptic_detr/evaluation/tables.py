@@ -38,12 +38,17 @@ def show_scores(
 
 
 def write_scores(folder: Path, result: PanopticQualityResult | None, things: ThingPrecision | None) -> None:
-    """Write `scores.json`, `classes.csv` with PQ and `ap.csv` with AP per category into an existing folder."""
+    """Write `scores.json`, `classes.csv` with PQ and `ap.csv` with AP per category into an existing folder.
+
+    Tables of an earlier evaluation that this one does not have are removed, as they would look like its own.
+    """
     files = {"scores.json": json.dumps(as_json(result, things), indent=1, ensure_ascii=False) + "\n"}
     if result is not None:
         files["classes.csv"] = as_csv(class_rows(result))
     if things is not None:
         files["ap.csv"] = as_csv(ap_rows(things))
+    for name in {"classes.csv", "ap.csv"} - files.keys():
+        (folder / name).unlink(missing_ok=True)
     for name, text in files.items():
         write_whole(folder / name, text.encode())
 

@@ -17,7 +17,7 @@ from panoptic_detr.config.inference import LARGEST_SIDE
 from panoptic_detr.config.types import fits_type
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from panoptic_detr.errors import InputError
+from panoptic_detr.errors import DataError, InputError
 from panoptic_detr.exported.engines import NOTES, Content
 from panoptic_detr.exported.parity import (
     Comparison,
@@ -233,7 +233,12 @@ def pictures_of(folder: str | Path | None, path: Path, precision: str) -> list[P
         raise InputError(f"{path}: only .onnx files compute in 8 bits (--calibrate); leave it out for int8 weights")
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is no folder; --calibrate takes one of pictures such as the file will see")
-    found = find_pictures([folder])
+    try:
+        found = find_pictures([folder])
+    except DataError:
+        raise InputError(
+            f"{folder}: no pictures lie in this folder itself; --calibrate takes the one that holds them"
+        ) from None
     found = [found[len(found) * index // CALIBRATED] for index in range(CALIBRATED)] if len(found) > CALIBRATED else found
     for file in found:
         file.read()  # whatever is wrong with one is said before a model is converted

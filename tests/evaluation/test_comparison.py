@@ -89,6 +89,11 @@ def test_the_command_says_and_draws_them(sides, capsys, monkeypatch):
     assert len(changes) == 1 + 24
     assert pictures[0] == "change_01_-100.png"
     assert cv2.imread(str(sides / "out" / pictures[0])).shape[1] >= 3 * 60
+    same = ["--compare", both[1], both[1], "--output", str(sides / "out")]
+    assert cli.main(["evaluate", *truth, *same]) == 0
+    assert not list((sides / "out").glob("*.png"))  # those of the comparison before are gone
+    assert cli.main(["evaluate", *truth, *same, "--data.images", str(sides / "nowhere")]) == 1
+    assert "nowhere is no folder" in capsys.readouterr().err
     assert cli.main(["evaluate", *truth, *both, "--per-class"]) == 0
     assert "sky" in capsys.readouterr().out
 

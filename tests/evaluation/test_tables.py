@@ -100,6 +100,8 @@ def test_files(result, tmp_path):
     assert float(rows[2]["pq"]) == result.per_class[7].pq
     assert (tmp_path / "ap.csv").read_text() == "id,box_ap\n2,0.5\n3,\n"
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["Stuff"]["n"] == 1
+    write_scores(tmp_path, result, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.csv", "scores.json"]
 
 
 def test_rows_have_no_holes(result):

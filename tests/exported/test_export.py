@@ -317,7 +317,7 @@ def test_what_cannot_calibrate_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"only \.onnx files compute in 8 bits"):
         pd.export("detr_r50_panoptic", tmp_path / "file.xml", precision="int8", calibrate=text)
     for folder, precision, says in (
-        (empty, "int8", "empty: no pictures in this folder"),
+        (empty, "int8", "empty: no pictures lie in this folder itself"),
         (text, "int8", r"note\.jpg"),
         (tmp_path / "gone", "int8", "gone is no folder; --calibrate takes one of pictures"),
         (empty, "fp32", "--calibrate goes with --precision int8, not fp32"),
