@@ -176,6 +176,8 @@ def _kept(paths: list[Path], place: Path, left_out: Sequence[Path]) -> tuple[lis
 
 def those_within(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
     """The paths in one of the folders, through whatever links these, or those, are named."""
+    for folder in folders:
+        check_path(folder)
     starts = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
     real = cache(os.path.realpath)  # of a million pictures in a few folders
     for path in paths:
