@@ -320,6 +320,8 @@ class PredictionFolder:
                 )
 
     def _note(self, name: str, place: int, annotation: Row) -> None:
+        if not (self.folder / "panoptic" / annotation["file_name"]).is_file():
+            return  # its map was removed: it is predicted again
         if name not in self._done:
             self.found.update(segment["category_id"] for segment in annotation["segments_info"])
         self._done[name] = place

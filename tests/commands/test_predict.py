@@ -129,6 +129,12 @@ def test_a_finished_output_is_neither_overwritten_nor_made_twice(checkpoint, pho
     assert "nothing to do: all 2 predictions are in " in printed
     assert "choose another output folder, or remove the predictions.json in it" in printed
     assert times(out) == before
+    gone = sorted((out / "panoptic").iterdir())[0]
+    gone.unlink()  # by hand
+    assert predict.main(arguments) == 0
+    assert "going on: 1 of 2 pictures" in capsys.readouterr().out
+    assert gone.is_file()
+    assert json.loads((out / "predictions.json").read_text()) == content
     os.utime(checkpoint, (1, 1))  # trained on
     with pytest.raises(DataError, match="finished with other weights"):
         predict.main(arguments)
