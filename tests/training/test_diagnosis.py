@@ -121,7 +121,7 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
     (tmp_path / "log.csv").write_text("step,epoch,lr,loss,class,class_layer0\n10,0,0.1,3,1,1\n20,0,0.1,2,,1\n")
     (tmp_path / "scores.csv").write_text("step,PQ\n20,0.5\n")
     picture = as_rgb(draw_curves(tmp_path))
-    assert picture.shape[1] == 1500
+    assert picture.shape[1] == 1700
     assert (picture != 255).any()
     assert drawn["PQ"] == [50.0]  # in per cent
 
