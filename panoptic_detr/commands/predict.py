@@ -201,7 +201,7 @@ def predict_as_films(options: argparse.Namespace) -> int:
     """Predict films or folders of frames: overlay films, and COCO files of the frames in a folder.
 
     Raises:
-        ConfigError: an option that is for pictures; several films into one; a film into itself.
+        ConfigError: an option that is for pictures; several films into one; a film into itself, or over one that is there.
     """
     if options.like or options.recursive or options.explain:
         raise ConfigError("films are predicted without --like, --recursive and --explain; leave them out")
@@ -248,6 +248,8 @@ def predict_share_of_films(
         whole = not failed and not any(film.first() not in folder or film.has_changed(folder) for film in films)
         if folder.finished and whole and not (output / FAILURES).exists() and all(path.is_file() for path in drawn):
             return nothing_to_do(folder, share)
+        if foreign := [] if len(folder) else [path for path in drawn if path.exists()]:  # drawn last, when frames are there
+            raise ConfigError(f"--output: {foreign[0]} is there, and not of these predictions; remove it, or give another name")
         share.gather(None)  # nobody begins before the first has looked at the folder
         with StopRequest() as request, progress_bar() as bar:
             task = bar.add_task("predicting", total=sum(film.count for film in mine) or None)
@@ -294,9 +296,9 @@ def tiled(options: argparse.Namespace, predictor: Predictor | ExportedPredictor,
     return Tiled(predictor, tile=options.tile, overlap=options.overlap, scratch=scratch)
 
 
-def nothing_to_do(folder: PredictionFolder, share: Share | None = None) -> int:
+def nothing_to_do(folder: PredictionFolder, share: Share) -> int:
     """Say that all is there, and how to have it anew; the exit status."""
-    if share is None or share.first:
+    if share.first:
         print(f"nothing to do: all {len(folder)} predictions are in {folder.folder} already, made with these settings")
         print("to predict them again choose another output folder, or remove the predictions.json in it")
     return 0

@@ -75,7 +75,7 @@ def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Tabl
     for column in ("", "first", "second", "difference", "95 % interval", "real"):
         table.add_column(column, justify="left" if column in ("", "real") else "right")
     for row in difference_rows(comparison):
-        if row.name in GROUPS or (row.category_id is not None and (per_class or row.interval.is_real)):
+        if row.name in GROUPS if row.category_id is None else per_class or row.interval.is_real:
             interval = f"{100 * row.interval.low:+.1f} to {100 * row.interval.high:+.1f}"
             values = (f"{100 * row.first:.1f}", f"{100 * row.second:.1f}", f"{100 * row.interval.value:+.1f}")
             table.add_row(Text(row.name), *values, interval, "yes" if row.interval.is_real else "no")

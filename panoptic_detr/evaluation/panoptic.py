@@ -39,7 +39,8 @@ def evaluate_panoptic(
         gt_folder: its id PNGs.
         pred_json: predictions with `annotations`; `segments_info` needs only `id` and `category_id`.
         pred_folder: their id PNGs.
-        workers: threads; by default one per usable core.
+        workers: threads; by default one per usable core, or one alone where PNGs are read as runs: by then so little is left to
+            do outside of the interpreter lock that a second one gains nothing.
         progress: show a progress bar if there is a terminal.
         per_image: keep the counts of every image in the result, for intervals and comparisons.
         boundary: compute boundary PQ too.
@@ -65,7 +66,8 @@ def score_annotations(
     check_scoring(truth, workers)
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
-    chunks = _chunks(list(truth.entries), workers or usable_cores())
+    workers = workers or (1 if reads_runs(len(truth.entries)) else usable_cores())
+    chunks = _chunks(list(truth.entries), workers)
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
         score = partial(_score_images, quality, prediction, truth)
@@ -117,7 +119,12 @@ def _score_images(
 
 def reader(images: int) -> Reader:
     """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
-    return RunReader() if images >= MANY and can_read_runs() else partial(read_id_png, buffer=IdBuffer())
+    return RunReader() if reads_runs(images) else partial(read_id_png, buffer=IdBuffer())
+
+
+def reads_runs(images: int) -> bool:
+    """Whether the PNGs of so many images are read as runs."""
+    return images >= MANY and can_read_runs()
 
 
 def score_image(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -36,6 +36,9 @@ from panoptic_detr.inference import PictureFile, Predictor, find_pictures
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
+
+if TYPE_CHECKING:
+    from panoptic_detr.exported.assemble import Networks
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "openvino", "pt2"]
@@ -273,17 +276,11 @@ def make_content(
         settings = opened.settings
         statistics = settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD
         return program_file(Program(fast, opened.categories, no_object, *statistics, size), notes)
-    from panoptic_detr.exported.assemble import Networks, assemble
-    from panoptic_detr.exported.parts import trace_parts
+    from panoptic_detr.exported.assemble import assemble
     from panoptic_detr.exported.precision import smaller_weights
 
-    networks = Networks(*trace_parts(fast))
-    if calibrate:
-        from panoptic_detr.exported.calibrated import in_bytes
-
-        networks = in_bytes(networks, Shown(calibrate, opened.settings, size), no_object=no_object)
     model = assemble(
-        networks,
+        traced(fast, Shown(calibrate, opened.settings, size), no_object=no_object),
         opened.categories,
         opened.settings,
         no_object=no_object,
@@ -304,6 +301,19 @@ def make_content(
         raise InputError(
             "the model has more than 2 GB of weights, which one ONNX graph cannot hold; use precision fp16 or int8"
         ) from None
+
+
+def traced(model: nn.Module, shown: Shown, *, no_object: bool) -> "Networks":
+    """The networks of a model; with products in 8 bits where pictures are shown to calibrate on."""
+    from panoptic_detr.exported.assemble import Networks
+    from panoptic_detr.exported.parts import trace_parts
+
+    networks = Networks(*trace_parts(model))
+    if not shown.files:
+        return networks
+    from panoptic_detr.exported.calibrated import in_bytes
+
+    return in_bytes(networks, shown, no_object=no_object)
 
 
 def notes_of(

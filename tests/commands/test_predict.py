@@ -499,6 +499,10 @@ def test_a_folder_of_frames_as_a_film(checkpoint, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"out\.mp4 would be written over a film that is read"):
         predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--output", str(tmp_path / "out.mp4")])
     assert times(tmp_path) == before
+    (tmp_path / "mine.mp4").write_bytes(b"of a camera")
+    with pytest.raises(ConfigError, match=r"mine\.mp4 is there, and not of these predictions"):
+        predict.main([str(checkpoint), str(tmp_path / "out.mp4"), "--output", str(tmp_path / "mine.mp4")])
+    assert (tmp_path / "mine.mp4").read_bytes() == b"of a camera"
     (tmp_path / "out.mp4").unlink()
     assert predict.main(arguments) == 0
     assert (tmp_path / "out.mp4").stat().st_size > 500

@@ -4,6 +4,7 @@ Weights are random, and every query is sure to be some thing; of these model and
 as many as there are segments in a photograph.
 """
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from torch import nn
 from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.scenes import make_scene
+from panoptic_detr.errors import InputError
 from panoptic_detr.exported.runtime import ExportedPredictor
 from panoptic_detr.exported.write import FilePrecision, make_content, opened_source, pictures_of, write_files
+from panoptic_detr.files import make_folder
 from panoptic_detr.images import save_picture
 from panoptic_detr.inference import Predictor, load_model
 from panoptic_detr.weights import Checkpoint, save_checkpoint
@@ -80,6 +83,9 @@ def run(
         rounds: of all ways in turn, so that whatever else runs here slows all alike; the fastest counts.
         folder: where files are written and stay; a temporary one by default. Files that are there already are taken.
 
+    Raises:
+        InputError: files in the folder are of another model, or made for other pictures.
+
     Returns:
         `rows` with seconds of CPU for a picture, for load and first picture (without imports of torch) and for the export;
         megabytes of the file; MiB that the process grew by, with the usual and with the large picture; queries with a mask.
@@ -87,7 +93,7 @@ def run(
     check_variants(ways, WAYS)
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
-        if not (place / "model.pt").exists():
+        if not is_of(place, {"model": model, "picture": picture, "short_side": short_side, "large": large, "kept": kept}):
             in_own_process(write_model, place=place, name=model, pictures=(picture, large), short_side=short_side, kept=kept)
         common = {"place": place, "threads": threads}
         rows: list[Figures] = [{"what": name, **in_own_process(write_file, name=name, **common)} for name in ways]
@@ -100,9 +106,20 @@ def run(
         return {"model": model, "picture": list(picture), "short_side": short_side, "threads": threads, "rows": rows}
 
 
+def is_of(place: Path, arguments: Figures) -> bool:
+    """Whether the files in a folder are of these arguments; an empty one takes note of them."""
+    path, asked = place / "arguments.json", json.loads(json.dumps(arguments))
+    if not path.exists():
+        make_folder(place)
+        path.write_text(json.dumps(asked))
+        return False
+    if (made := json.loads(path.read_text())) != asked:
+        raise InputError(f"{place}: these files were made with {made}, not with {asked}; give another folder")
+    return (place / "model.pt").exists()
+
+
 def write_model(place: Path, name: str, pictures: Sequence[tuple[int, int] | None], short_side: int, kept: int) -> None:
     """A checkpoint, the pictures, and some to calibrate on."""
-    place.mkdir(parents=True, exist_ok=True)
     (place / "shown").mkdir(exist_ok=True)
     for file, size in zip(("picture", "large"), pictures, strict=True):
         if size is not None:

@@ -102,9 +102,8 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
 
 def _windows(x: Tensor, rows: int, columns: int) -> Tensor:
     """Cut (B, h, w, C) into windows: (B * number, rows, columns, C)."""
-    batch, height, width, channels = (
-        x.shape
-    )  # not `unflatten`, which the tracer of torch.onnx takes for sizes that never change
+    # not by `unflatten`, whose sizes the tracer of torch.onnx takes for numbers that never change
+    batch, height, width, channels = x.shape
     return x.reshape(batch, height // rows, rows, width // columns, columns, channels).transpose(2, 3).flatten(0, 2)
 
 
