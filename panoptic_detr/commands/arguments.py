@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +42,12 @@ def place(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; give a path, or . for the current folder")
     return Path(text)
+
+
+def results(text: str) -> Path:
+    """Read the path of a results JSON; a folder that `predict` wrote stands for the one in it."""
+    inside = place(text) / "predictions.json"
+    return inside if os.path.isfile(inside) else place(text)
 
 
 def whole(text: str) -> int:

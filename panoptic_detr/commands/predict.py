@@ -72,6 +72,7 @@ from panoptic_detr.inference import (
     prepare_folder,
     ray_predict,
     read_by_windows,
+    usual_overlap,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import progress_bar
@@ -113,7 +114,8 @@ def check_options(options: argparse.Namespace) -> None:
     if options.actors is not None and options.cluster is None:
         raise ConfigError(f"--actors {options.actors} means nothing without --cluster; give --cluster ray too, or leave it out")
     options.actors = 2 if options.actors is None else options.actors
-    options.overlap = 256 if options.overlap is None else options.overlap
+    if options.tile is not None and options.overlap is None:
+        options.overlap = usual_overlap(options.tile)
 
 
 def of_film(options: argparse.Namespace) -> bool:
@@ -208,7 +210,10 @@ def predict_as_films(options: argparse.Namespace) -> int:
     output: Path = options.output
     films, failed = open_films(options.pictures, options.fps)
     if is_film(output) and films[0].number:
-        raise ConfigError(f"--output {output}: several films have several overlay films; name a folder")
+        raise ConfigError(
+            f"--output {output}: several films have several overlay films, and these are {len(films)} (each folder of frames "
+            "is one); name a folder"
+        )
     folder = output.with_suffix("") if is_film(output) else output
 
     def target(film: Film) -> Path | None:
@@ -361,7 +366,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--tile", type=whole, metavar="PIXELS", help="predict large pictures by square tiles of this side")
-    parser.add_argument("--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256)")
+    parser.add_argument(
+        "--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256, or half of a smaller tile)"
+    )
     parser.add_argument("--track", action="store_true", help="of films and folders of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
     parser.add_argument(

@@ -26,7 +26,7 @@ from rich.console import Console
 from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands.arguments import MODELS, OneLineParser, point, share, shares, whole
+from panoptic_detr.commands.arguments import MODELS, OneLineParser, point, results, share, shares, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
 from panoptic_detr.errors import DataError, InputError, PictureError
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "report"):
         _add_data(added[name])
     for name in ("coco", "segments", "zoom", "fiftyone"):
-        added[name].add_argument("--pred-json", type=Path, help="results JSON")
+        added[name].add_argument("--pred-json", type=results, help="results JSON, or the folder of predict with it")
         added[name].add_argument("--pred-panoptic", type=Path, help="its PNGs; by default 'panoptic' beside it")
     for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "explain", "attention"):
         needed = name not in ("coco", "segments", "zoom", "fiftyone")
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     added["attention"].add_argument("--layer", type=int, default=-1, help="of encoder and decoder; the last by default")
     added["queries"].add_argument("--grid", type=whole, default=10, help="places per side for counting")
     added["sweep"].add_argument("--thresholds", type=shares, nargs="+", default=[THRESHOLDS], help="with spaces or commas")
-    added["report"].add_argument("source", type=Path, help=f"run folder, results JSON, or a model: {MODELS}")
+    added["report"].add_argument("source", type=Path, help=f"folder of a run or of predict, results JSON, or a model: {MODELS}")
     added["report"].add_argument("--title", default="Panoptic segmentation report")
     added["report"].set_defaults(pred_panoptic=None)
     for name in ("segments", "zoom"):
@@ -280,15 +280,15 @@ def warn(message: str) -> None:
 
 def report(options: Namespace) -> str:
     """Write one HTML page with scores, curves, confusions and a gallery of what a run or a results JSON predicts."""
-    source: Path = options.source
+    best = options.source / "best.pt"
+    source: Path = options.source if best.is_file() else results(str(options.source))
     check_report(source, options.output)
-    run_folder, results = source if source.is_dir() else source.parent, source.suffix == ".json"
-    options.pred_json = source if results else None
-    best = source / "best.pt"
-    options.model = None if results else str(best if best.is_file() else source)
+    run_folder, of_results = source if source.is_dir() else source.parent, source.suffix == ".json"
+    options.pred_json = source if of_results else None
+    options.model = None if of_results else str(best if best.is_file() else source)
     every = open_all(options)
     data = chosen(options, every)
-    predictor = None if results else open_model(options, data)
+    predictor = None if of_results else open_model(options, data)
     predict = from_model(predictor, options, data) if predictor else from_results(options, data)
     quality = PanopticQuality(data.categories)
     make_folder(options.output.parent)
@@ -430,11 +430,11 @@ def from_model(predictor: Predictor | ExportedPredictor, options: Namespace, dat
 
 def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
     """Read predictions from a results JSON and the PNGs beside it."""
-    results = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
+    given = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
     truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
-    results, _ = as_images_of(results, truth)
-    check_same_names(results, data.categories)
-    return lambda i: results.segmentation(data.image_ids[i], data.categories)
+    given, _ = as_images_of(given, truth)
+    check_same_names(given, data.categories)
+    return lambda i: given.segmentation(data.image_ids[i], data.categories)
 
 
 @torch.no_grad()

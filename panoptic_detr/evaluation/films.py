@@ -1,12 +1,13 @@
 """Quality of films whose frames lie in COCO-panoptic files: VPQ and STQ."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.table import Table
 
+from panoptic_detr.data.coco.defects import show
 from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, readers_for
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
@@ -54,6 +55,7 @@ def evaluate_films(
     chosen = {name: by_film[name] for name in films or by_film}
     quality = FilmQuality(truth.categories(), windows=windows)
     prediction = match_images(quality, given, truth, [i for ids in chosen.values() for i in ids])
+    _check_some_film(prediction, given, chosen)
     for oddity in check_same_films(prediction, truth, chosen, given):
         quality.note(*oddity)
     if len(by_film) == 1 and not truth.frames:
@@ -68,6 +70,18 @@ def evaluate_films(
             quality.merge(part)
             bar.advance(task)
     return quality.compute()
+
+
+def _check_some_film(prediction: AnnotationSet, given: AnnotationSet, chosen: Mapping[str, Sequence[ImageId]]) -> None:
+    """Raise `EvaluationError` where no frame of the films to score has a prediction: all would count as missed."""
+    if any(image_id in prediction.entries for frames in chosen.values() for image_id in frames):
+        return
+    first = next((given.image_names.get(i, i) for i in given.entries), None)
+    raise EvaluationError(
+        f"{given.path}: no frame of film {' or '.join(map(repr, sorted(chosen)[:3]))} has a prediction"
+        + (f"; those that are there are of other films (first: {show(first)})" if given.entries else "; there are none at all")
+        + "; predict these films, or name others to --films"
+    )
 
 
 def _by_film(truth: AnnotationSet) -> dict[str, list[ImageId]]:

@@ -36,7 +36,7 @@ from panoptic_detr.inference.stream import (
     list_digest,
     prepare_folder,
 )
-from panoptic_detr.inference.tiles import Tiled, spans
+from panoptic_detr.inference.tiles import Tiled, spans, usual_overlap
 from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
@@ -84,4 +84,5 @@ __all__ = [
     "spans",
     "unique_name",
     "unpadded_parts",
+    "usual_overlap",
 ]

@@ -138,7 +138,8 @@ def test_a_missed_thing_shows_in_the_error_view(root, data, results, tmp_path):
 
 
 def test_side_by_side_with_a_prediction_is_wider(root, results, tmp_path):
-    assert main(["coco", *source(root, "--pred-json", results, "--limit", 1, "--scale", 2, "--output", tmp_path)]) == 0
+    given = ["--pred-json", results.parent, "--limit", 1, "--scale", 2]
+    assert main(["coco", *source(root, *given, "--output", tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     assert read(path).shape[1] > 3 * 2 * SIDE
 
@@ -168,7 +169,8 @@ def test_results_of_predict_are_a_data_set_of_their_own(root, data, results, tmp
 
 def test_report_from_results(root, data, results, tmp_path, capsys):
     path = tmp_path / "new" / "report.html"
-    assert main(["report", str(results), *source(root, "--output", path, "--title", "Scenes")]) == 0
+    folder = results.parent  # which stands for the JSON in it
+    assert main(["report", str(folder), *source(root, "--output", path, "--title", "Scenes")]) == 0
     page = path.read_text(encoding="utf-8")
     assert "<title>Scenes</title>" in page
     assert page.count("<article") == 3
@@ -415,6 +417,9 @@ def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
     place = source(root, "--output", tmp_path)
     assert "no image 12345 among its 3" in told(capsys, "coco", *place, "--image-ids", 12345)
     assert "gone.json: no such file" in told(capsys, "coco", *place, "--pred-json", tmp_path / "gone.json")
+    assert "this is a folder; name the JSON itself, such as" in told(
+        capsys, "coco", *place, "--pred-json", root / "annotations"
+    )
     assert "drawing 'errors' needs both" in told(capsys, "coco", *place, "--show", "errors")
     assert "no image folder at" in told(capsys, "coco", "--root", tmp_path, "--split", "val", "--output", tmp_path)
     content = json.loads(Path(results).read_text())
