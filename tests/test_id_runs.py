@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from panoptic_detr.errors import SegmentMapError
-from panoptic_detr.id_runs import IdRuns, RunReader, are_runs_loaded, join_maps, join_runs
+from panoptic_detr.id_runs import IdRuns, RunReader, are_runs_loaded, count_marks, join_maps, join_runs
 from panoptic_detr.segment_maps import encode_ids, read_id_png
 
 pytest.importorskip("numba")
@@ -82,6 +82,7 @@ def test_nothing_is_written_out_of_bounds(tmp_path):
         test_a_tall_map_after_a_wide_one_gets_the_memory_that_it_needs,
         test_files_of_others_and_joined_runs,
         test_joined_maps_are_joined_pixel_by_pixel,
+        test_marks_of_runs,
     )
     calls = "; ".join(f"tests.{function.__name__}(Path({str(tmp_path)!r}))" for function in functions)
     script = f"from pathlib import Path; import test_id_runs as tests; {calls}"
@@ -121,6 +122,15 @@ def test_joined_maps_are_joined_pixel_by_pixel(tmp_path):
         assert second.repeat(lengths).tolist() == [other_names.get(i, -1) for i in others.ravel().tolist()]
         assert len(lengths) == 0 or lengths.min() > 0
     assert are_runs_loaded()
+
+
+def test_marks_of_runs(tmp_path):
+    lengths = np.append(RANDOM.integers(1, 60, 30), 1)
+    marks = RANDOM.random((2, 1, lengths.sum())) < 0.4
+    ends = np.cumsum(lengths)
+    rows = [row[0] for row in (*marks, marks[0] & marks[1])]
+    wanted = [[row[end - length : end].sum() for end, length in zip(ends, lengths, strict=True)] for row in rows]
+    assert count_marks(*marks, lengths).tolist() == wanted
 
 
 def test_what_is_not_read_as_runs_is_read_or_refused_as_a_map(tmp_path):

@@ -252,3 +252,22 @@ def find_changes(first: np.ndarray, second: np.ndarray, starts: np.ndarray, ids:
         for run in range(before, count):
             ids[run], other_ids[run] = first[starts[run]], second[starts[run]]
     return count
+
+
+_MARKS = nb.types.Array(nb.uint8, 1, "C", readonly=True)
+
+
+@_compiled(nb.void(_MARKS, _MARKS, nb.types.Array(_INT, 1, "C", readonly=True), nb.int64[:, ::1]))
+def count_marks(first: np.ndarray, second: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> None:
+    """Write how many pixels of each run are marked in one map, in the other, and in both: (3, R)."""
+    begin = 0
+    for run in range(len(lengths)):
+        end = begin + lengths[run]
+        some, others, both = np.int64(0), np.int64(0), np.int64(0)
+        marks, other_marks = first[begin:end], second[begin:end]
+        for pixel in range(len(marks)):
+            some += marks[pixel]
+            others += other_marks[pixel]
+            both += marks[pixel] & other_marks[pixel]
+        counts[0, run], counts[1, run], counts[2, run] = some, others, both
+        begin = end

@@ -111,3 +111,12 @@ def join_maps(
     for row, known, result in zip(ids, (names, other_names), found, strict=True):
         name(row[:count], *known, result)
     return found[0], found[1], np.diff(starts[:count], append=size)
+
+
+def count_marks(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How many pixels of each run are marked in the first (H, W) bool map, in the second, in both: (3, R) int64."""
+    from panoptic_detr.id_runs.kernels import count_marks
+
+    counts = np.empty((3, len(lengths)), np.int64)
+    count_marks(first.ravel().view(np.uint8), second.ravel().view(np.uint8), lengths, counts)
+    return counts
