@@ -64,7 +64,8 @@ def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
         return np.zeros(index.shape, dtype=bool)
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     lowest = cv2.erode(index, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return (lowest != index) | (cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE) != index)
+    highest = cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE)
+    return lowest != highest  # the number itself lies between them
 
 
 def _count_marks(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
