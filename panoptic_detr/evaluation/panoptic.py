@@ -107,9 +107,13 @@ def match_images(
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
-    """Images that a worker scores before it reports: few enough that all threads are busy to the end."""
-    size = max(1, min(64, len(image_ids) // (8 * workers)))
-    return [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
+    """Images that a worker scores before it reports: fewer towards the end, so that all workers are busy to it."""
+    chunks, start = [], 0
+    while start < len(image_ids):
+        size = max(1, min(64, (len(image_ids) - start) // (8 * workers)))
+        chunks.append(image_ids[start : start + size])
+        start += size
+    return chunks
 
 
 def _score_images(
