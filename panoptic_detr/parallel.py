@@ -37,17 +37,20 @@ def parallel_map(
     *,
     workers: int | None = None,
     threads: bool = False,
+    forks: bool = False,
     description: str = "",
     chunk: int | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in the order of the items.
 
     Args:
-        function: for processes, picklable (a function of a module, or a `partial` of one).
+        function: for processes other than forks, picklable (a function of a module, or a `partial` of one); sent once.
         items: as many as wanted.
         workers: processes or threads; by default one per usable core, but no process for few items; 0 or 1 stays in the calling
             thread.
         threads: in threads instead of processes.
+        forks: in forks of this process, which begin at once with all that it holds, where the system has them (Linux); for a
+            function that calls nothing of what has threads of its own, such as PyTorch.
         description: text of the progress bar; no bar if empty.
         chunk: items sent to a process at once; by default about 1/16 of its share, at most 64.
 
@@ -59,10 +62,14 @@ def parallel_map(
         raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
     if workers is None:
         workers = usable_cores() if threads or len(items) > FEW else 1
-    with progress_bar(shown=bool(description)) as bar, _pool(min(workers, len(items)), threads) as pool:
+    with (
+        progress_bar(shown=bool(description)) as bar,
+        _pool(function, min(workers, len(items)), threads=threads, forks=forks) as pool,
+    ):
         task = bar.add_task(description, total=len(items))
         chunk = chunk or max(1, min(64, len(items) // (16 * max(1, workers))))
-        for result in map(function, items) if pool is None else pool.map(function, items, chunksize=chunk):
+        results = map(function, items) if pool is None else pool.map(function if threads else _call, items, chunksize=chunk)
+        for result in results:
             bar.advance(task)
             yield result
 
@@ -155,20 +162,35 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
 
 
 @contextmanager
-def _pool(workers: int, threads: bool) -> Iterator[Executor | None]:
-    """Threads or processes; None for the calling thread."""
+def _pool(function: Callable[[Item], Result], workers: int, *, threads: bool, forks: bool) -> Iterator[Executor | None]:
+    """Threads, or processes that hold the function; None for the calling thread."""
     if workers <= 1:
         yield None
         return
-    pool: Executor = (
-        ThreadPoolExecutor(workers, thread_name_prefix="scoring")
-        if threads
-        else ProcessPoolExecutor(workers, mp_context=process_context(), initializer=start_worker)
-    )
+    pool: Executor
+    if threads:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="scoring")
+    else:
+        context = (loader_context() if forks else None) or process_context()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_with, initargs=(function,))
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[[Any], Any] | None = None  # what this process of a pool calls, each its own
+
+
+def _start_with(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    start_worker()
+
+
+def _call(item: Any) -> Any:
+    assert _function is not None
+    return _function(item)
 
 
 def _end_with_the_parent() -> None:

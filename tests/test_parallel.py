@@ -101,6 +101,17 @@ def test_processes_keep_order_and_errors():
         list(parallel_map(math.sqrt, [1, -1, 1], workers=2))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no forks that are to be trusted")
+def test_forks_hold_what_the_process_holds():
+    there = {"lock": threading.Lock(), "number": 5}  # cannot be sent
+    forked = partial(parallel_map, lambda value: (there["number"] // value, os.getpid()), forks=True, chunk=1)
+    results = list(forked([1, 2, 5] * 9, workers=2))
+    assert [value for value, _ in results] == [5, 2, 1] * 9
+    assert os.getpid() not in {process for _, process in results}
+    with pytest.raises(ZeroDivisionError):
+        list(forked([1, 0, 1], workers=2))
+
+
 def test_few_items_are_done_here_unless_processes_are_asked_for():
     assert set(parallel_map(process_id, range(FEW))) == {os.getpid()}
     assert os.getpid() not in set(parallel_map(process_id, range(FEW), workers=2))

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from panoptic_detr.data.coco.defects import show
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, reader
+from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, readers_for
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import check_same_films
 from panoptic_detr.files import by_numbers
@@ -101,7 +101,7 @@ def _score_film(
     whole: FilmQuality, prediction: AnnotationSet, truth: AnnotationSet, film: tuple[str, list[ImageId]]
 ) -> FilmQuality:
     quality = FilmQuality(whole.categories, windows=whole.windows)
-    readers = reader(len(truth.entries)), reader(len(truth.entries))
+    readers = readers_for(len(truth.entries))
     for image_id in film[1]:
         pair = read_pair(prediction, truth, image_id, readers)
         note_oddities(quality, prediction, truth, image_id, pair, quality.update_regions(film[0], *pair))

@@ -51,7 +51,8 @@ def as_images_of(
         found = {i: i for i in shared}
         odd = ("images whose file names differ from the truth's; matched by their ids", _renamed_images(prediction, truth))
     missing = [f"image {i}" for i in (truth.entries if wanted is None else wanted) if i not in found]
-    unknown = [f"image {i}" for i in prediction.entries if i not in found.values()]
+    scored = set(found.values())
+    unknown = [f"image {i}" for i in prediction.entries if i not in scored]
     return replace(prediction, entries={i: prediction.entries[mine] for i, mine in found.items()}), [
         odd,
         ("images without a prediction, all their segments counted as missed", missing),
@@ -331,12 +332,15 @@ def other_kinds(prediction: AnnotationSet, categories: CategoryTable) -> list[st
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem.casefold()
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return (last.rpartition(".")[0] or last).casefold()
 
 
 def _alike(mine: str, theirs: str) -> bool:
     """Whether one name stands within the other as a whole number or word."""
-    return any(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in ((mine, theirs), (theirs, mine)) if part)
+    return (mine == theirs and bool(mine)) or any(
+        re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in ((mine, theirs), (theirs, mine)) if part
+    )
 
 
 def _tells(name: str, image_id: ImageId) -> bool:

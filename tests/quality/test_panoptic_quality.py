@@ -10,6 +10,7 @@ from plain_maps import areas, boxes_of
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import EvaluationError
+from panoptic_detr.id_runs import can_read_runs
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.quality import overlaps, panoptic_quality
 from panoptic_detr.quality.overlaps import Regions, measure_overlaps
@@ -21,6 +22,12 @@ COCO = [
     {"id": 5, "name": "sky", "isthing": 0},
 ]
 TABLE = CategoryTable.from_coco(COCO)
+
+
+@pytest.fixture(autouse=True, params=["NumPy", *["compiled"] * can_read_runs()])
+def _counted(request, monkeypatch):
+    """In both ways."""
+    monkeypatch.setattr(overlaps, "are_runs_loaded", lambda: request.param == "compiled")
 
 
 def segmentation(rows, categories, crowds=(), image_id=7, table=TABLE):
