@@ -121,7 +121,7 @@ def test_half_named_data_sets_are_refused(tmp_path):
 
 
 def test_folder_in_place_of_a_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="this is a folder; name the JSON itself"):
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_image(tmp_path)
     with pytest.raises(DataError, match=r"7\.jpg is missing"):
         find_image(tmp_path, "7.jpg", "image 7")
