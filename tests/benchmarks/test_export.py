@@ -40,7 +40,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert not export.is_of(place, asked)  # begun, and no model in it yet
     (place / "model.pt").touch()
     assert export.is_of(place, asked)
-    with pytest.raises(InputError, match="made with .*'kept': 3"):
+    with pytest.raises(InputError, match=r"made with .*'kept': 3"):
         export.is_of(place, {**asked, "kept": 3})
     (place / "arguments.json").write_text("{")
     with pytest.raises(InputError, match="made with something else, not with"):
