@@ -142,6 +142,19 @@ def progress_bar(*, shown: bool = True) -> Progress:
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))
 
 
+@contextmanager
+def speed_bar(description: str, total: int | None, *, done: int = 0, unit: str = "/s") -> Iterator[Callable[[], None]]:
+    """A progress bar that says how fast it moves; what is given advances it by one."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=total, completed=done)
+
+        def advance() -> None:
+            bar.advance(task)
+            bar.update(task, description=f"{description}, {bar.tasks[0].speed or 0:.1f}{unit}")
+
+        yield advance
+
+
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
     """The items, of which there are `total`, under a progress bar."""
     with progress_bar() as bar:

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco import read_json
+from panoptic_detr.data.coco import CocoPanoptic, read_json
 from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, folder_of, image_names, read_annotations
 from panoptic_detr.files import by_numbers
 from panoptic_detr.inference import PictureFile
+from panoptic_detr.panoptic import PanopticSegmentation
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
 
@@ -57,6 +58,23 @@ def as_images_of(
         ("images without a prediction, all their segments counted as missed", missing),
         ("predictions for images that the ground truth does not have, not scored", unknown),
     ]
+
+
+def results_of(data: CocoPanoptic, path: Path, folder: Path | None = None) -> Callable[[int], PanopticSegmentation]:
+    """What a results JSON says of the i-th image of a data set.
+
+    Args:
+        data: the data set.
+        path: the JSON.
+        folder: of its PNGs; where they usually lie by default (`folder_of`).
+
+    Raises:
+        EvaluationError: as `as_images_of`; results of other categories. In a call: no result for the image, or a damaged one.
+    """
+    truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
+    results, _ = as_images_of(read_annotations(path, folder or folder_of(path)), truth)
+    check_same_names(results, data.categories)
+    return lambda i: results.segmentation(data.image_ids[i], data.categories)
 
 
 def match_names(truth: Mapping[ImageId, str], other: Mapping[ImageId, str], where: str) -> dict[ImageId, ImageId]:

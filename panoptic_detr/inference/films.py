@@ -4,8 +4,6 @@ The frames lie in a `PredictionFolder`, one line each, so a film that was stoppe
 anew. Several films lie in one such folder, so that they are scored together.
 """
 
-import glob
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -17,18 +15,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from panoptic_detr.errors import DataError
-from panoptic_detr.files import by_numbers, check_path
-from panoptic_detr.images import CODECS, film_writer, open_film
-from panoptic_detr.inference.files import PictureFile, find_frames, holds_pictures, is_picture_name, unique_name
+from panoptic_detr.errors import ConfigError, DataError
+from panoptic_detr.files import check_path
+from panoptic_detr.images import film_writer, open_film
+from panoptic_detr.inference.files import PictureFile, find_films, find_frames, list_digest, unique_name
 from panoptic_detr.inference.flow import Outcome, PictureModel, Writers, nothing_read, predict_chunk, read_or_reason
-from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest
+from panoptic_detr.inference.stream import Failure, PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import map_ahead
 from panoptic_detr.visualization.draw import enlargement, overlay
 
-FILM_ENDINGS = (*CODECS, ".mpg", ".mpeg", ".wmv")
 _COUNTED = (".mp4", ".m4v", ".mov", ".avi")  # files that count their frames; of others OpenCV guesses, by a length with sound
 _AHEAD = 8  # frames decoded before they are needed
 _MOST_FRAMES = 1_000_000  # of one of several films; keeps their image ids apart
@@ -150,69 +147,6 @@ class Film:
         return replace(file, name=f"{self.name}/{file.name}", image_id=image_id, film=self.state())
 
 
-def is_film(path: Path) -> bool:
-    """Whether a path has the ending of a film."""
-    return path.suffix.lower() in FILM_ENDINGS
-
-
-def holds_films(path: Path) -> bool:
-    """Whether a path is a folder with films and without pictures."""
-    check_path(path)
-    return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
-
-
-def films_left_out(places: Sequence[Path], *, recursive: bool = False) -> list[str]:
-    """A line for each folder whose pictures are predicted, about the films that lie in it and are not."""
-    lines = []
-    for place in places:
-        check_path(place)
-        if place.is_dir() and (recursive or holds_pictures(place)):
-            films = sorted(path for path in (place.rglob("*") if recursive else place.iterdir()) if is_film(path))
-            if films:
-                lines.append(f"left out: {len(films)} film(s) in {place}, such as {films[0].name}; name films by themselves")
-    return lines
-
-
-def find_films(places: Sequence[Path]) -> list[Path]:
-    """Where films lie.
-
-    Args:
-        places: films; folders of frames; patterns of either; folders of films and of folders of frames, in the order of the
-            numbers in their names.
-
-    Raises:
-        DataError: a folder or pattern without films.
-    """
-    return [film for place in places for film in _films_at(place)]
-
-
-def _films_at(place: Path) -> list[Path]:
-    check_path(place)
-    if glob.has_magic(str(place)) and not os.path.lexists(place):
-        found = [Path(text) for text in sorted(glob.glob(str(place), recursive=True), key=by_numbers)]
-        if not found:
-            raise DataError(f"{place}: no film has such a name; quote patterns, or correct this one")
-        return [film for path in found for film in _films_at(path)]
-    if place.is_file() and is_picture_name(place.name):
-        raise DataError(f"{place}: a picture among films; predict pictures by themselves, or name a folder of frames")
-    if not place.is_dir() or holds_pictures(place):
-        return [place]
-    if films := _films_in(place):
-        return films
-    deeper = [path.name for path in sorted(place.iterdir()) if path.is_dir() and _films_in(path)]
-    hint = f"; there are some in its {' and '.join(deeper[:3])}: name such a folder" if deeper else ""
-    raise DataError(
-        f"{place}: no film in this folder: neither pictures, which would be its frames, nor films ({', '.join(FILM_ENDINGS)}), "
-        f"nor folders of frames, each of them a film{hint}"
-    )
-
-
-def _films_in(folder: Path) -> list[Path]:
-    """Films and folders of frames in a folder, in the order of the numbers in their names."""
-    inside = sorted(folder.iterdir(), key=lambda path: by_numbers(path.name))
-    return [path for path in inside if (holds_pictures(path) if path.is_dir() else is_film(path))]
-
-
 def open_films(places: Sequence[Path], frames_per_second: float | None = None) -> tuple[list[Film], list[Failure]]:
     """Look at films: one alone, if it is named itself, or several, each under a name of its own.
 
@@ -304,6 +238,16 @@ def predict_films(
         whole.seconds += part.seconds
         whole.waiting += part.waiting
     return whole
+
+
+def check_drawn(drawn: Sequence[Path], films: Sequence[Film]) -> None:
+    """Raise `ConfigError` where an overlay film would be written over a film that is read, or is a folder."""
+    read = {film.path.resolve() for film in films}
+    for path in drawn:
+        if path.resolve() in read:
+            raise ConfigError(f"--output: {path} would be written over a film that is read; give another name or folder")
+        if path.is_dir():
+            raise ConfigError(f"--output: {path} is a folder, and would be an overlay film; give another name")
 
 
 def _is_drawn(film: Film, target: Path | None, folder: PredictionFolder) -> bool:

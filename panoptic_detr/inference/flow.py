@@ -65,6 +65,21 @@ class Outcome:
         """Part of the time in which the model waited, 0..1."""
         return self.waiting / self.seconds if self.seconds else 0.0
 
+    def summary(self, folder: PredictionFolder) -> str:
+        """What was found and where it lies, in sentences."""
+        found, categories = folder.found, folder.categories.by_id
+        listed = ", ".join(f"{count} {categories[category_id].name}" for category_id, count in found.most_common(8))
+        lines = [f"pictures: {len(folder)}, segments: {found.total()} ({listed or 'none'}), seconds: {self.seconds:.1f}"]
+        if self.done:
+            speed, waited = self.done / self.seconds, self.wait_share
+            lines.append(f"{speed:.1f} pictures per second; for reading and writing the model waited {waited:.0%} of the time")
+        more = f"{', overlays/' if folder.overlays else ''}{', tiff/' if folder.tiffs else ''}"
+        lines.append(f"written to {folder.folder}: predictions.json, panoptic/{more}")
+        if not found:
+            score = f"the best score below it was {self.best_below:.2f}"
+            lines.append(f"no query passed the threshold; {score}: try a lower --threshold")
+        return "\n".join(lines)
+
     @classmethod
     def joined(cls, outcomes: "Sequence[Outcome]", files: Iterable[PictureFile] | None = None) -> "Outcome":
         """What several processes have to tell that worked at the same time; failures in the order of the pictures."""

@@ -283,7 +283,7 @@ def test_missing_files(files, missing, message):
 
 def test_a_folder_is_no_json(files):
     files.evaluate()
-    with pytest.raises(EvaluationError, match=r"gt: cannot be read: Is a directory"):
+    with pytest.raises(EvaluationError, match=r"gt: this is a folder; name the JSON itself; there is none in it"):
         evaluate_panoptic(files.root / "gt", files.root / "gt", files.root / "pred.json", files.root / "pred")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.inference.files import PictureFile, find_pictures
-from panoptic_detr.inference.stream import PredictionFolder, check_apart
+from panoptic_detr.inference.files import PictureFile, check_apart, find_pictures
+from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
 

@@ -12,7 +12,8 @@ from panoptic_detr.data.scenes import make_film
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import by_numbers
 from panoptic_detr.inference import films as films_module
-from panoptic_detr.inference.films import Film, films_left_out, open_films, predict_film, predict_films
+from panoptic_detr.inference.files import films_left_out
+from panoptic_detr.inference.films import Film, open_films, predict_film, predict_films
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation, Segment

@@ -16,11 +16,11 @@ from plain_maps import areas, boxes_of
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import visualize
 from panoptic_detr.commands.cli import run
-from panoptic_detr.commands.visualize import add_layer, main
+from panoptic_detr.commands.visualize import main
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
-from panoptic_detr.evaluation.coco_ap import AveragePrecision
+from panoptic_detr.evaluation import LayerPrecision
 from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -295,14 +295,14 @@ def test_queries_are_scored_by_the_labels_of_the_model(data):
         logits[0, 0, row, table.label_of[segment.category_id]] = 9.0
     level = FeatureLevel(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), 32)
     output = DetectorOutput(logits, boxes[None, None], torch.zeros(1, len(things), 4), level, level.features, ())
-    scorers: dict[tuple[int, bool], AveragePrecision] = {}
-    add_layer(scorers, 0, output, table, data, 0)
-    assert scorers[0, False].compute().boxes.ap == pytest.approx(1.0)
+    layers = LayerPrecision(table)
+    layers.update(data.image_ids[0], output, truth)
+    assert layers.compute() == [pytest.approx((1.0, 1.0))]
 
 
 def test_the_labels_of_a_model_reach_the_scorer(root, data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(visualize, "add_layer", lambda *arguments: (seen.append(arguments[3]), add_layer(*arguments)))
+    monkeypatch.setattr(visualize, "LayerPrecision", lambda table: (seen.append(table), LayerPrecision(table))[1])
     path = save_model(CategoryTable.from_coco(data.categories.to_coco(), labels="id"), tmp_path / "ids.pt")
     assert main(["queries", *source(root, "--model", path, "--limit", 1, "--grid", 1, "--output", tmp_path / "out")]) == 0
     assert {table.labels for table in seen} == {"id"}
