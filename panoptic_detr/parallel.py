@@ -29,6 +29,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FEW = 16  # items that are done before processes have started
+MOST = 64  # workers of one job on a machine of few cores, whatever somebody asks for
 
 
 def parallel_map(
@@ -64,7 +65,7 @@ def parallel_map(
         workers = usable_cores() if threads or len(items) > FEW else 1
     with (
         progress_bar(shown=bool(description)) as bar,
-        _pool(function, min(workers, len(items)), threads=threads, forks=forks) as pool,
+        _pool(function, bounded(min(workers, len(items))), threads=threads, forks=forks) as pool,
     ):
         task = bar.add_task(description, total=len(items))
         chunk = chunk or max(1, min(64, len(items) // (16 * max(1, workers))))
@@ -104,6 +105,11 @@ def map_ahead(
 def usable_cores() -> int:
     """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bounded(workers: int) -> int:
+    """So many workers, or the most that make sense: thousands would only take the memory of all others."""
+    return min(workers, max(MOST, 4 * usable_cores()))
 
 
 def process_context() -> BaseContext:
