@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -57,6 +59,7 @@ def parallel_map(
 
     Raises:
         InputError: fewer workers than none.
+        ChildProcessError: a process was ended from outside.
         Exception: whatever `function` raises for the first item that fails; items not yet begun are then dropped.
     """
     if workers is not None and workers < 0:
@@ -70,9 +73,15 @@ def parallel_map(
         task = bar.add_task(description, total=len(items))
         chunk = chunk or max(1, min(64, len(items) // (16 * max(1, workers))))
         results = map(function, items) if pool is None else pool.map(function if threads else _call, items, chunksize=chunk)
-        for result in results:
-            bar.advance(task)
-            yield result
+        try:
+            for result in results:
+                bar.advance(task)
+                yield result
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process that worked on a part was ended from outside, by the system perhaps because memory ran out; run it "
+                "again, with fewer workers (--workers 1 needs no other process)"
+            ) from None
 
 
 def map_ahead(
@@ -105,6 +114,11 @@ def map_ahead(
 def usable_cores() -> int:
     """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def can_fork() -> bool:
+    """Whether this process may have forks: on Linux, unless it is itself one of those that may have no children."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
 def bounded(workers: int) -> int:
@@ -175,9 +189,9 @@ def _pool(function: Callable[[Item], Result], workers: int, *, threads: bool, fo
         return
     pool: Executor
     if threads:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="scoring")
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
     else:
-        context = (loader_context() if forks else None) or process_context()
+        context = (reporting_forks() if forks else None) or process_context()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_with, initargs=(function,))
     try:
         yield pool
@@ -191,6 +205,10 @@ _function: Callable[[Any], Any] | None = None  # what this process of a pool cal
 def _start_with(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
+    sys.stdout, sys.stderr = (
+        sys.__stdout__,
+        sys.__stderr__,
+    )  # a progress bar's would wait for its lock, held by a thread left behind
     start_worker()
 
 
@@ -211,8 +229,8 @@ PATIENCE = 10.0  # seconds for a process to come up, which takes milliseconds; d
 ATTEMPTS = 5
 
 
-def loader_context() -> BaseContext | None:
-    """How a loader starts its processes: forks that report, on Linux; None for PyTorch's own way.
+def reporting_forks() -> BaseContext | None:
+    """How processes are started that begin at once with what this one holds: forks that report, on Linux; elsewhere None.
 
     A forked process can hang before its first line, where another thread of this one held a lock of the interpreter (CPython
     before 3.12). So every child reports, and one that does not is ended and forked again: a server would have to import
@@ -230,7 +248,9 @@ if sys.platform == "linux":
             for attempt in range(ATTEMPTS):
                 reports, process_obj.reports_to = os.pipe()
                 try:
-                    super()._launch(process_obj)  # type: ignore[misc]  # the child does not come back from here
+                    with warnings.catch_warnings():  # Python 3.12 warns of what is looked after here
+                        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+                        super()._launch(process_obj)  # type: ignore[misc]  # the child does not come back from here
                     os.close(process_obj.reports_to)
                     if wait([reports], PATIENCE * 2**attempt):
                         return
@@ -239,7 +259,9 @@ if sys.platform == "linux":
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 self.finalizer()  # type: ignore[misc]
-            raise OSError(f"{ATTEMPTS} loader processes in a row did not come up; data.workers 0 reads without them")
+            raise OSError(
+                f"{ATTEMPTS} processes in a row did not come up; workers (--workers, data.workers) of 0 or 1 need none"
+            )
 
     class _ReportingProcess(ForkProcess):
         reports_to: int

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from panoptic_detr.errors import SegmentMapError
-from panoptic_detr.id_runs import IdRuns, RunReader, are_runs_loaded, count_marks, join_maps, join_runs
+from panoptic_detr.id_runs import IdRuns, RunReader, are_kernels_loaded, count_marks, join_maps, join_runs
 from panoptic_detr.segment_maps import encode_ids, read_id_png
 
 pytest.importorskip("numba")
@@ -121,7 +121,7 @@ def test_joined_maps_are_joined_pixel_by_pixel(tmp_path):
         assert first.repeat(lengths).tolist() == [names.get(i, -1) for i in ids.ravel().tolist()]
         assert second.repeat(lengths).tolist() == [other_names.get(i, -1) for i in others.ravel().tolist()]
         assert len(lengths) == 0 or lengths.min() > 0
-    assert are_runs_loaded()
+    assert are_kernels_loaded()
 
 
 def test_marks_of_runs(tmp_path):

@@ -114,6 +114,22 @@ def test_forks_hold_what_the_process_holds():
         list(forked([1, 0, 1], workers=2))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no forks that are to be trusted")
+def test_a_fork_that_is_ended_from_outside_is_said():
+    with pytest.raises(ChildProcessError, match="ended from outside"):
+        list(parallel_map(end_this, [1, 2], forks=True, workers=2))
+
+
+def end_this(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_may_have_no_children_has_no_forks(monkeypatch):
+    assert parallel.can_fork() == (sys.platform == "linux")
+    monkeypatch.setitem(parallel.multiprocessing.current_process()._config, "daemon", True)
+    assert not parallel.can_fork()
+
+
 def test_nobody_gets_thousands_of_workers(monkeypatch):
     monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
     assert [bounded(workers) for workers in (0, 1, 64, 65, 9_999_999)] == [0, 1, 64, 64, 64]

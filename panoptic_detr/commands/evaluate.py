@@ -105,7 +105,7 @@ def score(options: argparse.Namespace, share: Share = ALONE) -> int:
     else:
         places = (getattr(options, name) for name in FILES)
         asked = {"per_image": options.intervals, "boundary": options.boundary}
-        result, things = evaluate_panoptic(*places, workers=options.workers, **asked), None
+        result, things = evaluate_panoptic(*places, workers=scorers(options), **asked), None
     if share.first:
         if result is None:
             print(
@@ -117,9 +117,14 @@ def score(options: argparse.Namespace, share: Share = ALONE) -> int:
     return 0
 
 
+def scorers(options: argparse.Namespace) -> int | None:
+    """Workers that score files; 0 does it alone, as 1."""
+    return None if options.workers is None else max(1, options.workers)
+
+
 def compare(options: argparse.Namespace) -> int:
     """Hold two sets of predictions against each other; with an output folder, write tables and draw what changed most."""
-    comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=options.workers)
+    comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=scorers(options))
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
     console.print(comparison.summary(), highlight=False)
@@ -136,7 +141,7 @@ def compare(options: argparse.Namespace) -> int:
 def score_films(options: argparse.Namespace) -> int:
     """Show VPQ and STQ; with an output folder, write them to `films.json`."""
     places, chosen = (getattr(options, name) for name in FILES), {"windows": options.windows or WINDOWS, "films": options.films}
-    result = evaluate_films(*places, workers=options.workers, **chosen)
+    result = evaluate_films(*places, workers=scorers(options), **chosen)
     console = Console(markup=False)
     console.print(film_table(result))
     for note in result.frames.notes:
@@ -155,7 +160,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help=MODELS)
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
-    parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
+    parser.add_argument(
+        "--workers",
+        type=at_least(0),
+        help="threads or processes that read and score files, one per core by default, or that read images, none by default",
+    )
     parser.add_argument("--intervals", action="store_true", help="95 %% intervals by drawing the images again (bootstrap)")
     parser.add_argument("--boundary", action="store_true", help="boundary PQ too (Cheng et al. 2021); slower")
     files = parser.add_argument_group("a folder of predictions")

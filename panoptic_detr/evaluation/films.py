@@ -9,7 +9,7 @@ from rich.table import Table
 
 from panoptic_detr.data.coco.defects import show
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, readers_for
+from panoptic_detr.evaluation.panoptic import check_scoring, forget_readers, match_images, note_oddities, read_pair, readers_for
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import check_same_films
 from panoptic_detr.files import by_numbers
@@ -69,6 +69,7 @@ def evaluate_films(
         for part in parallel_map(score, list(chosen.items()), workers=workers, threads=True):
             quality.merge(part)
             bar.advance(task)
+    forget_readers()
     return quality.compute()
 
 

@@ -1,6 +1,5 @@
 """Panoptic quality of folders of files."""
 
-import sys
 import threading
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, other_kinds
 from panoptic_detr.id_runs import RunReader, can_read_runs
-from panoptic_detr.parallel import bounded, parallel_map, progress_bar, usable_cores
+from panoptic_detr.parallel import bounded, can_fork, parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions, State
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
 
@@ -68,7 +67,7 @@ def score_annotations(
     check_scoring(truth, workers)
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
-    workers, forks = bounded(workers or usable_cores()), len(truth.entries) >= MANY and sys.platform == "linux"
+    workers, forks = bounded(workers or usable_cores()), len(truth.entries) >= MANY and can_fork()
     reads_runs(len(truth.entries))  # loads what is compiled before there are processes
     chunks = _chunks(list(truth.entries), workers)
     score = partial(_score_images, quality, prediction, truth)
@@ -78,6 +77,7 @@ def score_annotations(
         for chunk, part in zip(chunks, parts, strict=True):
             quality.add_state(part)
             bar.advance(task, len(chunk))
+    forget_readers()
     return quality.compute(), prediction
 
 
@@ -138,6 +138,11 @@ def readers_for(images: int) -> tuple[Reader, Reader]:
         make = RunReader if way == "runs" else lambda: partial(read_id_png, buffer=IdBuffer())
         vars(_kept)[way] = make(), make()
     return vars(_kept)[way]
+
+
+def forget_readers() -> None:
+    """Give the memory of this thread's readers back."""
+    vars(_kept).clear()
 
 
 def reads_runs(images: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from panoptic_detr.id_runs import are_runs_loaded, count_marks
+from panoptic_detr.id_runs import are_kernels_loaded, count_marks
 from panoptic_detr.quality.overlaps import JointRuns, Overlaps, sums
 
 
@@ -70,7 +70,7 @@ def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
 
 def _count_marks(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """As `count_marks`, which does it where it is loaded."""
-    if are_runs_loaded():
+    if are_kernels_loaded():
         return count_marks(first, second, lengths)
     parts, kinds, pixels = _split(lengths, (first.view(np.uint8) | (second.view(np.uint8) << 1)).ravel())
     chosen = (kinds % 2 == 1, kinds >= 2, kinds == 3)  # 1 the first, 2 the second, 3 both

@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.id_runs import IdRuns, are_runs_loaded, join_maps, join_runs
+from panoptic_detr.id_runs import IdRuns, are_kernels_loaded, join_maps, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
 LARGEST_TABLE, TABLE_PER_RUN = 2**16, 4  # pairs; runs of images with more, and more per run, are sorted to be counted
 Names = tuple[np.ndarray, np.ndarray]  # (S,) int64 ascending ids, (S,) int64 the place of each among the segments
+_LARGEST_ID = 2**31  # below which what is negative in a map is taken for none of the ids
 _SMALL_IDS = 2**12  # up to which places are looked up in a table instead of searched for
 
 
@@ -244,7 +245,8 @@ def sums(places: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
 
 def _join_maps(truth: np.ndarray, names: Names, prediction: np.ndarray, other_names: Names) -> tuple[np.ndarray, ...]:
     """As `join_maps`, which does it where it is loaded."""
-    if are_runs_loaded() and truth.dtype == prediction.dtype == np.int32:
+    known = all(0 <= ids[0] and ids[-1] < _LARGEST_ID for ids in (names[0], other_names[0]))
+    if known and are_kernels_loaded() and truth.dtype == prediction.dtype == np.int32:
         return join_maps(truth, names, prediction, other_names)
     true_ids, predicted_ids, lengths = _joint_ids(truth.ravel(), prediction.ravel())
     return _places(true_ids, *names), _places(predicted_ids, *other_names), lengths

@@ -10,4 +10,4 @@ from panoptic_detr.quality import boundaries, overlaps
 def _counted(request, monkeypatch):
     """In both ways."""
     for module in (boundaries, overlaps):
-        monkeypatch.setattr(module, "are_runs_loaded", lambda: request.param == "compiled")
+        monkeypatch.setattr(module, "are_kernels_loaded", lambda: request.param == "compiled")
