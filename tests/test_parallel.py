@@ -160,5 +160,7 @@ def eventually(condition):
 
 
 def test_fewer_workers_than_none_are_refused():
+    with pytest.raises(InputError, match="workers must be at most 1024, but got 9999999; each takes memory"):
+        list(parallel_map(len, ["a"], workers=9_999_999))
     with pytest.raises(InputError, match="workers must be 0 or more, but got -1"):
         list(parallel_map(str, [1], workers=-1))
