@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FEW = 16  # items that are done before processes have started
-MOST_WORKERS = 1024
+MOST = 64  # workers of one job on a machine of few cores, whatever somebody asks for
 
 
 def parallel_map(
@@ -56,15 +56,16 @@ def parallel_map(
         chunk: items sent to a process at once; by default about 1/16 of its share, at most 64.
 
     Raises:
-        InputError: fewer workers than none, or more than a machine can hold.
+        InputError: fewer workers than none.
         Exception: whatever `function` raises for the first item that fails; items not yet begun are then dropped.
     """
+    if workers is not None and workers < 0:
+        raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
     if workers is None:
         workers = usable_cores() if threads or len(items) > FEW else 1
-    check_workers(workers)
     with (
         progress_bar(shown=bool(description)) as bar,
-        _pool(function, min(workers, len(items)), threads=threads, forks=forks) as pool,
+        _pool(function, bounded(min(workers, len(items))), threads=threads, forks=forks) as pool,
     ):
         task = bar.add_task(description, total=len(items))
         chunk = chunk or max(1, min(64, len(items) // (16 * max(1, workers))))
@@ -72,18 +73,6 @@ def parallel_map(
         for result in results:
             bar.advance(task)
             yield result
-
-
-def check_workers(workers: int) -> int:
-    """The number of workers; `InputError` below none, or for so many that they would take the memory of the machine."""
-    if workers < 0:
-        raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
-    if workers > MOST_WORKERS:
-        raise InputError(
-            f"workers must be at most {MOST_WORKERS}, but got {workers}; each takes memory, and more than one or two per core "
-            f"({usable_cores()} here) gain nothing"
-        )
-    return workers
 
 
 def map_ahead(
@@ -116,6 +105,11 @@ def map_ahead(
 def usable_cores() -> int:
     """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bounded(workers: int) -> int:
+    """So many workers, or the most that make sense: thousands would only take the memory of all others."""
+    return min(workers, max(MOST, 4 * usable_cores()))
 
 
 def process_context() -> BaseContext:

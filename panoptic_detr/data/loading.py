@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.errors import DataError, InputError, SegmentMapError
-from panoptic_detr.parallel import check_workers, loader_context, start_worker
+from panoptic_detr.parallel import bounded, loader_context, start_worker
 from panoptic_detr.structures import Batch, Sample, pad_images
 
 
@@ -171,14 +171,11 @@ def make_loader(
         dataset: its samples end normalised (see transforms).
         batch_size: samples per batch.
         sampler: their order; by default the data set's own. `loader.set_position` tells it the epoch.
-        workers: processes that read ahead, at most one per sample; 0 reads in this process.
+        workers: processes that read ahead, no more than samples and than make sense; 0 reads in this process.
         pin_memory: for faster copies to a GPU.
         drop_last: leave out a last batch that is not full.
-
-    Raises:
-        InputError: fewer workers than none, or more than a machine can hold.
     """
-    workers = min(check_workers(workers), len(dataset))  # type: ignore[arg-type]
+    workers = bounded(min(workers, len(dataset)))  # type: ignore[arg-type]
     return PanopticLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_size=batch_size,

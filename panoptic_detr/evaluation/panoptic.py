@@ -12,7 +12,7 @@ from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, other_kinds
 from panoptic_detr.id_runs import RunReader, can_read_runs
-from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
+from panoptic_detr.parallel import bounded, parallel_map, progress_bar, usable_cores
 from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions, State
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
 
@@ -68,7 +68,7 @@ def score_annotations(
     check_scoring(truth, workers)
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
-    workers, forks = workers or usable_cores(), len(truth.entries) >= MANY and sys.platform == "linux"
+    workers, forks = bounded(workers or usable_cores()), len(truth.entries) >= MANY and sys.platform == "linux"
     reads_runs(len(truth.entries))  # loads what is compiled before there are processes
     chunks = _chunks(list(truth.entries), workers)
     score = partial(_score_images, quality, prediction, truth)

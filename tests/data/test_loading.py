@@ -8,7 +8,7 @@ from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.loading import EpochSampler, collate, make_loader
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import scenes_transform
-from panoptic_detr.errors import DataError, InputError, SegmentMapError
+from panoptic_detr.errors import DataError, SegmentMapError
 from panoptic_detr.structures import Sample, Target
 
 
@@ -109,10 +109,6 @@ def test_loader_batches_everything(scenes):
     assert [len(batch) for batch in loader] == [3, 3, 1]
     assert len(loader) == 3
     assert [len(batch) for batch in make_loader(open_scenes(scenes), batch_size=3, drop_last=True)] == [3, 3]
-    one = open_scenes(scenes).subset([0])
-    assert make_loader(one, batch_size=1, workers=1000).num_workers == 1  # more would have nothing to read
-    with pytest.raises(InputError, match="workers must be at most 1024, but got 9999999; each takes memory"):
-        make_loader(open_scenes(scenes), batch_size=1, workers=9_999_999)
 
 
 def test_batches_do_not_depend_on_workers_and_epochs_reach_living_workers(scenes):
@@ -159,6 +155,11 @@ def error_of(loader, kind) -> str:
     except kind as error:
         return str(error)
     pytest.fail(f"no {kind.__name__}")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch's, on a machine of fewer cores
+def test_no_more_workers_than_samples(scenes):
+    assert make_loader(open_scenes(scenes), batch_size=3, workers=9_999_999).num_workers == 7
 
 
 @pytest.mark.parametrize("workers", [0, 1])
