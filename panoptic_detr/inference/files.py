@@ -161,7 +161,9 @@ def _in_folder(folder: Path, recursive: bool, left_out: Sequence[Path]) -> list[
     found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
     kept, but = _kept(found, folder, left_out)
     if not kept:
-        hint = "" if recursive else "; --recursive searches the folders in it too, and --track takes each of them for a film"
+        inner = [] if recursive else sorted(path.name for path in folder.iterdir() if path.is_dir() and holds_pictures(path))
+        ways = "name such a folder; predict takes all with --recursive, and each for a film with --track"
+        hint = f"; there are some in its {' and '.join(inner[:3])}: {ways}" if inner else ""
         raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){but}{hint}")
     return [_Found(path, _without_ending(path.relative_to(folder))) for path in kept]
 

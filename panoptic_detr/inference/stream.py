@@ -24,7 +24,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import locked_folder, make_folder, remove_stale_temporaries, write_json, write_whole
 from panoptic_detr.images import save_picture
-from panoptic_detr.inference.files import WRITTEN, PictureFile
+from panoptic_detr.inference.files import WRITTEN, PictureFile, is_picture_name
 from panoptic_detr.inference.rasters import Raster, reduced, write_id_tiff
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
@@ -363,8 +363,12 @@ def prepare_folder(folder: str | Path, *, overlays: bool = True) -> Path:
     """Make the folders that predictions are written to, so that a mistake shows before any work is done.
 
     Raises:
-        DataError: one cannot be made or written to.
+        DataError: one cannot be made or written to, or would have the name of a picture.
     """
+    if is_picture_name(Path(folder).name) and not Path(folder).is_dir():
+        raise DataError(
+            f"{folder}: maps, overlays and a JSON are written to a folder, and this is the name of a picture; name one"
+        )
     for part in ("", "panoptic", *(["overlays"] if overlays else [])):
         make_folder(Path(folder) / part)
     return Path(folder)

@@ -540,6 +540,10 @@ def test_an_output_may_lie_in_the_folder_that_is_searched(checkpoint, photos, tm
             ["pack.tar.gz", "--output", "out"],
             "pack.tar.gz: not a readable tar file .*; shards must be whole and not compressed",
         ),
+        (
+            ["a.png", "--output", "out.PNG"],
+            "out.PNG: maps, overlays and a JSON are written to a folder, and this is the name of a",
+        ),
         (["a.png", "--track", "--output", "out"], "a.png: a picture among films; predict pictures by themselves"),
         (["frames", "--track", "--output", "used.mp4"], "used.mp4 is a folder, and would be an overlay film"),
         (["a.png", "--output", "damaged"], "damaged/predictions.jsonl: line 1 is damaged; remove the file to start anew"),

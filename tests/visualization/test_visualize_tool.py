@@ -428,6 +428,7 @@ def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
     broken = results.with_name("broken.json")
     broken.write_text(json.dumps(content))
     assert "category 999, unknown to the data set" in told(capsys, "coco", *place, "--pred-json", broken)
+    assert "--image-ids names no image" in told(capsys, "coco", *place, "--image-ids", ",")
     missing = told(capsys, "coco", *place, "--pred-json", broken, "--image-ids", data.image_ids[1])
     assert "there is no result for it" in missing
 

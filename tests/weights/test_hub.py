@@ -20,6 +20,7 @@ from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import hub as command
 from panoptic_detr.errors import CheckpointError, InputError, WeightsUnavailableError
 from panoptic_detr.models.backbones import hub_id
+from panoptic_detr.weights import read_scores
 from panoptic_detr.weights.hub.config import spec_of_config
 from panoptic_detr.weights.hub.settings import categories_of_labels, settings_of_processor
 from panoptic_detr.weights.names import hub_weights, to_hub
@@ -392,3 +393,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(InputError, match=r"pip install 'panoptic-detr\[hub\]'"):
         pd.load_pretrained("lab/cells")
+
+
+def test_a_table_without_scores_is_refused(tmp_path):
+    (tmp_path / "scores.json").write_text('{"VPQ": 0.5}')
+    with pytest.raises(InputError, match=r"is no scores\.json of .*: neither PQ nor box AP in it"):
+        read_scores(tmp_path / "scores.json")

@@ -120,6 +120,8 @@ def read_scores(path: str | Path) -> Known:
             name: {key: 100 * float(scores[name][key]) for key in ("pq", "sq", "rq")} for name in GROUPS if name in scores
         }
         box_ap = scores.get("box_ap", {}).get("ap")
+        if not groups and box_ap is None:
+            raise ValueError("neither PQ nor box AP in it")
         return {"quality": groups, "box_ap": None if box_ap is None else 100 * float(box_ap)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no scores.json of `panoptic-detr evaluate --output`: {error}") from None
