@@ -59,6 +59,7 @@ from panoptic_detr.evaluation import (
     evaluate_predictor,
     film_scores,
     film_table,
+    folder_of,
     show_scores,
     write_comparison,
     write_scores,
@@ -74,7 +75,7 @@ FILES = {
     "gt_json": "COCO-panoptic ground truth",
     "gt_folder": "its PNGs",
     "pred_json": "predictions; segments need only id and category_id",
-    "pred_folder": "their PNGs",
+    "pred_folder": "their PNGs (default: the folder panoptic beside the JSON, or the one of its name)",
 }
 
 
@@ -216,7 +217,9 @@ def _check_settings(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 
 def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """A checkpoint, or all four places of prediction files."""
+    """A checkpoint, or the places of prediction files, whose PNGs lie where `predict` writes them if none is said."""
+    if options.pred_json is not None and options.pred_folder is None:
+        options.pred_folder = folder_of(options.pred_json)
     missing = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is None]
     if options.checkpoint is None and missing:
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
@@ -225,8 +228,8 @@ def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     predictions = Path(options.checkpoint or "") / "predictions.json"
     if options.checkpoint is not None and predictions.is_file():
         parser.error(
-            f"{options.checkpoint} holds predictions; score them with --pred-json {predictions} --pred-folder "
-            f"{predictions.parent / 'panoptic'} --gt-json FILE --gt-folder DIR"
+            f"{options.checkpoint} holds predictions; score them with --pred-json {options.checkpoint} "
+            "--gt-json FILE --gt-folder DIR"
         )
 
 

@@ -110,12 +110,17 @@ class Film:
 
     def has_changed(self, folder: PredictionFolder) -> bool:
         """Whether frames of one of several films are in the folder that were predicted before it changed."""
-        first = self.first() if self.number else None
-        return first is not None and first in folder and folder.film_of(first) not in ((), self.state())
+        there = self.first_in(folder) if self.number else None
+        return there is not None and folder.film_of(there) not in ((), self.state())
 
     def first(self) -> PictureFile:
         """The first frame."""
         return next(self._listed()) if self.path.is_dir() else self._decoded(1)
+
+    def first_in(self, folder: PredictionFolder) -> PictureFile | None:
+        """The first frame that is in a folder: not always the first of all, which may be broken."""
+        frames = self._listed() if self.path.is_dir() else map(self._decoded, range(1, max(self.count, 1) + 1))
+        return next((file for file in frames if file in folder), None)
 
     def is_whole(self, folder: PredictionFolder) -> bool:
         """Whether all frames are in a folder, as far as the film tells how many it has."""
@@ -254,7 +259,7 @@ def _is_drawn(film: Film, target: Path | None, folder: PredictionFolder) -> bool
     """Whether a film has all frames and its overlays: these appear when they are whole, and those of other runs are removed."""
     if target is None:
         return False
-    if film.first() not in folder:
+    if film.first_in(folder) is None:
         target.unlink(missing_ok=True)
     return target.is_file() and film.is_whole(folder)
 

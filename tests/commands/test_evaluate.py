@@ -152,7 +152,7 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
             [],
             "a folder of predictions and its truth (--gt-json, --gt-folder, --pred-json, --pred-folder missing)",
         ),
-        (file_options()[:-2], "(--pred-folder missing)"),
+        (file_options()[:-4], "(--pred-json, --pred-folder missing)"),
         (["model.pt", *file_options()[:2]], "give a checkpoint or prediction files, not both"),
         (["model.pt", "--ap", "boxen"], "invalid choice: 'boxen'"),
         ([*file_options(), "--inference.min_area", "9"], "--inference.*: such are settings of a checkpoint"),
@@ -191,7 +191,7 @@ def test_a_folder_of_predictions_in_place_of_a_checkpoint(tmp_path, capsys):
     (tmp_path / "predictions.json").touch()
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--data.root", "scenes"])
-    asked = f"--pred-json {tmp_path / 'predictions.json'} --pred-folder {tmp_path / 'panoptic'} --gt-json FILE --gt-folder DIR"
+    asked = f"--pred-json {tmp_path} --gt-json FILE --gt-folder DIR"
     assert f"holds predictions; score them with {asked}" in " ".join(capsys.readouterr().err.split())
 
 

@@ -225,6 +225,19 @@ def test_broken_frames_are_named_and_the_others_are_predicted(tmp_path):
     assert (out / "panoptic" / "frames" / "2.png").exists()
 
 
+def test_a_film_is_known_by_other_frames_where_the_first_is_broken(tmp_path):
+    film, target = replace(write_frames(tmp_path / "frames", 3), number=1), tmp_path / "film.avi"
+    film.first().path.write_bytes(b"no frame")
+    with PredictionFolder(tmp_path / "out", TABLE, overlays=False) as results:
+        assert film.first_in(results) is None
+        assert len(predict_films(Bright(), [film], results, lambda _: target).failed) == 1
+        assert film.first() not in results
+        assert not film.has_changed(results)
+        assert not films_module._is_drawn(film, target, results)
+        assert target.exists()  # of this film, whose missing frame is tried again
+        assert replace(film, count=4).has_changed(results)
+
+
 def test_a_film_that_ends_early_is_named_with_the_frame(tmp_path):
     frames, avi, mkv = write_frames(tmp_path / "frames", 7), tmp_path / "whole.avi", tmp_path / "whole.mkv"
     run(frames, tmp_path / "one", avi)

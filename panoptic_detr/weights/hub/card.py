@@ -44,11 +44,11 @@ class ModelNotes:
         quality: percent by group ("All", "Things", "Stuff") and score ("pq", "sq", "rq").
         box_ap: percent; None if it was not measured.
         picture: a JPEG of a prediction; None for none.
-        license_name: of a licence that the hub does not know, for which `license` is "other": an id such as "my-license-1.0".
+        license_name: of a licence that is not among `LICENSES`, for which `license` is "other": an id such as "my-license-1.0".
         license_link: to its text: the address, or "LICENSE" or "LICENSE.md" for a file of the repository.
 
     Raises:
-        InputError: a licence that the hub does not know, or only a part of one.
+        InputError: a licence that is not among `LICENSES`, or only a part of one.
     """
 
     name: str = ""
