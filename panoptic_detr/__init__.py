@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from panoptic_detr.categories import Category, CategoryTable
     from panoptic_detr.config.inference import InferenceSettings
+    from panoptic_detr.config.losses import LossConfig
     from panoptic_detr.config.stages import (
         AugmentationConfig,
         DataConfig,
         DetectorStage,
-        LossConfig,
         MaskStage,
         ModelConfig,
         OptimizerConfig,
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "categories": ("Category", "CategoryTable"),
     "config.inference": ("InferenceSettings",),
+    "config.losses": ("LossConfig",),
     "config.stages": (
         "AugmentationConfig",
         "DataConfig",
         "DetectorStage",
-        "LossConfig",
         "MaskStage",
         "ModelConfig",
         "OptimizerConfig",

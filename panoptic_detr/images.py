@@ -1,9 +1,11 @@
-"""Reading, checking and writing pictures: anything an image may be becomes (H, W, 3) uint8 RGB."""
+"""Reading, checking and writing pictures: anything an image may be becomes (H, W, 3) uint8 RGB. Films too."""
 
+import hashlib
 import io
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,11 +13,14 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from panoptic_detr.errors import PictureError
-from panoptic_detr.files import read_file, write_whole
+from panoptic_detr.errors import DataError, PictureError
+from panoptic_detr.files import make_folder, read_file, write_whole
 from panoptic_detr.segment_maps import decode_picture
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+
+# By the ending of a film that is written: what its pictures are coded with.
+CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 
 # What Pillow raises for damaged files.
 PILLOW_ERRORS = (
@@ -209,3 +214,61 @@ def _upright(picture: Image.Image) -> np.ndarray:
         return values.astype(np.uint16 if values.max() > 255 else np.uint8)
     plain = turned.mode.startswith("I;16") or turned.mode in ("L", "RGB", "F")
     return np.asarray(turned if plain else turned.convert("RGB"))
+
+
+@contextmanager
+def open_film(path: Path) -> Iterator[cv2.VideoCapture]:
+    """A film to read frames from; `DataError` for none."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such film; check the folder and the file's ending")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise DataError(f"{path}: not a film that OpenCV can read; convert it to .mp4 first")
+        yield capture
+    finally:
+        capture.release()
+
+
+@contextmanager
+def film_writer(
+    output: Path | None, frames_per_second: float, requests: Sequence[int]
+) -> Iterator[Callable[[np.ndarray], None] | None]:
+    """What takes the pictures of a film; the film gets its name when the block ends well and no end was asked for.
+
+    Raises:
+        DataError: OpenCV cannot write such a film, or a picture has another size than the first.
+    """
+    if output is None:
+        yield None
+        return
+    make_folder(output.parent)
+    codec = CODECS.get(output.suffix.lower())
+    if codec is None:
+        raise DataError(f"{output}: films are written as {', '.join(CODECS)}; give one of these endings")
+    mark = hashlib.sha256(output.name.encode(errors="surrogateescape")).hexdigest()[:12]  # what a kill leaves is written over
+    temporary = output.with_name(f".{output.stem[:40]}.{mark}{output.suffix}")
+    writer = cv2.VideoWriter()
+    first: list[tuple[int, ...]] = []
+
+    def show(picture: np.ndarray) -> None:
+        height, width = (side // 2 * 2 for side in picture.shape[:2])  # codecs want even sides
+        if not first:
+            first.append(picture.shape)
+            if not writer.open(str(temporary), cv2.VideoWriter.fourcc(*codec), frames_per_second, (width, height)):
+                raise DataError(f"{output}: this OpenCV cannot write such a film; give another ending, .avi say")
+        if picture.shape != first[0]:
+            raise DataError(
+                f"{output}: the frames of a film have one size, but got {picture.shape[:2]} after {first[0][:2]}; give frames "
+                "of one size, or predict them without overlays (--no-overlays)"
+            )
+        writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+
+    try:
+        yield show
+        writer.release()
+        if first and not requests:
+            temporary.replace(output)
+    finally:
+        writer.release()
+        temporary.unlink(missing_ok=True)

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -29,6 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FEW = 16  # items that are done before processes have started
+MOST = 64  # workers of one job on a machine of few cores, whatever somebody asks for
 
 
 def parallel_map(
@@ -37,34 +40,48 @@ def parallel_map(
     *,
     workers: int | None = None,
     threads: bool = False,
+    forks: bool = False,
     description: str = "",
     chunk: int | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in the order of the items.
 
     Args:
-        function: for processes, picklable (a function of a module, or a `partial` of one).
+        function: for processes other than forks, picklable (a function of a module, or a `partial` of one); sent once.
         items: as many as wanted.
         workers: processes or threads; by default one per usable core, but no process for few items; 0 or 1 stays in the calling
             thread.
         threads: in threads instead of processes.
+        forks: in forks of this process, which begin at once with all that it holds, where the system has them (Linux); for a
+            function that calls nothing of what has threads of its own, such as PyTorch.
         description: text of the progress bar; no bar if empty.
         chunk: items sent to a process at once; by default about 1/16 of its share, at most 64.
 
     Raises:
         InputError: fewer workers than none.
+        ChildProcessError: a process was ended from outside.
         Exception: whatever `function` raises for the first item that fails; items not yet begun are then dropped.
     """
     if workers is not None and workers < 0:
         raise InputError(f"workers must be 0 or more, but got {workers}; 0 works in the calling process")
     if workers is None:
         workers = usable_cores() if threads or len(items) > FEW else 1
-    with progress_bar(shown=bool(description)) as bar, _pool(min(workers, len(items)), threads) as pool:
+    with (
+        progress_bar(shown=bool(description)) as bar,
+        _pool(function, bounded(min(workers, len(items))), threads=threads, forks=forks) as pool,
+    ):
         task = bar.add_task(description, total=len(items))
         chunk = chunk or max(1, min(64, len(items) // (16 * max(1, workers))))
-        for result in map(function, items) if pool is None else pool.map(function, items, chunksize=chunk):
-            bar.advance(task)
-            yield result
+        results = map(function, items) if pool is None else pool.map(function if threads else _call, items, chunksize=chunk)
+        try:
+            for result in results:
+                bar.advance(task)
+                yield result
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process that worked on a part was ended from outside, by the system perhaps because memory ran out; run it "
+                "again, with fewer workers (--workers 1 needs no other process)"
+            ) from None
 
 
 def map_ahead(
@@ -97,6 +114,16 @@ def map_ahead(
 def usable_cores() -> int:
     """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def can_fork() -> bool:
+    """Whether this process may have forks: on Linux, unless it is itself one of those that may have no children."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+def bounded(workers: int) -> int:
+    """So many workers, or the most that make sense: thousands would only take the memory of all others."""
+    return min(workers, max(MOST, 4 * usable_cores()))
 
 
 def process_context() -> BaseContext:
@@ -135,6 +162,19 @@ def progress_bar(*, shown: bool = True) -> Progress:
     return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not (shown and console.is_terminal))
 
 
+@contextmanager
+def speed_bar(description: str, total: int | None, *, done: int = 0, unit: str = "/s") -> Iterator[Callable[[], None]]:
+    """A progress bar that says how fast it moves; what is given advances it by one."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=total, completed=done)
+
+        def advance() -> None:
+            bar.advance(task)
+            bar.update(task, description=f"{description}, {bar.tasks[0].speed or 0:.1f}{unit}")
+
+        yield advance
+
+
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
     """The items, of which there are `total`, under a progress bar."""
     with progress_bar() as bar:
@@ -142,20 +182,39 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
 
 
 @contextmanager
-def _pool(workers: int, threads: bool) -> Iterator[Executor | None]:
-    """Threads or processes; None for the calling thread."""
+def _pool(function: Callable[[Item], Result], workers: int, *, threads: bool, forks: bool) -> Iterator[Executor | None]:
+    """Threads, or processes that hold the function; None for the calling thread."""
     if workers <= 1:
         yield None
         return
-    pool: Executor = (
-        ThreadPoolExecutor(workers, thread_name_prefix="scoring")
-        if threads
-        else ProcessPoolExecutor(workers, mp_context=process_context(), initializer=start_worker)
-    )
+    pool: Executor
+    if threads:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
+    else:
+        context = (reporting_forks() if forks else None) or process_context()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_with, initargs=(function,))
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[[Any], Any] | None = None  # what this process of a pool calls, each its own
+
+
+def _start_with(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    sys.stdout, sys.stderr = (
+        sys.__stdout__,
+        sys.__stderr__,
+    )  # a progress bar's would wait for its lock, held by a thread left behind
+    start_worker()
+
+
+def _call(item: Any) -> Any:
+    assert _function is not None
+    return _function(item)
 
 
 def _end_with_the_parent() -> None:
@@ -170,8 +229,8 @@ PATIENCE = 10.0  # seconds for a process to come up, which takes milliseconds; d
 ATTEMPTS = 5
 
 
-def loader_context() -> BaseContext | None:
-    """How a loader starts its processes: forks that report, on Linux; None for PyTorch's own way.
+def reporting_forks() -> BaseContext | None:
+    """How processes are started that begin at once with what this one holds: forks that report, on Linux; elsewhere None.
 
     A forked process can hang before its first line, where another thread of this one held a lock of the interpreter (CPython
     before 3.12). So every child reports, and one that does not is ended and forked again: a server would have to import
@@ -189,7 +248,9 @@ if sys.platform == "linux":
             for attempt in range(ATTEMPTS):
                 reports, process_obj.reports_to = os.pipe()
                 try:
-                    super()._launch(process_obj)  # type: ignore[misc]  # the child does not come back from here
+                    with warnings.catch_warnings():  # Python 3.12 warns of what is looked after here
+                        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+                        super()._launch(process_obj)  # type: ignore[misc]  # the child does not come back from here
                     os.close(process_obj.reports_to)
                     if wait([reports], PATIENCE * 2**attempt):
                         return
@@ -198,7 +259,9 @@ if sys.platform == "linux":
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 self.finalizer()  # type: ignore[misc]
-            raise OSError(f"{ATTEMPTS} loader processes in a row did not come up; data.workers 0 reads without them")
+            raise OSError(
+                f"{ATTEMPTS} processes in a row did not come up; workers (--workers, data.workers) of 0 or 1 need none"
+            )
 
     class _ReportingProcess(ForkProcess):
         reports_to: int

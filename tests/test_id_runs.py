@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from panoptic_detr.errors import SegmentMapError
-from panoptic_detr.id_runs import IdRuns, RunReader, join_runs
+from panoptic_detr.id_runs import IdRuns, RunReader, are_kernels_loaded, count_marks, join_maps, join_runs
 from panoptic_detr.segment_maps import encode_ids, read_id_png
 
 pytest.importorskip("numba")
@@ -81,6 +81,8 @@ def test_nothing_is_written_out_of_bounds(tmp_path):
         test_every_filter_on_random_maps,
         test_a_tall_map_after_a_wide_one_gets_the_memory_that_it_needs,
         test_files_of_others_and_joined_runs,
+        test_joined_maps_are_joined_pixel_by_pixel,
+        test_marks_of_runs,
     )
     calls = "; ".join(f"tests.{function.__name__}(Path({str(tmp_path)!r}))" for function in functions)
     script = f"from pathlib import Path; import test_id_runs as tests; {calls}"
@@ -105,6 +107,30 @@ def test_files_of_others_and_joined_runs(tmp_path):
         assert (first.repeat(lengths) == ids.ravel() + 5).all()
         assert (second.repeat(lengths) == np.array([7, -1, 9])[others.ravel()]).all()
         assert ((first[1:] != first[:-1]) | (second[1:] != second[:-1])).all()
+
+
+def test_joined_maps_are_joined_pixel_by_pixel(tmp_path):
+    sizes = [(0, 7), (1, 1), (3, 7), (64, 64), (1, 4097), (70, 131), (1, 8200)]
+    for index, size in enumerate([*sizes, *(RANDOM.integers(1, 200, 2) for _ in range(20))]):
+        coarse = RANDOM.integers(-1, 4, (size[0] // 5 + 1, size[1] // 5 + 1), dtype=np.int32)
+        ids = coarse.repeat(5, 0).repeat(5, 1)[: size[0], : size[1]]
+        others = RANDOM.choice(np.array([0, 7, 2**24 - 1], np.int32), size) if index % 2 else np.roll(ids, 1, 1) * 7
+        known = np.array([0, 1, 3], np.int64), np.array([2, 5, 4], np.int64)
+        first, second, lengths = join_maps(ids, known, others, (np.array([7, 2**24 - 1]), np.array([1, 0])))
+        names, other_names = {0: 2, 1: 5, 3: 4}, {7: 1, 2**24 - 1: 0}
+        assert first.repeat(lengths).tolist() == [names.get(i, -1) for i in ids.ravel().tolist()]
+        assert second.repeat(lengths).tolist() == [other_names.get(i, -1) for i in others.ravel().tolist()]
+        assert len(lengths) == 0 or lengths.min() > 0
+    assert are_kernels_loaded()
+
+
+def test_marks_of_runs(tmp_path):
+    lengths = np.append(RANDOM.integers(1, 60, 30), 1)
+    marks = RANDOM.random((2, 1, lengths.sum())) < 0.4
+    ends = np.cumsum(lengths)
+    rows = [row[0] for row in (*marks, marks[0] & marks[1])]
+    wanted = [[row[end - length : end].sum() for end, length in zip(ends, lengths, strict=True)] for row in rows]
+    assert count_marks(*marks, lengths).tolist() == wanted
 
 
 def test_what_is_not_read_as_runs_is_read_or_refused_as_a_map(tmp_path):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from panoptic_detr import parallel
 from panoptic_detr.errors import InputError
-from panoptic_detr.parallel import FEW, parallel_map, progress_bar
+from panoptic_detr.parallel import FEW, bounded, parallel_map, progress_bar
 
 map_in_threads = partial(parallel_map, threads=True)
 
@@ -41,6 +42,7 @@ def test_the_first_failure_is_raised_and_the_rest_is_dropped():
         started.append(value)
         if value in (1, 4):
             raise ValueError(f"item {value}")
+        time.sleep(0.01 * (value > 4))
         return value
 
     results = map_in_threads(work, range(10_000), workers=2)
@@ -99,6 +101,41 @@ def test_processes_keep_order_and_errors():
     assert list(parallel_map(math.sqrt, range(20), workers=2, chunk=3)) == [math.sqrt(value) for value in range(20)]
     with pytest.raises(ValueError, match=r"math domain error|expected a nonnegative input"):
         list(parallel_map(math.sqrt, [1, -1, 1], workers=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no forks that are to be trusted")
+def test_forks_hold_what_the_process_holds():
+    there = {"lock": threading.Lock(), "number": 5}  # cannot be sent
+    forked = partial(parallel_map, lambda value: (there["number"] // value, os.getpid()), forks=True, chunk=1)
+    results = list(forked([1, 2, 5] * 9, workers=2))
+    assert [value for value, _ in results] == [5, 2, 1] * 9
+    assert os.getpid() not in {process for _, process in results}
+    with pytest.raises(ZeroDivisionError):
+        list(forked([1, 0, 1], workers=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no forks that are to be trusted")
+def test_a_fork_that_is_ended_from_outside_is_said():
+    with pytest.raises(ChildProcessError, match="ended from outside"):
+        list(parallel_map(end_this, [1, 2], forks=True, workers=2))
+
+
+def end_this(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_may_have_no_children_has_no_forks(monkeypatch):
+    assert parallel.can_fork() == (sys.platform == "linux")
+    monkeypatch.setitem(parallel.multiprocessing.current_process()._config, "daemon", True)
+    assert not parallel.can_fork()
+
+
+def test_nobody_gets_thousands_of_workers(monkeypatch):
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    assert [bounded(workers) for workers in (0, 1, 64, 65, 9_999_999)] == [0, 1, 64, 64, 64]
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 128)
+    assert bounded(9_999_999) == 512
+    assert len(set(map_in_threads(lambda _: threading.get_ident(), range(2000), workers=9_999_999))) <= 512
 
 
 def test_few_items_are_done_here_unless_processes_are_asked_for():

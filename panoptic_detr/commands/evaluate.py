@@ -41,7 +41,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from panoptic_detr.commands.arguments import MODELS
+from panoptic_detr.commands.arguments import MODELS, results
 from panoptic_detr.commands.cli import run
 from panoptic_detr.config.inference import PREFIX, InferenceSettings, add_inference_options, changed_settings
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
@@ -105,7 +105,7 @@ def score(options: argparse.Namespace, share: Share = ALONE) -> int:
     else:
         places = (getattr(options, name) for name in FILES)
         asked = {"per_image": options.intervals, "boundary": options.boundary}
-        result, things = evaluate_panoptic(*places, workers=options.workers, **asked), None
+        result, things = evaluate_panoptic(*places, workers=scorers(options), **asked), None
     if share.first:
         if result is None:
             print(
@@ -117,9 +117,14 @@ def score(options: argparse.Namespace, share: Share = ALONE) -> int:
     return 0
 
 
+def scorers(options: argparse.Namespace) -> int | None:
+    """Workers that score files; 0 does it alone, as 1."""
+    return None if options.workers is None else max(1, options.workers)
+
+
 def compare(options: argparse.Namespace) -> int:
     """Hold two sets of predictions against each other; with an output folder, write tables and draw what changed most."""
-    comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=options.workers)
+    comparison = compare_predictions(options.gt_json, options.gt_folder, *options.compare, workers=scorers(options))
     console = Console(markup=False)
     console.print(comparison_table(comparison, per_class=options.per_class))
     console.print(comparison.summary(), highlight=False)
@@ -136,7 +141,7 @@ def compare(options: argparse.Namespace) -> int:
 def score_films(options: argparse.Namespace) -> int:
     """Show VPQ and STQ; with an output folder, write them to `films.json`."""
     places, chosen = (getattr(options, name) for name in FILES), {"windows": options.windows or WINDOWS, "films": options.films}
-    result = evaluate_films(*places, workers=options.workers, **chosen)
+    result = evaluate_films(*places, workers=scorers(options), **chosen)
     console = Console(markup=False)
     console.print(film_table(result))
     for note in result.frames.notes:
@@ -155,12 +160,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help=MODELS)
     parser.add_argument("--per-class", action="store_true", help="show every category, with TP, FP, FN and causes of errors")
     parser.add_argument("--output", type=Path, help="folder for JSON and CSV; made if it is missing")
-    parser.add_argument("--workers", type=at_least(0), help="threads that read prediction files, or processes that read images")
+    parser.add_argument(
+        "--workers",
+        type=at_least(0),
+        help="threads or processes that read and score files, one per core by default, or that read images, none by default",
+    )
     parser.add_argument("--intervals", action="store_true", help="95 %% intervals by drawing the images again (bootstrap)")
     parser.add_argument("--boundary", action="store_true", help="boundary PQ too (Cheng et al. 2021); slower")
     files = parser.add_argument_group("a folder of predictions")
     add_file_options(files)
-    add_model_options(parser.add_argument_group("a checkpoint"))
+    of_models = add_model_options(parser.add_argument_group("a checkpoint"))
     add_inference_options(parser)
     options = parser.parse_args(argv)
     _check_films(parser, options)
@@ -169,20 +178,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     else:
         _check_places(parser, options)
         _check_calibration(parser, options)
+    if options.checkpoint is None:
+        _check_settings(parser, options, of_models)
+    elif is_exported(options.checkpoint) and options.ap in ("boxes", "masks"):
+        parser.error(
+            f"--ap {options.ap}: {options.checkpoint} is an exported file, which gives maps and no boxes and masks of single "
+            "queries; score the checkpoint that it was made from, or leave --ap out for PQ alone"
+        )
+    options.ap = options.ap or "masks"
     return options
 
 
 def add_file_options(files: "argparse._ArgumentGroup") -> None:
     """Options of files of predictions: one or two sets, their truth, films."""
     files.add_argument(
-        "--compare", nargs=2, type=Path, metavar="JSON", help="two results JSONs instead of one, their PNGs beside them"
+        "--compare",
+        nargs=2,
+        type=results,
+        metavar="JSON",
+        help="two results JSONs, or folders of predict, instead of one, their PNGs beside them",
     )
     files.add_argument(
         "--films", nargs="*", metavar="FILM", help="VPQ and STQ of all films, or of these: video_id, or folder of the PNGs"
     )
     files.add_argument("--windows", nargs="+", type=at_least(1), metavar="N", help="frames for VPQ (default: 1 5 10 15)")
     for name, meaning in FILES.items():
-        files.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=meaning)
+        kind = results if name == "pred_json" else Path
+        files.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="PATH", help=meaning)
+
+
+def _check_settings(parser: argparse.ArgumentParser, options: argparse.Namespace, of_models: list[argparse.Action]) -> None:
+    """Settings of a model say nothing about files, which are scored as they are; their pictures lie under what is compared."""
+    given = [action.option_strings[0] for action in of_models if getattr(options, action.dest) != action.default]
+    given += [f"--{PREFIX}*"] if any(name.startswith(PREFIX) for name in vars(options)) else []
+    if foreign := [name for name in given if options.compare is None or name != "--data.images"]:
+        parser.error(f"{foreign[0]}: such are settings of a checkpoint; prediction files are scored as they are: leave it out")
 
 
 def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -192,8 +222,6 @@ def _check_places(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"give a checkpoint, or a folder of predictions and its truth ({', '.join(missing)} missing)")
     if options.checkpoint is not None and len(missing) < len(FILES):
         parser.error("give a checkpoint or prediction files, not both; --data.* name a checkpoint's data set")
-    if options.checkpoint is None and any(name.startswith(PREFIX) for name in vars(options)):
-        parser.error(f"--{PREFIX}* are settings of a checkpoint; prediction files are scored as they are")
     predictions = Path(options.checkpoint or "") / "predictions.json"
     if options.checkpoint is not None and predictions.is_file():
         parser.error(
@@ -235,24 +263,30 @@ def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--compare scores the two JSONs that it names; leave checkpoint, --pred-json and --pred-folder out")
 
 
-def add_model_options(group: "argparse._ArgumentGroup") -> None:
+def add_model_options(group: "argparse._ArgumentGroup") -> list[argparse.Action]:
     """Options of a checkpoint: data set, device, settings that differ from the checkpoint's own."""
-    group.add_argument("--data.root", dest="root", type=Path, metavar="DIR", help="data set in COCO's own layout")
-    group.add_argument("--data.split", dest="split", help="its part (default: the only one there is, or val2017)")
-    group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root")
-    group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs")
-    group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON")
-    group.add_argument("--data.limit", dest="limit", type=at_least(1), help="only the first N images")
-    group.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
-    group.add_argument("--threshold", type=float, help="least probability of things and stuff (default: the checkpoint's own)")
-    group.add_argument("--stuff-threshold", type=float, help="the same for stuff alone")
-    group.add_argument("--calibrate", action="store_true", help="find the thresholds of the best PQ here; score with them")
-    group.add_argument("--store", action="store_true", help="with --calibrate: keep the settings in the checkpoint")
-    group.add_argument(
-        "--ap", choices=("none", "boxes", "masks"), default="masks", help="AP of boxes, or also of masks (slower; default)"
-    )
+    return [
+        group.add_argument("--data.root", dest="root", type=Path, metavar="DIR", help="data set in COCO's own layout"),
+        group.add_argument("--data.split", dest="split", help="its part (default: the only one there is, or val2017)"),
+        group.add_argument("--data.images", dest="images", type=Path, metavar="DIR", help="folder of images, instead of root"),
+        group.add_argument("--data.panoptic", dest="panoptic", type=Path, metavar="DIR", help="folder of id PNGs"),
+        group.add_argument("--data.annotations", dest="annotations", type=Path, metavar="FILE", help="COCO-panoptic JSON"),
+        group.add_argument("--data.limit", dest="limit", type=at_least(1), help="only the first N images"),
+        group.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time"),
+        group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)"),
+        group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast"),
+        group.add_argument(
+            "--threshold", type=float, help="least probability of things and stuff (default: the checkpoint's own)"
+        ),
+        group.add_argument("--stuff-threshold", type=float, help="the same for stuff alone"),
+        group.add_argument("--calibrate", action="store_true", help="find the thresholds of the best PQ here; score with them"),
+        group.add_argument("--store", action="store_true", help="with --calibrate: keep the settings in the checkpoint"),
+        group.add_argument(
+            "--ap",
+            choices=("none", "boxes", "masks"),
+            help="AP of boxes, or also of masks (slower; default; not of exported files)",
+        ),
+    ]
 
 
 def score_checkpoint(options: argparse.Namespace, share: Share = ALONE) -> ModelScores:

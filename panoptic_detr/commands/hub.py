@@ -12,6 +12,7 @@ validation. --scores takes the whole table of `panoptic-detr evaluate ... --outp
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from panoptic_detr.commands.arguments import CHECKPOINTS
@@ -80,7 +81,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             help="what opens it: this project (default; loses nothing), or the library transformers",
         )
         job.add_argument("--name", default="", help="the card's title (default: the repository or the model's kind)")
-        job.add_argument("--license", help="identifier of a licence as the hub has them, such as apache-2.0")
+        job.add_argument("--license", help="identifier of a licence as the hub has them, such as apache-2.0; or other")
+        job.add_argument("--license-name", metavar="NAME", help="with --license other: its id, such as my-license-1.0")
+        job.add_argument(
+            "--license-link", metavar="LINK", help="to its text: an address, or LICENSE for a file of the repository"
+        )
         job.add_argument(
             "--run", type=Path, help="folder of the run that made it (default: that of the checkpoint, if it is one)"
         )
@@ -94,7 +99,7 @@ def collect_notes(options: argparse.Namespace) -> ModelNotes:
     """What the card says besides the model.
 
     Raises:
-        InputError: a run, a table of scores or a picture that cannot be read.
+        InputError: a run, a table of scores or a picture that cannot be read; a licence that the hub does not know.
     """
     folder = options.run or Path(options.model).parent
     known = read_run(folder) if options.run or (folder / "run.json").is_file() else {}
@@ -102,8 +107,9 @@ def collect_notes(options: argparse.Namespace) -> ModelNotes:
         known |= read_scores(options.scores)
     if options.data is not None:
         known["data"] = options.data
-    picture = None if options.picture is None else draw_prediction(options.model, options.picture)
-    return ModelNotes(**known, name=options.name, license=options.license, picture=picture)
+    licence = {name: getattr(options, name) for name in ("license", "license_name", "license_link")}
+    notes = ModelNotes(**known, name=options.name, **licence)
+    return notes if options.picture is None else replace(notes, picture=draw_prediction(options.model, options.picture))
 
 
 def draw_prediction(source: str, picture: Path) -> bytes:

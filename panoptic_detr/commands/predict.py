@@ -56,6 +56,7 @@ from panoptic_detr.inference import (
     Share,
     Tiled,
     check_apart,
+    check_drawn,
     check_tifffile,
     films_identity,
     films_left_out,
@@ -72,12 +73,14 @@ from panoptic_detr.inference import (
     prepare_folder,
     ray_predict,
     read_by_windows,
+    usual_overlap,
 )
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.parallel import progress_bar
+from panoptic_detr.parallel import progress_bar, speed_bar
 from panoptic_detr.signals import StopRequest
 from panoptic_detr.visualization.draw import first_font
 from panoptic_detr.visualization.explain import explain_table
+from panoptic_detr.weights import identity
 
 FASTEST = 1000  # frames per second that a film can be written with
 
@@ -113,7 +116,8 @@ def check_options(options: argparse.Namespace) -> None:
     if options.actors is not None and options.cluster is None:
         raise ConfigError(f"--actors {options.actors} means nothing without --cluster; give --cluster ray too, or leave it out")
     options.actors = 2 if options.actors is None else options.actors
-    options.overlap = 256 if options.overlap is None else options.overlap
+    if options.tile is not None and options.overlap is None:
+        options.overlap = usual_overlap(options.tile)
 
 
 def of_film(options: argparse.Namespace) -> bool:
@@ -208,7 +212,10 @@ def predict_as_films(options: argparse.Namespace) -> int:
     output: Path = options.output
     films, failed = open_films(options.pictures, options.fps)
     if is_film(output) and films[0].number:
-        raise ConfigError(f"--output {output}: several films have several overlay films; name a folder")
+        raise ConfigError(
+            f"--output {output}: several films have several overlay films, and these are {len(films)} (each folder of frames "
+            "is one); name a folder"
+        )
     folder = output.with_suffix("") if is_film(output) else output
 
     def target(film: Film) -> Path | None:
@@ -216,11 +223,7 @@ def predict_as_films(options: argparse.Namespace) -> int:
         return (output if is_film(output) else folder / name) if options.overlays else None
 
     check_apart([film.first() for film in films], folder)
-    read = {film.path.resolve() for film in films}
-    if own := [path for film in films if (path := target(film)) and path.resolve() in read]:
-        raise ConfigError(f"--output: {own[0]} would be written over a film that is read; give another name or folder")
-    if unfit := [path for film in films if (path := target(film)) and path.is_dir()]:
-        raise ConfigError(f"--output: {unfit[0]} is a folder, and would be an overlay film; give another name")
+    check_drawn([path for film in films if (path := target(film))], films)
     with none_left_empty(folder):
         prepare_folder(folder, overlays=False)
         share = join_processes()
@@ -251,14 +254,9 @@ def predict_share_of_films(
         if foreign := [] if len(folder) else [path for path in drawn if path.exists()]:  # drawn last, when frames are there
             raise ConfigError(f"--output: {foreign[0]} is there, and not of these predictions; remove it, or give another name")
         share.gather(None)  # nobody begins before the first has looked at the folder
-        with StopRequest() as request, progress_bar() as bar:
-            task = bar.add_task("predicting", total=sum(film.count for film in mine) or None)
-
-            def watch(_: PanopticSegmentation) -> None:
-                bar.advance(task)
-                bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f} frames/s")
-
-            given = {"track": options.track, "requests": request.numbers, "watch": watch}
+        frames = sum(film.count for film in mine) or None
+        with StopRequest() as request, speed_bar("predicting", frames, unit=" frames/s") as advance:
+            given = {"track": options.track, "requests": request.numbers, "watch": lambda _: advance()}
             told = share.gather((predict_films(model, mine, folder, target, **given), request.numbers))
         stopped = [number for _, asked in told for number in asked]
         if not share.first:
@@ -315,7 +313,7 @@ def finish(folder: PredictionFolder, files: Sequence[PictureFile], outcome: Outc
     if not len(folder):
         raise nothing_read("pictures", outcome.failed)
     folder.finish(files)
-    report(folder, outcome)
+    print(outcome.summary(folder))
     return report_failures(outcome)
 
 
@@ -323,13 +321,8 @@ def made_by(
     options: argparse.Namespace, predictor: Predictor | ExportedPredictor, files: Sequence[PictureFile]
 ) -> dict[str, object]:
     """What predictions depend on: an output that was started with something else is not gone on with."""
-    weights = Path(options.checkpoint)
-    checkpoint = str(weights.resolve()) if weights.exists() else options.checkpoint
-    weights = weights / "model.safetensors" if weights.is_dir() else weights
-    state = weights.stat() if weights.is_file() else None
     return {
-        "checkpoint": checkpoint,
-        "weights": [state.st_size, state.st_mtime_ns] if state else None,
+        **identity(options.checkpoint),
         "settings": predictor.settings.to_dict(),
         "precision": options.precision,
         "tiles": [options.tile, options.overlap] if options.tile else None,
@@ -343,10 +336,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "panoptic-detr predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "checkpoint",
-        help=f"a model with a mask head: {MODELS}",
-    )
+    parser.add_argument("checkpoint", help=f"a model with a mask head: {MODELS}")
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -361,7 +351,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
     parser.add_argument("--tile", type=whole, metavar="PIXELS", help="predict large pictures by square tiles of this side")
-    parser.add_argument("--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256)")
+    parser.add_argument(
+        "--overlap", type=whole, metavar="PIXELS", help="of neighbouring tiles (default: 256, or half of a smaller tile)"
+    )
     parser.add_argument("--track", action="store_true", help="of films and folders of frames: things keep their ids")
     parser.add_argument("--fps", type=whole, metavar="N", help="frames per second of the film that is written")
     parser.add_argument(
@@ -385,31 +377,15 @@ def predict_all(
 ) -> Outcome:
     """Predict and write what is missing until an end is asked for."""
     there = sum(file in folder for file in files)
-    with progress_bar() as bar:
-        task = bar.add_task("predicting", total=len(files), completed=there)
+    with speed_bar("predicting", len(files), done=there) as advance:
 
         def watch(file: PictureFile, segmentation: PanopticSegmentation | None) -> None:
             if segmentation is not None and explain:
                 Console(markup=False).print(explain_table(segmentation, title=str(file.path)))
-            bar.advance(task)
-            bar.update(task, description=f"predicting, {bar.tasks[0].speed or 0:.1f}/s")
+            advance()
 
         read = read_by_windows if isinstance(model, Tiled) else PictureFile.read
         return predict_files(model, files, folder, requests=requests, watch=watch, read=read)
-
-
-def report(folder: PredictionFolder, outcome: Outcome) -> None:
-    """Say what was found, where it lies, and which pictures could not be read."""
-    found, categories = folder.found, folder.categories.by_id
-    listed = ", ".join(f"{count} {categories[category_id].name}" for category_id, count in found.most_common(8))
-    print(f"pictures: {len(folder)}, segments: {found.total()} ({listed or 'none'}), seconds: {outcome.seconds:.1f}")
-    if outcome.done:
-        speed = outcome.done / outcome.seconds
-        print(f"{speed:.1f} pictures per second; for reading and writing the model waited {outcome.wait_share:.0%} of the time")
-    more = f"{', overlays/' if folder.overlays else ''}{', tiff/' if folder.tiffs else ''}"
-    print(f"written to {folder.folder}: predictions.json, panoptic/{more}")
-    if not found:
-        print(f"no query passed the threshold; the best score below it was {outcome.best_below:.2f}: try a lower --threshold")
 
 
 def report_failures(outcome: Outcome) -> int:

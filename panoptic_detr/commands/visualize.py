@@ -15,31 +15,18 @@ import argparse
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from rich.console import Console
-from torchvision.ops import batched_nms
 
-from panoptic_detr.categories import CategoryTable
-from panoptic_detr.commands.arguments import MODELS, OneLineParser, point, share, shares, whole
+from panoptic_detr.commands.arguments import MODELS, OneLineParser, add_data, add_drawing, point, results, share, shares, whole
 from panoptic_detr.commands.cli import run
 from panoptic_detr.data.coco import CocoPanoptic, resolve_paths
-from panoptic_detr.errors import DataError, InputError, PictureError
-from panoptic_detr.evaluation import (
-    AnnotationSet,
-    AveragePrecision,
-    as_images_of,
-    check_same_categories,
-    check_same_names,
-    find_things,
-    folder_of,
-    read_annotations,
-)
+from panoptic_detr.errors import DataError, InputError
+from panoptic_detr.evaluation import LayerPrecision, check_same_categories, results_of
 from panoptic_detr.exported.open import is_exported
 from panoptic_detr.exported.open import load_model as open_any
 from panoptic_detr.exported.runtime import ExportedPredictor
@@ -49,7 +36,6 @@ from panoptic_detr.inference import Predictor, find_pictures, load_model, unique
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import track
 from panoptic_detr.quality import PanopticQuality
-from panoptic_detr.structures import Batch, DetectorOutput
 from panoptic_detr.visualization.attention import boxes_of_queries, draw_look, look
 from panoptic_detr.visualization.draw import enlargement, first_font, mask_strip, overlay, svg_overlay, zoom
 from panoptic_detr.visualization.errors import Entry, draw_entry
@@ -80,11 +66,11 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     added = {name: jobs.add_parser(name, help=job.__doc__, description=job.__doc__) for name, job in JOBS.items()}
     for name, job in added.items():
-        _add_drawing(job, enlarges=name in ("explain", "attention", "sweep"))
+        add_drawing(job, enlarges=name in ("explain", "attention", "sweep"))
     for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "report"):
-        _add_data(added[name])
+        add_data(added[name])
     for name in ("coco", "segments", "zoom", "fiftyone"):
-        added[name].add_argument("--pred-json", type=Path, help="results JSON")
+        added[name].add_argument("--pred-json", type=results, help="results JSON, or the folder of predict with it")
         added[name].add_argument("--pred-panoptic", type=Path, help="its PNGs; by default 'panoptic' beside it")
     for name in ("coco", "segments", "zoom", "fiftyone", "sweep", "queries", "explain", "attention"):
         needed = name not in ("coco", "segments", "zoom", "fiftyone")
@@ -103,31 +89,12 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     added["attention"].add_argument("--layer", type=int, default=-1, help="of encoder and decoder; the last by default")
     added["queries"].add_argument("--grid", type=whole, default=10, help="places per side for counting")
     added["sweep"].add_argument("--thresholds", type=shares, nargs="+", default=[THRESHOLDS], help="with spaces or commas")
-    added["report"].add_argument("source", type=Path, help=f"run folder, results JSON, or a model: {MODELS}")
+    added["report"].add_argument("source", type=Path, help=f"folder of a run or of predict, results JSON, or a model: {MODELS}")
     added["report"].add_argument("--title", default="Panoptic segmentation report")
     added["report"].set_defaults(pred_panoptic=None)
     for name in ("segments", "zoom"):
         added[name].set_defaults(kind="png")
     return parser.parse_args(argv)
-
-
-def _add_drawing(parser: argparse.ArgumentParser, *, enlarges: bool) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder, or file for sweep and report")
-    parser.add_argument("--palette", choices=("distinct", "coco"), default="distinct", help="distinct is colour-blind safe")
-    parser.add_argument("--font-path", type=Path, metavar="FILE", help="font for class names, as far as it has their glyphs")
-    parser.add_argument("--threshold", type=share, help="of the model, instead of its own setting")
-    usual = "by default small ones, until labels fit" if enlarges else "1 by default"
-    parser.add_argument("--scale", type=whole, default=None if enlarges else 1, help=f"enlarge images so many times; {usual}")
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, help="data set in COCO's own layout")
-    parser.add_argument("--split", help="its part, for example val2017")
-    parser.add_argument("--images", type=Path, help="image folder, instead of the layout's")
-    parser.add_argument("--panoptic", type=Path, help="folder of the annotation PNGs, instead of the layout's")
-    parser.add_argument("--annotations", type=Path, help="COCO-panoptic JSON, instead of the layout's")
-    parser.add_argument("--image-ids", nargs="+", help="only these images, with spaces or commas")
-    parser.add_argument("--limit", type=whole, help="at most so many images")
 
 
 def coco(options: Namespace) -> str:
@@ -138,18 +105,18 @@ def coco(options: Namespace) -> str:
     if options.show == "errors":
         raise InputError("--kind svg has the outlines of one map, not of errors; give --show truth or --show prediction")
     truth = options.show == "truth"
-    return draw_each(options, "pictures", lambda entry: svg_overlay(shown_map(entry, truth=truth), entry.image, **look_of))
+    return draw_each(options, "pictures", lambda entry: svg_overlay(entry.shown(truth=truth), entry.image, **look_of))
 
 
 def segments(options: Namespace) -> str:
     """Cut out every segment by itself, one strip per image; of the prediction, where there is one."""
-    return draw_each(options, "strips", lambda entry: mask_strip(entry.image, shown_map(entry), palette=options.palette))
+    return draw_each(options, "strips", lambda entry: mask_strip(entry.image, entry.shown(), palette=options.palette))
 
 
 def enlarge(options: Namespace) -> str:
     """Enlarge one segment of each image, its surroundings dimmed; of the prediction, where there is one."""
     draw = partial(zoom, segment_id=options.segment, long_side=options.side, palette=options.palette)
-    return draw_each(options, "enlarged", lambda entry: draw(entry.image, shown_map(entry)))
+    return draw_each(options, "enlarged", lambda entry: draw(entry.image, entry.shown()))
 
 
 def fiftyone(options: Namespace) -> str:
@@ -188,14 +155,6 @@ def draw_each(options: Namespace, what: str, draw: Callable[[Entry], np.ndarray 
     return f"{what}: {len(data)} in {folder}"
 
 
-def shown_map(entry: Entry, *, truth: bool = False) -> PanopticSegmentation:
-    """The one map that an image is drawn with: the prediction, if there is one and the truth is not wanted."""
-    drawn = entry.truth if truth or entry.prediction is None else entry.prediction
-    if drawn is None:
-        raise PictureError(f"{entry.name}: there is neither truth nor prediction to draw")
-    return drawn
-
-
 def explain(options: Namespace) -> str:
     """Say and draw which queries of a model were kept, which dropped, and why."""
     files = find_pictures(options.pictures)
@@ -204,7 +163,7 @@ def explain(options: Namespace) -> str:
         picture = upright_rgb(file.path)
         prediction = predictor(picture, options.threshold)
         console.print(explain_table(prediction, title=file.path.name))
-        boxes, scale = boxes_of_queries(detect(predictor, picture)), options.scale or enlargement(picture.shape)
+        boxes, scale = boxes_of_queries(predictor.detect(picture)), options.scale or enlargement(picture.shape)
         drawn = draw_explanation(picture, prediction, boxes, palette=options.palette, scale=scale)
         save_picture(folder / f"{file.name}.{options.kind}", drawn)
     return f"pictures: {len(files)} in {folder}"
@@ -254,16 +213,13 @@ def queries(options: Namespace) -> str:
     predictor = open_inside(options.model)
     check_same_categories(predictor.categories, data.categories)
     folder = make_folder(options.output)
-    scorers: dict[tuple[int, bool], AveragePrecision] = {}
-    boxes = []
+    layers, boxes = LayerPrecision(predictor.categories), []
     for i in track(range(len(data)), "detecting", len(data)):
-        output = detect(predictor, data.image(i))
+        output = predictor.detect(data.image(i))
         boxes.append(boxes_of_queries(output))
-        for layer in range(len(output.logits)):
-            add_layer(scorers, layer, output, predictor.categories, data, i)
+        layers.update(data.image_ids[i], output, data.truth(i))
     save_picture(folder / "query_boxes.png", draw_query_boxes(boxes))
-    scores = [[scorers[layer, nms].compute().boxes.ap or 0.0 for nms in (False, True)] for layer in range(len(output.logits))]
-    rows = [LayerScore(layer, *pair) for layer, pair in enumerate(scores, start=1)]
+    rows = [LayerScore(layer, *pair) for layer, pair in enumerate(layers.compute(), start=1)]
     save_picture(folder / "layers.png", draw_layer_scores(rows))
     scenes = ((data.image(i), data.truth(i)) for i in range(len(data)))
     present, found = count_instances(lambda picture: predictor(picture, options.threshold), scenes, grid=options.grid)
@@ -280,16 +236,16 @@ def warn(message: str) -> None:
 
 def report(options: Namespace) -> str:
     """Write one HTML page with scores, curves, confusions and a gallery of what a run or a results JSON predicts."""
-    source: Path = options.source
+    best = options.source / "best.pt"
+    source: Path = options.source if best.is_file() else results(str(options.source))
     check_report(source, options.output)
-    run_folder, results = source if source.is_dir() else source.parent, source.suffix == ".json"
-    options.pred_json = source if results else None
-    best = source / "best.pt"
-    options.model = None if results else str(best if best.is_file() else source)
+    run_folder, of_results = source if source.is_dir() else source.parent, source.suffix == ".json"
+    options.pred_json = source if of_results else None
+    options.model = None if of_results else str(best if best.is_file() else source)
     every = open_all(options)
     data = chosen(options, every)
-    predictor = None if results else open_model(options, data)
-    predict = from_model(predictor, options, data) if predictor else from_results(options, data)
+    predictor = None if of_results else open_model(options, data)
+    predict = from_model(predictor, options, data) if predictor else results_of(data, options.pred_json, options.pred_panoptic)
     quality = PanopticQuality(data.categories)
     make_folder(options.output.parent)
 
@@ -339,7 +295,7 @@ def thresholds_of(predictor: Predictor | ExportedPredictor | None, options: Name
     if isinstance(predictor, ExportedPredictor):
         no_object = bool(predictor.notes["no_object"])
     else:
-        no_object = settings.threshold is None and detect(predictor, data.image(0)).no_object  # only then the model decides
+        no_object = settings.threshold is None and predictor.detect(data.image(0)).no_object  # only then the model decides
     things, stuff = settings.thresholds(no_object)
     return f"{things:g}" if things == stuff else f"{things:g} for things, {stuff:g} for stuff"
 
@@ -359,13 +315,7 @@ def chosen(options: Namespace, data: CocoPanoptic) -> CocoPanoptic:
     """
     if not len(data):
         raise DataError(f"{data.panoptic}: there is no image in this data set, so nothing can be drawn")
-    if options.image_ids:
-        place = {str(image_id): index for index, image_id in enumerate(data.image_ids)}
-        named = [part for text in options.image_ids for part in ([text] if text in place else text.split(",")) if part]
-        missing = [image_id for image_id in named if image_id not in place]
-        if missing:
-            raise DataError(f"{data.panoptic}: there is no image {missing[0]} among its {len(data)}; check --image-ids")
-        data = data.subset([place[image_id] for image_id in dict.fromkeys(named)])
+    data = data.named(options.image_ids) if options.image_ids else data
     return data if options.limit is None else data.subset(range(min(options.limit, len(data))))
 
 
@@ -388,7 +338,7 @@ def open_both(options: Namespace) -> tuple[CocoPanoptic, Predict | None]:
         )
     data = open_data(options)
     if options.pred_json is not None:
-        return data, from_results(options, data)
+        return data, results_of(data, options.pred_json, options.pred_panoptic)
     return data, None if options.model is None else from_model(open_model(options, data), options, data)
 
 
@@ -426,46 +376,6 @@ def entries(data: CocoPanoptic, predict: Predict | None) -> Iterator[Entry]:
 def from_model(predictor: Predictor | ExportedPredictor, options: Namespace, data: CocoPanoptic) -> Predict:
     """Predict with a model."""
     return lambda i: predictor(data.image(i), options.threshold)
-
-
-def from_results(options: Namespace, data: CocoPanoptic) -> Predict:
-    """Read predictions from a results JSON and the PNGs beside it."""
-    results = read_annotations(options.pred_json, options.pred_panoptic or folder_of(options.pred_json))
-    truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
-    results, _ = as_images_of(results, truth)
-    check_same_names(results, data.categories)
-    return lambda i: results.segmentation(data.image_ids[i], data.categories)
-
-
-@torch.no_grad()
-def detect(predictor: Predictor, picture: np.ndarray) -> DetectorOutput:
-    """The output of the predictor's model for one picture."""
-    images = predictor.prepare(picture)
-    return predictor.model(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
-
-
-def add_layer(
-    scorers: dict[tuple[int, bool], AveragePrecision],
-    layer: int,
-    output: DetectorOutput,
-    categories: CategoryTable,
-    data: CocoPanoptic,
-    i: int,
-) -> None:
-    """Add one decoder layer's things of the i-th image to the scorers, without and with non-maximum suppression.
-
-    The model's labels mean `categories`; those of published models are category ids, unlike the data set's.
-    """
-    truth = data.truth(i)
-    one = replace(output, logits=output.logits[layer : layer + 1], boxes=output.boxes[layer : layer + 1])
-    size = (truth.segment_map.shape[0], truth.segment_map.shape[1])
-    batch = Batch(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1), original_sizes=[size])
-    (found,) = find_things(one, batch, categories)
-    every = torch.arange(len(found.scores))
-    for nms, rows in ((False, every), (True, batched_nms(found.boxes, found.scores, found.category_ids, 0.7))):
-        scorer = scorers.setdefault((layer, nms), AveragePrecision(data.categories))
-        boxes, scores, category_ids = (values[rows].numpy() for values in (found.boxes, found.scores, found.category_ids))
-        scorer.update(data.image_ids[i], boxes, scores, category_ids, None, truth)
 
 
 JOBS: dict[str, Callable[[Namespace], str]] = {

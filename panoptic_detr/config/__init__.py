@@ -1,3 +1,3 @@
 """Settings as dataclasses, and reading them from YAML and the command line."""
 
-__all__ = ["inference", "reading", "stages", "types"]
+__all__ = ["inference", "losses", "reading", "stages", "types"]

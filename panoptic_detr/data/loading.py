@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panoptic_detr.data.coco import CocoPanoptic
 from panoptic_detr.errors import DataError, InputError, SegmentMapError
-from panoptic_detr.parallel import loader_context, start_worker
+from panoptic_detr.parallel import bounded, reporting_forks, start_worker
 from panoptic_detr.structures import Batch, Sample, pad_images
 
 
@@ -148,7 +148,7 @@ class PanopticLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the position on; `len` is that of a whole epoch."""
         if self.num_workers and self._iterator is None:
-            self.multiprocessing_context = loader_context()
+            self.multiprocessing_context = reporting_forks()
         for batch in super().__iter__():
             if isinstance(batch, _Failure):
                 # Made here and kept in no variable: a cycle of error, traceback and frame would keep the workers waiting.
@@ -171,10 +171,11 @@ def make_loader(
         dataset: its samples end normalised (see transforms).
         batch_size: samples per batch.
         sampler: their order; by default the data set's own. `loader.set_position` tells it the epoch.
-        workers: processes that read ahead; 0 reads in this process.
+        workers: processes that read ahead, no more than samples and than make sense; 0 reads in this process.
         pin_memory: for faster copies to a GPU.
         drop_last: leave out a last batch that is not full.
     """
+    workers = bounded(min(workers, len(dataset)))  # type: ignore[arg-type]
     return PanopticLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -184,7 +185,7 @@ def make_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
-        multiprocessing_context=loader_context() if workers > 0 else None,
+        multiprocessing_context=reporting_forks() if workers > 0 else None,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers > 0 else None,
         generator=torch.Generator(),  # PyTorch would draw the workers' seeds, which nothing here uses, from the global one

@@ -20,14 +20,15 @@ from panoptic_detr.evaluation.panoptic_files import (
     read_annotations,
     read_panoptic,
 )
-from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, like_truth, match_names
+from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, like_truth, match_names, results_of
 from panoptic_detr.evaluation.tables import class_rows, show_scores, write_scores
-from panoptic_detr.evaluation.thing_predictions import find_things
+from panoptic_detr.evaluation.thing_predictions import LayerPrecision, find_things
 
 __all__ = [
     "AnnotationSet",
     "AveragePrecision",
     "Comparison",
+    "LayerPrecision",
     "ModelScores",
     "Reader",
     "as_images_of",
@@ -51,6 +52,7 @@ __all__ = [
     "match_names",
     "read_annotations",
     "read_panoptic",
+    "results_of",
     "score_image",
     "show_scores",
     "write_comparison",

@@ -1,14 +1,15 @@
 """Quality of films whose frames lie in COCO-panoptic files: VPQ and STQ."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.table import Table
 
+from panoptic_detr.data.coco.defects import show
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic import check_scoring, match_images, note_oddities, read_pair, reader
+from panoptic_detr.evaluation.panoptic import check_scoring, forget_readers, match_images, note_oddities, read_pair, readers_for
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import check_same_films
 from panoptic_detr.files import by_numbers
@@ -54,6 +55,7 @@ def evaluate_films(
     chosen = {name: by_film[name] for name in films or by_film}
     quality = FilmQuality(truth.categories(), windows=windows)
     prediction = match_images(quality, given, truth, [i for ids in chosen.values() for i in ids])
+    _check_some_film(prediction, given, chosen)
     for oddity in check_same_films(prediction, truth, chosen, given):
         quality.note(*oddity)
     if len(by_film) == 1 and not truth.frames:
@@ -67,7 +69,20 @@ def evaluate_films(
         for part in parallel_map(score, list(chosen.items()), workers=workers, threads=True):
             quality.merge(part)
             bar.advance(task)
+    forget_readers()
     return quality.compute()
+
+
+def _check_some_film(prediction: AnnotationSet, given: AnnotationSet, chosen: Mapping[str, Sequence[ImageId]]) -> None:
+    """Raise `EvaluationError` where no frame of the films to score has a prediction: all would count as missed."""
+    if any(image_id in prediction.entries for frames in chosen.values() for image_id in frames):
+        return
+    first = next((given.image_names.get(i, i) for i in given.entries), None)
+    raise EvaluationError(
+        f"{given.path}: no frame of film {' or '.join(map(repr, sorted(chosen)[:3]))} has a prediction"
+        + (f"; those that are there are of other films (first: {show(first)})" if given.entries else "; there are none at all")
+        + "; predict these films, or name others to --films"
+    )
 
 
 def _by_film(truth: AnnotationSet) -> dict[str, list[ImageId]]:
@@ -87,7 +102,7 @@ def _score_film(
     whole: FilmQuality, prediction: AnnotationSet, truth: AnnotationSet, film: tuple[str, list[ImageId]]
 ) -> FilmQuality:
     quality = FilmQuality(whole.categories, windows=whole.windows)
-    readers = reader(len(truth.entries)), reader(len(truth.entries))
+    readers = readers_for(len(truth.entries))
     for image_id in film[1]:
         pair = read_pair(prediction, truth, image_id, readers)
         note_oddities(quality, prediction, truth, image_id, pair, quality.update_regions(film[0], *pair))

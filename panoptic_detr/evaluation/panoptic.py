@@ -1,5 +1,6 @@
 """Panoptic quality of folders of files."""
 
+import threading
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ from panoptic_detr.errors import EvaluationError
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, Reader, read_annotations
 from panoptic_detr.evaluation.same_images import as_images_of, check_same_names, other_kinds
 from panoptic_detr.id_runs import RunReader, can_read_runs
-from panoptic_detr.parallel import parallel_map, progress_bar, usable_cores
-from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions
+from panoptic_detr.parallel import bounded, can_fork, parallel_map, progress_bar, usable_cores
+from panoptic_detr.quality import FilmQuality, Overlaps, PanopticQuality, PanopticQualityResult, Regions, State
 from panoptic_detr.segment_maps import IdBuffer, read_id_png
 
 MANY = 1000  # images for which to load what reads runs takes less time than it saves
@@ -39,8 +40,8 @@ def evaluate_panoptic(
         gt_folder: its id PNGs.
         pred_json: predictions with `annotations`; `segments_info` needs only `id` and `category_id`.
         pred_folder: their id PNGs.
-        workers: threads; by default one per usable core, or one alone where PNGs are read as runs: by then so little is left to
-            do outside of the interpreter lock that a second one gains nothing.
+        workers: by default one per usable core: threads, or for a thousand images and more on Linux forked processes, which do
+            not wait for each other's interpreter.
         progress: show a progress bar if there is a terminal.
         per_image: keep the counts of every image in the result, for intervals and comparisons.
         boundary: compute boundary PQ too.
@@ -66,14 +67,17 @@ def score_annotations(
     check_scoring(truth, workers)
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
-    workers = workers or (1 if reads_runs(len(truth.entries)) else usable_cores())
+    workers, forks = bounded(workers or usable_cores()), len(truth.entries) >= MANY and can_fork()
+    reads_runs(len(truth.entries))  # loads what is compiled before there are processes
     chunks = _chunks(list(truth.entries), workers)
+    score = partial(_score_images, quality, prediction, truth)
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
-        score = partial(_score_images, quality, prediction, truth)
-        for chunk, part in zip(chunks, parallel_map(score, chunks, workers=workers, threads=True), strict=True):
-            quality.merge(part)
+        parts = parallel_map(score, chunks, workers=workers, threads=not forks, forks=forks, chunk=1)
+        for chunk, part in zip(chunks, parts, strict=True):
+            quality.add_state(part)
             bar.advance(task, len(chunk))
+    forget_readers()
     return quality.compute(), prediction
 
 
@@ -103,23 +107,42 @@ def match_images(
 
 
 def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
-    """Images that a thread scores before it reports: few enough that all threads are busy to the end."""
-    size = max(1, min(64, len(image_ids) // (8 * workers)))
-    return [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
+    """Images that a worker scores before it reports: fewer towards the end, so that all workers are busy to it."""
+    chunks, start = [], 0
+    while start < len(image_ids):
+        size = max(1, min(64, (len(image_ids) - start) // (8 * workers)))
+        chunks.append(image_ids[start : start + size])
+        start += size
+    return chunks
 
 
 def _score_images(
     whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
-) -> PanopticQuality:
-    quality, readers = whole.empty(), (reader(len(truth.entries)), reader(len(truth.entries)))
+) -> State:
+    quality, readers = whole.empty(), readers_for(len(truth.entries))
     for image_id in image_ids:
         score_image(quality, prediction, truth, image_id, readers)
-    return quality
+    return quality.state()
 
 
-def reader(images: int) -> Reader:
-    """What reads id PNGs, each into the memory of the one before, with the least time for so many images."""
-    return RunReader() if reads_runs(images) else partial(read_id_png, buffer=IdBuffer())
+_kept = threading.local()  # readers of a thread, whose memory stays for its next images
+
+
+def readers_for(images: int) -> tuple[Reader, Reader]:
+    """What reads the id PNGs of predictions and truth in this thread with the least time for so many images.
+
+    Each reads into the memory of the one before.
+    """
+    way = "runs" if reads_runs(images) else "maps"
+    if way not in vars(_kept):
+        make = RunReader if way == "runs" else lambda: partial(read_id_png, buffer=IdBuffer())
+        vars(_kept)[way] = make(), make()
+    return vars(_kept)[way]
+
+
+def forget_readers() -> None:
+    """Give the memory of this thread's readers back."""
+    vars(_kept).clear()
 
 
 def reads_runs(images: int) -> bool:

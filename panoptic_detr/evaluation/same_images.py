@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.coco import read_json
+from panoptic_detr.data.coco import CocoPanoptic, read_json
 from panoptic_detr.data.coco.defects import ImageId, show
 from panoptic_detr.data.coco.entries import is_id, is_integer
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic_files import AnnotationSet, image_names
+from panoptic_detr.evaluation.panoptic_files import AnnotationSet, folder_of, image_names, read_annotations
 from panoptic_detr.files import by_numbers
 from panoptic_detr.inference import PictureFile
+from panoptic_detr.panoptic import PanopticSegmentation
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
 
@@ -50,12 +51,30 @@ def as_images_of(
         found = {i: i for i in shared}
         odd = ("images whose file names differ from the truth's; matched by their ids", _renamed_images(prediction, truth))
     missing = [f"image {i}" for i in (truth.entries if wanted is None else wanted) if i not in found]
-    unknown = [f"image {i}" for i in prediction.entries if i not in found.values()]
+    scored = set(found.values())
+    unknown = [f"image {i}" for i in prediction.entries if i not in scored]
     return replace(prediction, entries={i: prediction.entries[mine] for i, mine in found.items()}), [
         odd,
         ("images without a prediction, all their segments counted as missed", missing),
         ("predictions for images that the ground truth does not have, not scored", unknown),
     ]
+
+
+def results_of(data: CocoPanoptic, path: Path, folder: Path | None = None) -> Callable[[int], PanopticSegmentation]:
+    """What a results JSON says of the i-th image of a data set.
+
+    Args:
+        data: the data set.
+        path: the JSON.
+        folder: of its PNGs; where they usually lie by default (`folder_of`).
+
+    Raises:
+        EvaluationError: as `as_images_of`; results of other categories. In a call: no result for the image, or a damaged one.
+    """
+    truth = AnnotationSet(data.annotations, data.panoptic, {i: {} for i in data.names}, image_names=data.names)
+    results, _ = as_images_of(read_annotations(path, folder or folder_of(path)), truth)
+    check_same_names(results, data.categories)
+    return lambda i: results.segmentation(data.image_ids[i], data.categories)
 
 
 def match_names(truth: Mapping[ImageId, str], other: Mapping[ImageId, str], where: str) -> dict[ImageId, ImageId]:
@@ -313,12 +332,15 @@ def other_kinds(prediction: AnnotationSet, categories: CategoryTable) -> list[st
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem.casefold()
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return (last.rpartition(".")[0] or last).casefold()
 
 
 def _alike(mine: str, theirs: str) -> bool:
     """Whether one name stands within the other as a whole number or word."""
-    return any(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in ((mine, theirs), (theirs, mine)) if part)
+    return (mine == theirs and bool(mine)) or any(
+        re.search(rf"(?<!\d){re.escape(part)}(?!\d)", whole) for part, whole in ((mine, theirs), (theirs, mine)) if part
+    )
 
 
 def _tells(name: str, image_id: ImageId) -> bool:

@@ -1,14 +1,17 @@
 """A detector's things before merging, as AP wants them: boxes, scores and, from a panoptic model, masks that may overlap."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import batched_nms
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.evaluation.coco_ap import Rle, encode_masks
+from panoptic_detr.data.coco.defects import ImageId
+from panoptic_detr.evaluation.coco_ap import AveragePrecision, Rle, encode_masks
+from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.structures import Batch, DetectorOutput
 
 MASKS_AT_ONCE = 8
@@ -63,6 +66,35 @@ def _best_things(probabilities: Tensor, ids: Tensor, boxes: Tensor, most: int) -
 def _corners(size: tuple[int, int], like: Tensor) -> Tensor:
     height, width = size
     return like.new_tensor([width, height, width, height])
+
+
+class LayerPrecision:
+    """Box AP of the things that each decoder layer predicts, as they are and after non-maximum suppression.
+
+    Args:
+        categories: what the model's labels mean; those of published models are category ids, unlike a data set's.
+    """
+
+    def __init__(self, categories: CategoryTable) -> None:
+        self.categories = categories
+        self._scorers: dict[tuple[int, bool], AveragePrecision] = {}
+
+    def update(self, image_id: ImageId, output: DetectorOutput, truth: PanopticSegmentation) -> None:
+        """Add an image: the model's output for it alone, and what is right."""
+        size = (truth.segment_map.shape[0], truth.segment_map.shape[1])
+        batch = Batch(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1), original_sizes=[size])
+        for layer, (logits, boxes) in enumerate(zip(output.logits.split(1), output.boxes.split(1), strict=True)):
+            (found,) = find_things(replace(output, logits=logits, boxes=boxes), batch, self.categories)
+            rows, scores, category_ids = as_arrays(found)
+            kept = batched_nms(found.boxes, found.scores, found.category_ids, 0.7).numpy()
+            for nms, chosen in ((False, np.arange(len(scores))), (True, kept)):
+                scorer = self._scorers.setdefault((layer, nms), AveragePrecision(truth.categories))
+                scorer.update(image_id, rows[chosen], scores[chosen], category_ids[chosen], None, truth)
+
+    def compute(self) -> list[tuple[float, float]]:
+        """AP of each layer without and with the suppression, as fractions; 0 where there are no true things."""
+        found = {key: scorer.compute().boxes.ap or 0.0 for key, scorer in sorted(self._scorers.items())}
+        return [(found[layer, False], found[layer, True]) for layer in range(len(found) // 2)]
 
 
 def encode_thing_masks(output: DetectorOutput, batch: Batch, things: list[ThingPredictions]) -> list[list[Rle]]:

@@ -11,32 +11,25 @@ from panoptic_detr.inference.batch import (
 )
 from panoptic_detr.inference.choose import Choice
 from panoptic_detr.inference.cluster import Recipe, ray_predict
-from panoptic_detr.inference.files import PictureFile, find_pictures, unique_name
-from panoptic_detr.inference.films import (
-    Film,
-    films_identity,
+from panoptic_detr.inference.files import (
+    WRITTEN,
+    PictureFile,
+    check_apart,
     films_left_out,
+    find_pictures,
     holds_films,
     is_film,
-    open_films,
-    predict_film,
-    predict_films,
+    list_digest,
+    unique_name,
 )
+from panoptic_detr.inference.films import Film, check_drawn, films_identity, open_films, predict_film, predict_films
 from panoptic_detr.inference.flow import Outcome, PictureModel, nothing_read, predict_files
 from panoptic_detr.inference.merge import merge_panoptic
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.inference.rasters import Raster, check_tifffile, read_by_windows
 from panoptic_detr.inference.shares import Share, join_processes, leave_processes
-from panoptic_detr.inference.stream import (
-    FAILURES,
-    WRITTEN,
-    Failure,
-    PredictionFolder,
-    check_apart,
-    list_digest,
-    prepare_folder,
-)
-from panoptic_detr.inference.tiles import Tiled, spans
+from panoptic_detr.inference.stream import FAILURES, Failure, PredictionFolder, prepare_folder
+from panoptic_detr.inference.tiles import Tiled, spans, usual_overlap
 from panoptic_detr.inference.tracking import Tracker
 
 __all__ = [
@@ -57,6 +50,7 @@ __all__ = [
     "Tiled",
     "Tracker",
     "check_apart",
+    "check_drawn",
     "check_tifffile",
     "choose_for",
     "films_identity",
@@ -84,4 +78,5 @@ __all__ = [
     "spans",
     "unique_name",
     "unpadded_parts",
+    "usual_overlap",
 ]

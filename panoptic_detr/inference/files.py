@@ -1,6 +1,7 @@
-"""Which pictures are predicted, under which ids and names: files, folders, patterns, lists, shards."""
+"""Which pictures and films are predicted, under which ids and names: files, folders, patterns, lists, shards."""
 
 import glob
+import hashlib
 import os
 import sys
 import tarfile
@@ -13,10 +14,12 @@ import numpy as np
 
 from panoptic_detr.errors import DataError, PictureError
 from panoptic_detr.files import by_numbers, check_path, safe_path
-from panoptic_detr.images import decode_image, upright_rgb
+from panoptic_detr.images import CODECS, decode_image, upright_rgb
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FILM_ENDINGS = (*CODECS, ".mpg", ".mpeg", ".wmv")
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # packed ones are told so
+WRITTEN = ("panoptic", "overlays", "tiff")  # folders of the pictures that are written
 STANDARD_INPUT = "-"
 
 
@@ -158,7 +161,9 @@ def _in_folder(folder: Path, recursive: bool, left_out: Sequence[Path]) -> list[
     found = sorted(path for path in inside if path.is_file() or (path.is_symlink() and not path.exists()))
     kept, but = _kept(found, folder, left_out)
     if not kept:
-        hint = "" if recursive else "; --recursive searches the folders in it too"
+        inner = [] if recursive else sorted(path.name for path in folder.iterdir() if path.is_dir() and holds_pictures(path))
+        ways = "name such a folder; predict takes all with --recursive, and each for a film with --track"
+        hint = f"; there are some in its {' and '.join(inner[:3])}: {ways}" if inner else ""
         raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURE_ENDINGS)}){but}{hint}")
     return [_Found(path, _without_ending(path.relative_to(folder))) for path in kept]
 
@@ -234,6 +239,83 @@ def _in_shard(path: Path) -> Iterator[_Found]:
         raise DataError(f"{path}: the shard cannot be read: {error.strerror}") from None
     if not count:
         raise DataError(f"{path}: no pictures in this shard (looked for {', '.join(PICTURE_ENDINGS)})")
+
+
+def check_apart(files: Iterable[PictureFile], folder: Path) -> None:
+    """Raise `DataError` if a picture lies where predictions of the folder are written, so that it could be written over."""
+    for path in those_within((file.path for file in files), [folder / part for part in WRITTEN]):
+        raise DataError(f"{path}: predictions are written there; choose another output folder than {folder}")
+
+
+def list_digest(files: Iterable[PictureFile]) -> str:
+    """What tells one list of pictures with their ids from another."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(repr((str(file.path), file.image_id, file.name)).encode())
+    return digest.hexdigest()[:16]
+
+
+def is_film(path: Path) -> bool:
+    """Whether a path has the ending of a film."""
+    return path.suffix.lower() in FILM_ENDINGS
+
+
+def holds_films(path: Path) -> bool:
+    """Whether a path is a folder with films and without pictures."""
+    check_path(path)
+    return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
+
+
+def films_left_out(places: Sequence[Path], *, recursive: bool = False) -> list[str]:
+    """A line for each folder whose pictures are predicted, about the films that lie in it and are not."""
+    lines = []
+    for place in places:
+        check_path(place)
+        if place.is_dir() and (recursive or holds_pictures(place)):
+            films = sorted(path for path in (place.rglob("*") if recursive else place.iterdir()) if is_film(path))
+            if films:
+                lines.append(f"left out: {len(films)} film(s) in {place}, such as {films[0].name}; name films by themselves")
+    return lines
+
+
+def find_films(places: Sequence[Path]) -> list[Path]:
+    """Where films lie.
+
+    Args:
+        places: films; folders of frames; patterns of either; folders of films and of folders of frames, in the order of the
+            numbers in their names.
+
+    Raises:
+        DataError: a folder or pattern without films.
+    """
+    return [film for place in places for film in _films_at(place)]
+
+
+def _films_at(place: Path) -> list[Path]:
+    check_path(place)
+    if glob.has_magic(str(place)) and not os.path.lexists(place):
+        found = [Path(text) for text in sorted(glob.glob(str(place), recursive=True), key=by_numbers)]
+        if not found:
+            raise DataError(f"{place}: no film has such a name; quote patterns, or correct this one")
+        return [film for path in found for film in _films_at(path)]
+    if place.is_file() and is_picture_name(place.name):
+        raise DataError(f"{place}: a picture among films; predict pictures by themselves, or name a folder of frames")
+    if not place.is_dir() or holds_pictures(place):
+        return [place]
+    if films := _films_in(place):
+        return films
+    deeper = [path.name for path in sorted(place.iterdir()) if path.is_dir() and _films_in(path)]
+    hint = f"; there are some in its {' and '.join(deeper[:3])}: name such a folder" if deeper else ""
+    raise DataError(
+        f"{place}: no film in this folder: neither pictures, which would be its frames, nor films ({', '.join(FILM_ENDINGS)}), "
+        f"nor folders of frames, each of them a film{hint}"
+    )
+
+
+def _films_in(folder: Path) -> list[Path]:
+    """Films and folders of frames in a folder, in the order of the numbers in their names."""
+    inside = sorted(folder.iterdir(), key=lambda path: by_numbers(path.name))
+    return [path for path in inside if (holds_pictures(path) if path.is_dir() else is_film(path))]
 
 
 def is_picture_name(name: str) -> bool:

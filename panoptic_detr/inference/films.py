@@ -4,12 +4,9 @@ The frames lie in a `PredictionFolder`, one line each, so a film that was stoppe
 anew. Several films lie in one such folder, so that they are scored together.
 """
 
-import glob
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,19 +15,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from panoptic_detr.errors import DataError
-from panoptic_detr.files import by_numbers, check_path, make_folder
-from panoptic_detr.inference.files import PictureFile, find_frames, holds_pictures, is_picture_name, unique_name
-from panoptic_detr.inference.flow import Outcome, PictureModel, Writers, nothing_read
-from panoptic_detr.inference.stream import Failure, PredictionFolder, list_digest
+from panoptic_detr.errors import ConfigError, DataError
+from panoptic_detr.files import check_path
+from panoptic_detr.images import film_writer, open_film
+from panoptic_detr.inference.files import PictureFile, find_films, find_frames, list_digest, unique_name
+from panoptic_detr.inference.flow import Outcome, PictureModel, Writers, nothing_read, predict_chunk, read_or_reason
+from panoptic_detr.inference.stream import Failure, PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import map_ahead
 from panoptic_detr.visualization.draw import enlargement, overlay
 
-# By the ending of a film that is written: what its pictures are coded with.
-CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
-FILM_ENDINGS = (*CODECS, ".mpg", ".mpeg", ".wmv")
+_COUNTED = (".mp4", ".m4v", ".mov", ".avi")  # files that count their frames; of others OpenCV guesses, by a length with sound
 _AHEAD = 8  # frames decoded before they are needed
 _MOST_FRAMES = 1_000_000  # of one of several films; keeps their image ids apart
 
@@ -70,23 +66,25 @@ class Film:
         check_path(path)
         if path.is_dir():
             return cls(path, frames_per_second or 25.0, len(find_frames(path)), name or path.resolve().name, number)
-        with _reading(path) as capture:
+        with open_film(path) as capture:
             own = capture.get(cv2.CAP_PROP_FPS)
             count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
             return cls(path, frames_per_second or (own if own > 0 else 25.0), count, name or path.stem, number)
 
-    def frames(self) -> Iterator[tuple[PictureFile, np.ndarray]]:
-        """Every frame, numbered from 1, as (H, W, 3) uint8 RGB.
+    def frames(self) -> Iterator[tuple[PictureFile, np.ndarray | str]]:
+        """Every frame, in order, as (H, W, 3) uint8 RGB, or the reason why it cannot be read; those of a file count from 1.
+
+        Broken frames inside a file are passed over by its decoder. Where it decodes fewer than the file counts, the first that
+        is missing at the end has a reason.
 
         Raises:
-            PictureError: a frame of a folder cannot be read.
-            DataError: not one frame of the file can.
+            DataError: not one frame of the file can be read.
         """
         if self.path.is_dir():
-            yield from ((self._named(file, number), file.read()) for number, file in enumerate(find_frames(self.path), 1))
+            yield from (read_or_reason(PictureFile.read, file) for file in self._listed())
             return
         number = 0
-        with _reading(self.path) as capture:
+        with open_film(self.path) as capture:
             while True:
                 there, picture = capture.read()
                 if not there:
@@ -95,6 +93,11 @@ class Film:
                 yield self._decoded(number), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         if not number:
             raise DataError(f"{self.path}: no frame of this film can be decoded; convert it to another format first")
+        if self._counts and number < self.count:
+            reason = (
+                f"the film ends before this frame, though it counts {self.count}; it is cut or damaged, and not predicted whole"
+            )
+            yield self._decoded(number + 1), reason
 
     def identity(self) -> list[object]:
         """What tells this film from others, as plain values."""
@@ -112,7 +115,20 @@ class Film:
 
     def first(self) -> PictureFile:
         """The first frame."""
-        return self._named(find_frames(self.path)[0], 1) if self.path.is_dir() else self._decoded(1)
+        return next(self._listed()) if self.path.is_dir() else self._decoded(1)
+
+    def is_whole(self, folder: PredictionFolder) -> bool:
+        """Whether all frames are in a folder, as far as the film tells how many it has."""
+        if self.path.is_dir():
+            return all(file in folder for file in self._listed())
+        return self._decoded(self.count if self._counts and self.count else 1) in folder
+
+    @property
+    def _counts(self) -> bool:
+        return self.path.suffix.lower() in _COUNTED
+
+    def _listed(self) -> Iterator[PictureFile]:
+        return (self._named(file, number) for number, file in enumerate(find_frames(self.path), 1))
 
     def _decoded(self, number: int) -> PictureFile:
         name = f"{number:06d}"
@@ -129,63 +145,6 @@ class Film:
             )
         image_id = self.number * _MOST_FRAMES + number
         return replace(file, name=f"{self.name}/{file.name}", image_id=image_id, film=self.state())
-
-
-def is_film(path: Path) -> bool:
-    """Whether a path has the ending of a film."""
-    return path.suffix.lower() in FILM_ENDINGS
-
-
-def holds_films(path: Path) -> bool:
-    """Whether a path is a folder with films and without pictures."""
-    check_path(path)
-    return path.is_dir() and not holds_pictures(path) and any(map(is_film, path.iterdir()))
-
-
-def films_left_out(places: Sequence[Path], *, recursive: bool = False) -> list[str]:
-    """A line for each folder whose pictures are predicted, about the films that lie in it and are not."""
-    lines = []
-    for place in places:
-        check_path(place)
-        if place.is_dir() and (recursive or holds_pictures(place)):
-            films = sorted(path for path in (place.rglob("*") if recursive else place.iterdir()) if is_film(path))
-            if films:
-                lines.append(f"left out: {len(films)} film(s) in {place}, such as {films[0].name}; name films by themselves")
-    return lines
-
-
-def find_films(places: Sequence[Path]) -> list[Path]:
-    """Where films lie.
-
-    Args:
-        places: films; folders of frames; patterns of either; folders of films and of folders of frames, in the order of the
-            numbers in their names.
-
-    Raises:
-        DataError: a folder or pattern without films.
-    """
-    return [film for place in places for film in _films_at(place)]
-
-
-def _films_at(place: Path) -> list[Path]:
-    check_path(place)
-    if glob.has_magic(str(place)) and not os.path.lexists(place):
-        found = [Path(text) for text in sorted(glob.glob(str(place), recursive=True), key=by_numbers)]
-        if not found:
-            raise DataError(f"{place}: no film has such a name; quote patterns, or correct this one")
-        return [film for path in found for film in _films_at(path)]
-    if place.is_file() and is_picture_name(place.name):
-        raise DataError(f"{place}: a picture among films; predict pictures by themselves, or name a folder of frames")
-    if not place.is_dir() or holds_pictures(place):
-        return [place]
-    inside = sorted(place.iterdir(), key=lambda path: by_numbers(path.name))
-    films = [path for path in inside if (holds_pictures(path) if path.is_dir() else is_film(path))]
-    if not films:
-        raise DataError(
-            f"{place}: no film in this folder: neither pictures, which would be its frames, nor films "
-            f"({', '.join(FILM_ENDINGS)}), nor folders of frames"
-        )
-    return films
 
 
 def open_films(places: Sequence[Path], frames_per_second: float | None = None) -> tuple[list[Film], list[Failure]]:
@@ -245,7 +204,7 @@ def predict_films(
     requests: Sequence[int] = (),
     watch: Callable[[PanopticSegmentation], object] | None = None,
 ) -> Outcome:
-    """Predict films, one after the other; one of several that cannot be read to its end does not stop the others.
+    """Predict films, one after the other; what cannot be read of one does not stop the others.
 
     Args:
         model: what predicts.
@@ -257,7 +216,7 @@ def predict_films(
         watch: called with the result of each frame, in order.
 
     Raises:
-        DataError: a film alone cannot be read, or its overlay film not be written.
+        DataError: nothing of a film alone can be read, or its overlay film not be written.
     """
     whole = Outcome()
     for film in films:
@@ -274,20 +233,30 @@ def predict_films(
                 raise
             whole.failed.append(_failure(film.path, film.number, error))
             continue
+        whole.failed += part.failed
         whole.done += part.done
         whole.seconds += part.seconds
         whole.waiting += part.waiting
     return whole
 
 
+def check_drawn(drawn: Sequence[Path], films: Sequence[Film]) -> None:
+    """Raise `ConfigError` where an overlay film would be written over a film that is read, or is a folder."""
+    read = {film.path.resolve() for film in films}
+    for path in drawn:
+        if path.resolve() in read:
+            raise ConfigError(f"--output: {path} would be written over a film that is read; give another name or folder")
+        if path.is_dir():
+            raise ConfigError(f"--output: {path} is a folder, and would be an overlay film; give another name")
+
+
 def _is_drawn(film: Film, target: Path | None, folder: PredictionFolder) -> bool:
     """Whether a film has all frames and its overlays: these appear when they are whole, and those of other runs are removed."""
     if target is None:
         return False
-    if film.first() in folder:
-        return target.is_file()
-    target.unlink(missing_ok=True)
-    return False
+    if film.first() not in folder:
+        target.unlink(missing_ok=True)
+    return target.is_file() and film.is_whole(folder)
 
 
 def predict_film(
@@ -311,14 +280,17 @@ def predict_film(
         requests: once something is in it the run ends after the frames at hand, without an overlay film.
         watch: called with the result of each frame, in order.
 
+    Returns:
+        How it went; frames that cannot be predicted are `failed`, and left out of the overlay film.
+
     Raises:
-        DataError: the film cannot be read, or the overlay film not be written.
+        DataError: nothing of the film can be read, or the overlay film not be written.
     """
     outcome, frames = Outcome(), film.frames()
     started, window = time.perf_counter(), model.batch_size
     coming = map_ahead(lambda _: next(frames, None), iter(int, 1), threads=1, ahead=window + _AHEAD)
     with (
-        _film_writer(output, film.frames_per_second, requests) as show,
+        film_writer(output, film.frames_per_second, requests) as show,
         Writers(partial(_write, folder, show), 1, most=window + _AHEAD) as writers,
         closing(coming),
     ):
@@ -329,6 +301,9 @@ def predict_film(
             if not chunk:
                 break
             for file, picture, result, is_new in _results(model, chunk, folder, tracker):
+                if isinstance(result, str):
+                    outcome.failed.append(Failure.of(file, result))
+                    continue
                 outcome.waiting += writers.add(file, picture, result, is_new)
                 outcome.done += is_new
                 if watch is not None:
@@ -340,21 +315,24 @@ def predict_film(
 
 def _results(
     model: PictureModel,
-    chunk: Sequence[tuple[PictureFile, np.ndarray]],
+    chunk: Sequence[tuple[PictureFile, np.ndarray | str]],
     folder: PredictionFolder,
     tracker: Tracker | None,
-) -> Iterator[tuple[PictureFile, np.ndarray, PanopticSegmentation, bool]]:
-    """The results of some frames, and whether each is new."""
-    missing = [picture for file, picture in chunk if file not in folder]
-    new = iter(model(missing) if missing else [])
+) -> Iterator[tuple[PictureFile, np.ndarray, PanopticSegmentation | str, bool]]:
+    """The results of some frames, or why there is none, and whether each is new."""
+    missing = [row for row in chunk if row[0] not in folder]
+    new = {file: result for file, _, result in predict_chunk(model, missing)}
     for file, picture in chunk:
-        is_new = file not in folder
-        result = next(new) if is_new else folder.recall(file)
-        if tracker is not None and is_new:
-            result = tracker.update(result)
-        elif tracker is not None:
-            tracker.recall(result)
-        yield file, picture, result, is_new
+        if isinstance(picture, str):  # a prediction of it that is there stays, but cannot be drawn
+            yield file, np.zeros(0), picture, False
+            continue
+        result = new[file] if file in new else folder.recall(file)
+        if tracker is not None and isinstance(result, PanopticSegmentation):
+            if file in new:
+                result = tracker.update(result)
+            else:
+                tracker.recall(result)
+        yield file, picture, result, file in new
 
 
 def _write(
@@ -369,60 +347,3 @@ def _write(
         folder.add(file, picture, result)
     if show is not None:
         show(overlay(picture, result, scale=enlargement(picture.shape), shade_by_id=True))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[cv2.VideoCapture]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such film; check the folder and the file's ending")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise DataError(f"{path}: not a film that OpenCV can read; convert it to .mp4 first")
-        yield capture
-    finally:
-        capture.release()
-
-
-@contextmanager
-def _film_writer(
-    output: Path | None, frames_per_second: float, requests: Sequence[int]
-) -> Iterator[Callable[[np.ndarray], None] | None]:
-    """What takes the pictures of a film; the film gets its name when the block ends well and no end was asked for.
-
-    Raises:
-        DataError: OpenCV cannot write such a film, or a picture has another size than the first.
-    """
-    if output is None:
-        yield None
-        return
-    make_folder(output.parent)
-    codec = CODECS.get(output.suffix.lower())
-    if codec is None:
-        raise DataError(f"{output}: films are written as {', '.join(CODECS)}; give one of these endings")
-    mark = hashlib.sha256(output.name.encode(errors="surrogateescape")).hexdigest()[:12]  # what a kill leaves is written over
-    temporary = output.with_name(f".{output.stem[:40]}.{mark}{output.suffix}")
-    writer = cv2.VideoWriter()
-    first: list[tuple[int, ...]] = []
-
-    def show(picture: np.ndarray) -> None:
-        height, width = (side // 2 * 2 for side in picture.shape[:2])  # codecs want even sides
-        if not first:
-            first.append(picture.shape)
-            if not writer.open(str(temporary), cv2.VideoWriter.fourcc(*codec), frames_per_second, (width, height)):
-                raise DataError(f"{output}: this OpenCV cannot write such a film; give another ending, .avi say")
-        if picture.shape != first[0]:
-            raise DataError(
-                f"{output}: the frames of a film have one size, but got {picture.shape[:2]} after {first[0][:2]}; give frames "
-                "of one size, or predict them without overlays (--no-overlays)"
-            )
-        writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
-
-    try:
-        yield show
-        writer.release()
-        if first and not requests:
-            temporary.replace(output)
-    finally:
-        writer.release()
-        temporary.unlink(missing_ok=True)

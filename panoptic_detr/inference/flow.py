@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from operator import methodcaller
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from panoptic_detr.panoptic import PanopticSegmentation
 from panoptic_detr.parallel import map_ahead, usable_cores
 
 Picture: TypeAlias = np.ndarray | Raster
+Got = TypeVar("Got")
 Watch: TypeAlias = Callable[[PictureFile, PanopticSegmentation | None], object]
 _WINDOW = 4  # batches given to the model at once: among so many pictures, those of one size share a batch
 
@@ -63,6 +64,21 @@ class Outcome:
     def wait_share(self) -> float:
         """Part of the time in which the model waited, 0..1."""
         return self.waiting / self.seconds if self.seconds else 0.0
+
+    def summary(self, folder: PredictionFolder) -> str:
+        """What was found and where it lies, in sentences."""
+        found, categories = folder.found, folder.categories.by_id
+        listed = ", ".join(f"{count} {categories[category_id].name}" for category_id, count in found.most_common(8))
+        lines = [f"pictures: {len(folder)}, segments: {found.total()} ({listed or 'none'}), seconds: {self.seconds:.1f}"]
+        if self.done:
+            speed, waited = self.done / self.seconds, self.wait_share
+            lines.append(f"{speed:.1f} pictures per second; for reading and writing the model waited {waited:.0%} of the time")
+        more = f"{', overlays/' if folder.overlays else ''}{', tiff/' if folder.tiffs else ''}"
+        lines.append(f"written to {folder.folder}: predictions.json, panoptic/{more}")
+        if not found:
+            score = f"the best score below it was {self.best_below:.2f}"
+            lines.append(f"no query passed the threshold; {score}: try a lower --threshold")
+        return "\n".join(lines)
 
     @classmethod
     def joined(cls, outcomes: "Sequence[Outcome]", files: Iterable[PictureFile] | None = None) -> "Outcome":
@@ -114,7 +130,7 @@ def predict_files(
     outcome, window = Outcome(), model.batch_size * (1 if model.batch_size == 1 else _WINDOW)
     missing = (file for file in files if file not in folder)
     started = time.perf_counter()
-    coming = map_ahead(partial(_read, read), missing, threads=threads, ahead=window + threads)
+    coming = map_ahead(partial(read_or_reason, read), missing, threads=threads, ahead=window + threads)
     with closing(coming), Writers(folder.add, threads, most=window + threads) as writers:
         while not requests:
             before = time.perf_counter()
@@ -122,7 +138,7 @@ def predict_files(
             outcome.waiting += time.perf_counter() - before
             if not chunk:
                 break
-            for file, picture, result in _predict(model, chunk):
+            for file, picture, result in predict_chunk(model, chunk):
                 if isinstance(result, PanopticSegmentation):
                     outcome.waiting += writers.add(file, picture, result)
                     outcome.done += 1
@@ -164,7 +180,7 @@ class Writers:
         return time.perf_counter() - before
 
 
-def _predict(
+def predict_chunk(
     model: PictureModel, chunk: Sequence[tuple[PictureFile, Picture | str]]
 ) -> Iterator[tuple[PictureFile, Picture, PanopticSegmentation | str]]:
     """Each picture of a chunk with its map, or with the reason why it has none; in order."""
@@ -193,7 +209,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-def _read(read: Callable[[PictureFile], Picture], file: PictureFile) -> tuple[PictureFile, Picture | str]:
+def read_or_reason(read: Callable[[PictureFile], Got], file: PictureFile) -> tuple[PictureFile, Got | str]:
     """The picture, or the reason why there is none: it cannot be read, or its name cannot be written down."""
     try:
         str(file.path).encode()

@@ -14,7 +14,7 @@ from panoptic_detr.images import Picture, check_is_picture, upright_rgb
 from panoptic_detr.inference.batch import Precision, in_precision, predict_batch, same_size_groups
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.panoptic import PanopticSegmentation, PicturePredictor
-from panoptic_detr.structures import Sample, Target
+from panoptic_detr.structures import DetectorOutput, Sample, Target
 from panoptic_detr.weights import Checkpoint, choose_device, open_model, save_checkpoint
 from panoptic_detr.zoo import ModelSpec, spec_of, with_own_masks
 
@@ -88,6 +88,13 @@ class Predictor(PicturePredictor[Sample]):
     def prepare(self, picture: Picture) -> Tensor:
         """A picture as the model sees it: (1, 3, H, W), resized and normalised, on the model's device."""
         return self._read(picture).image[None].to(self.device)
+
+    @torch.no_grad()
+    def detect(self, picture: Picture) -> DetectorOutput:
+        """What the model says of one picture before masks are made: classes and boxes of all queries, by decoder layer."""
+        images = self.prepare(picture)
+        output: DetectorOutput = self.model(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
+        return output
 
     def save(self, path: str | Path) -> Path:
         """Write model, class table and settings as a checkpoint that `load_model` reads."""

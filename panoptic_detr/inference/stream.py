@@ -6,7 +6,6 @@ missing, and others are refused. Processes that share the pictures write lines o
 the first of them joins.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import locked_folder, make_folder, remove_stale_temporaries, write_json, write_whole
 from panoptic_detr.images import save_picture
-from panoptic_detr.inference.files import PictureFile, those_within
+from panoptic_detr.inference.files import WRITTEN, PictureFile, is_picture_name
 from panoptic_detr.inference.rasters import Raster, reduced, write_id_tiff
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
@@ -34,7 +33,6 @@ from panoptic_detr.visualization.draw import enlargement, overlay
 Json: TypeAlias = dict[str, object]
 Row: TypeAlias = Mapping[str, Any]  # what a line of the list says
 FAILURES = "failures.json"
-WRITTEN = ("panoptic", "overlays", "tiff")  # folders of the pictures that are written
 _MOST_LABELS = 200  # on an overlay
 _PLACE_BITS = 48  # a place in the files of lines is one number: which file, and in these bits where in it
 
@@ -361,26 +359,16 @@ def _damaged(path: Path, number: int) -> DataError:
     return DataError(f"{path}: line {number + 1} is damaged; remove the file to start anew")
 
 
-def check_apart(files: Iterable[PictureFile], folder: Path) -> None:
-    """Raise `DataError` if a picture lies where predictions of the folder are written, so that it could be written over."""
-    for path in those_within((file.path for file in files), [folder / part for part in WRITTEN]):
-        raise DataError(f"{path}: predictions are written there; choose another output folder than {folder}")
-
-
-def list_digest(files: Iterable[PictureFile]) -> str:
-    """What tells one list of pictures with their ids from another."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(repr((str(file.path), file.image_id, file.name)).encode())
-    return digest.hexdigest()[:16]
-
-
 def prepare_folder(folder: str | Path, *, overlays: bool = True) -> Path:
     """Make the folders that predictions are written to, so that a mistake shows before any work is done.
 
     Raises:
-        DataError: one cannot be made or written to.
+        DataError: one cannot be made or written to, or would have the name of a picture.
     """
+    if is_picture_name(Path(folder).name) and not Path(folder).is_dir():
+        raise DataError(
+            f"{folder}: maps, overlays and a JSON are written to a folder, and this is the name of a picture; name one"
+        )
     for part in ("", "panoptic", *(["overlays"] if overlays else [])):
         make_folder(Path(folder) / part)
     return Path(folder)

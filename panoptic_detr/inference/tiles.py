@@ -62,13 +62,19 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     return [Span(start, start + tile, *cuts[i : i + 2]) for i, start in enumerate(starts)]
 
 
+def usual_overlap(tile: int) -> int:
+    """Pixels that neighbouring tiles share if nobody says: 256, or half of a smaller tile."""
+    return min(256, tile // 2)
+
+
 class Tiled:
     """A model for pictures of any size, called as the model that it is made of.
 
     Args:
         model: what predicts a tile.
         tile: side of a tile in pixels; pictures that are not larger are predicted whole.
-        overlap: least number of pixels that neighbours share. A thing is found well if it fits into it.
+        overlap: least number of pixels that neighbours share; `usual_overlap` by default. A thing is found well if it fits
+            into it.
         scratch: folder for maps that do not fit the memory; the system's own by default.
 
     Raises:
@@ -77,7 +83,10 @@ class Tiled:
 
     batch_size = 1
 
-    def __init__(self, model: PictureModel, *, tile: int = 1024, overlap: int = 256, scratch: Path | None = None) -> None:
+    def __init__(
+        self, model: PictureModel, *, tile: int = 1024, overlap: int | None = None, scratch: Path | None = None
+    ) -> None:
+        overlap = usual_overlap(tile) if overlap is None else overlap
         if tile < 32 or not 2 <= overlap <= tile // 2:
             raise InputError(f"tiles have at least 32 pixels and overlap by 2 to half of them, but got {tile} and {overlap}")
         self.model, self.tile, self.overlap, self.scratch = model, tile, overlap, scratch

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from panoptic_detr.id_runs import are_kernels_loaded, count_marks
 from panoptic_detr.quality.overlaps import JointRuns, Overlaps, sums
 
 
@@ -36,15 +37,13 @@ def measure_boundaries(overlaps: Overlaps, runs: JointRuns, *, ratio: float = 0.
     reach = max(1, round(ratio * float(np.hypot(*runs.size))))
     void, nothing = len(overlaps.truth_areas), len(overlaps.prediction_areas)
     true, predicted = (_boundary(runs.paint(_small(index + 1)), reach) for index in (runs.truth, runs.prediction))
-    kinds = true.view(np.uint8) | (predicted.view(np.uint8) << 1)  # 1 true, 2 predicted, 3 both
-    parts, kinds, pixels = _split(runs, kinds.ravel())
-    rows, columns = runs.truth[parts], runs.prediction[parts]
-    of_truth, of_prediction = kinds % 2 == 1, (kinds >= 2) & (rows < void)
-    areas = sums(rows[of_truth], pixels[of_truth], void + 1)
-    other_areas = sums(columns[of_prediction], pixels[of_prediction], nothing + 1)
-    both = (kinds == 3) & (rows < void) & (columns < nothing)
-    pairs = np.searchsorted(overlaps.truth * nothing + overlaps.prediction, rows[both] * nothing + columns[both])
-    shared = sums(pairs, pixels[both], len(overlaps.truth))
+    rows, columns = runs.truth, runs.prediction
+    of_truth, of_prediction, both = _count_marks(true, predicted, runs.lengths)
+    areas = sums(rows, of_truth, void + 1)
+    other_areas = sums(columns[rows < void], of_prediction[rows < void], nothing + 1)
+    met = (rows < void) & (columns < nothing)
+    pairs = np.searchsorted(overlaps.truth * nothing + overlaps.prediction, rows[met] * nothing + columns[met])
+    shared = sums(pairs, both[met], len(overlaps.truth))
     return BoundaryOverlaps(shared, areas[overlaps.truth] + other_areas[overlaps.prediction] - shared)
 
 
@@ -65,13 +64,23 @@ def _boundary(index: np.ndarray, reach: int) -> np.ndarray:
         return np.zeros(index.shape, dtype=bool)
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     lowest = cv2.erode(index, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return (lowest != index) | (cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE) != index)
+    highest = cv2.dilate(index, kernel, borderType=cv2.BORDER_REPLICATE)
+    return lowest != highest  # the number itself lies between them
 
 
-def _split(runs: JointRuns, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _count_marks(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """As `count_marks`, which does it where it is loaded."""
+    if are_kernels_loaded():
+        return count_marks(first, second, lengths)
+    parts, kinds, pixels = _split(lengths, (first.view(np.uint8) | (second.view(np.uint8) << 1)).ravel())
+    chosen = (kinds % 2 == 1, kinds >= 2, kinds == 3)  # 1 the first, 2 the second, 3 both
+    return np.stack([sums(parts[kind], pixels[kind], len(lengths)) for kind in chosen])
+
+
+def _split(lengths: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place of its run, kind and length of each run of pixels over which (H * W,) kinds do not change either."""
     begins_run = np.zeros(kinds.size, dtype=bool)
-    begins_run[np.cumsum(runs.lengths) - runs.lengths] = True
+    begins_run[np.cumsum(lengths) - lengths] = True
     changes = begins_run.copy()
     changes[1:] |= kinds[1:] != kinds[:-1]
     starts = np.flatnonzero(changes)

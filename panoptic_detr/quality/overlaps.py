@@ -13,10 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.id_runs import IdRuns, join_runs
+from panoptic_detr.id_runs import IdRuns, are_kernels_loaded, join_maps, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
 LARGEST_TABLE, TABLE_PER_RUN = 2**16, 4  # pairs; runs of images with more, and more per run, are sorted to be counted
+Names = tuple[np.ndarray, np.ndarray]  # (S,) int64 ascending ids, (S,) int64 the place of each among the segments
+_LARGEST_ID = 2**31  # below which what is negative in a map is taken for none of the ids
 _SMALL_IDS = 2**12  # up to which places are looked up in a table instead of searched for
 
 
@@ -198,8 +200,7 @@ def joint_runs(prediction: Regions, truth: Regions) -> JointRuns:
     if isinstance(truth.pixels, IdRuns) and isinstance(prediction.pixels, IdRuns):
         rows, columns, lengths = join_runs(truth.pixels, _names(truth), prediction.pixels, _names(prediction))
     else:
-        true_ids, predicted_ids, lengths = _joint_ids(truth.segment_map.ravel(), prediction.segment_map.ravel())
-        rows, columns = _places(true_ids, *_names(truth)), _places(predicted_ids, *_names(prediction))
+        rows, columns, lengths = _join_maps(truth.segment_map, _names(truth), prediction.segment_map, _names(prediction))
     _check_listed(rows, truth)
     _check_listed(columns, prediction)
     return JointRuns(rows, columns, lengths, (size[0], size[1]))
@@ -242,6 +243,15 @@ def sums(places: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(places, pixels, count).astype(np.int64)
 
 
+def _join_maps(truth: np.ndarray, names: Names, prediction: np.ndarray, other_names: Names) -> tuple[np.ndarray, ...]:
+    """As `join_maps`, which does it where it is loaded."""
+    known = all(0 <= ids[0] and ids[-1] < _LARGEST_ID for ids in (names[0], other_names[0]))
+    if known and are_kernels_loaded() and truth.dtype == prediction.dtype == np.int32:
+        return join_maps(truth, names, prediction, other_names)
+    true_ids, predicted_ids, lengths = _joint_ids(truth.ravel(), prediction.ravel())
+    return _places(true_ids, *names), _places(predicted_ids, *other_names), lengths
+
+
 def _joint_ids(true_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True id, predicted id and length of each run over which neither changes, from the ids of all pixels in reading order."""
     if true_ids.size == 0:
@@ -254,7 +264,7 @@ def _joint_ids(true_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndar
     return true_ids[starts], predicted_ids[starts], np.diff(starts, append=true_ids.size)
 
 
-def _names(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+def _names(regions: Regions) -> Names:
     """The ids that a map may have, ascending, and the place of each among the segments, behind them for void."""
     known = regions.ids if (regions.ids == 0).any() else np.append(regions.ids, 0)
     order = np.argsort(known)

@@ -161,6 +161,13 @@ class Entry:
     truth: PanopticSegmentation | None = None  # the annotation
     prediction: PanopticSegmentation | None = None  # what a model says
 
+    def shown(self, *, truth: bool = False) -> PanopticSegmentation:
+        """The one map that the image is drawn with: the prediction, if there is one and the truth is not wanted."""
+        drawn = self.truth if truth or self.prediction is None else self.prediction
+        if drawn is None:
+            raise PictureError(f"{self.name}: there is neither truth nor prediction to draw")
+        return drawn
+
 
 def draw_entry(
     entry: Entry, *, show: Show = "all", palette: Palette = "distinct", alpha: float = 0.5, scale: int = 1

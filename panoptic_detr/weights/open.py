@@ -56,6 +56,17 @@ def check_source(source: str | Path) -> None:
     check_name(name)
 
 
+def identity(source: str) -> dict[str, object]:
+    """What tells a model from another one, as plain values: its name or place, and size and time of change of its file."""
+    path = Path(source)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    state = weights.stat() if weights.is_file() else None
+    return {
+        "checkpoint": str(path.resolve()) if path.exists() else source,
+        "weights": [state.st_size, state.st_mtime_ns] if state else None,
+    }
+
+
 def open_source(source: str | Path) -> Checkpoint:
     """Weights with what is known about them.
 

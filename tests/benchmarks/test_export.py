@@ -3,8 +3,10 @@
 import io
 from functools import partial
 
+import pytest
 from rich.console import Console
 
+from panoptic_detr.errors import InputError
 from panoptic_detr.images import decode_image
 from tools.benchmarks import export
 
@@ -30,3 +32,20 @@ def test_the_model_and_its_file_keep_the_same_number_of_queries(tmp_path, monkey
     for table in export.tables({"model": "tiny", "picture": [60, 80], "threads": 1, "rows": rows}):
         console.print(table)
     assert "12.00" in console.file.getvalue()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    place, asked = tmp_path / "new", {"model": "detr_r50_panoptic", "picture": (480, 640)}
+    assert not export.is_of(place, asked)
+    assert not export.is_of(place, asked)  # begun, and no model in it yet
+    (place / "model.pt").touch()
+    assert export.is_of(place, asked)
+    with pytest.raises(InputError, match=r"made with .*'kept': 3"):
+        export.is_of(place, {**asked, "kept": 3})
+    (place / "arguments.json").write_text("{")
+    with pytest.raises(InputError, match="made with something else, not with"):
+        export.is_of(place, asked)
+    (place / "arguments.json").unlink()
+    with pytest.raises(InputError, match="there are files in it that are not of this measurement"):
+        export.is_of(place, asked)
+    assert [path.name for path in place.iterdir()] == ["model.pt"]

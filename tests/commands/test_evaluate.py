@@ -155,7 +155,17 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
         (file_options()[:-2], "(--pred-folder missing)"),
         (["model.pt", *file_options()[:2]], "give a checkpoint or prediction files, not both"),
         (["model.pt", "--ap", "boxen"], "invalid choice: 'boxen'"),
-        ([*file_options(), "--inference.min_area", "9"], "--inference.* are settings of a checkpoint"),
+        ([*file_options(), "--inference.min_area", "9"], "--inference.*: such are settings of a checkpoint"),
+        (
+            [*file_options(), "--threshold", "0.5"],
+            "--threshold: such are settings of a checkpoint; prediction files are scored",
+        ),
+        ([*file_options()[:4], "--compare", "a", "b", "--data.images", "x", "--ap", "none"], "--ap: such are settings of a"),
+        (["--data.root", "scenes"], "give a checkpoint, or a folder of predictions and its truth"),
+        (
+            ["m.xml", "--ap", "masks"],
+            "--ap masks: m.xml is an exported file, which gives maps and no boxes and masks of single",
+        ),
         (["m.pt", "--inference.short_side", "big"], "--inference.short_side: must be int or null, but got 'big'"),
         (["m.pt", "--inference.duplicate_stuff", "both"], "must be one of union, keep_first, but got 'both'"),
         (["m.pt", "--inference.min_visible", "{"], "--inference.min_visible: must be float, but got '{'"),
@@ -196,6 +206,20 @@ def test_a_folder_with_the_name_of_a_published_model_is_no_obstacle(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "detr_r50_panoptic").mkdir()
     assert evaluate.parse(["detr_r50_panoptic", "--data.root", "coco"]).checkpoint == "detr_r50_panoptic"
+
+
+def test_a_folder_of_predictions_stands_for_its_json(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(PQ_DATA / "pred.json", out / "predictions.json")
+    shutil.copytree(PQ_DATA / "pred", out / "panoptic")
+    truth = ["evaluate", *file_options()[:4]]
+    assert cli.main([*truth, "--pred-json", str(out), "--pred-folder", str(out / "panoptic")]) == 0
+    assert "│ All    │ 40.0 │" in capsys.readouterr().out
+    assert cli.main([*truth, "--compare", str(out), str(PQ_DATA / "pred.json")]) == 0
+    capsys.readouterr()
+    told = failing([*file_options()[:4], "--compare", str(PQ_DATA), str(out)], capsys)
+    assert f"{PQ_DATA}: this is a folder; name the JSON itself, such as {PQ_DATA / 'expected.json'}" in told
 
 
 def test_bad_predictions_are_one_line(capsys, tmp_path):

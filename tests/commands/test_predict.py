@@ -455,9 +455,10 @@ def test_ids_and_names_of_a_ground_truth_and_folders_in_folders(checkpoint, phot
 def test_tiles_of_large_pictures(checkpoint, photos, tmp_path, capsys):
     tifffile = pytest.importorskip("tifffile")
     arguments = [str(checkpoint), str(photos), "--device", "cpu", "--output", str(tmp_path / "out"), "--tile", "32"]
-    with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 256"):
-        predict.main(arguments)
-    assert predict.main([*arguments, "--overlap", "16", "--tiff"]) == 0
+    with pytest.raises(InputError, match="overlap by 2 to half of them, but got 32 and 17"):
+        predict.main([*arguments, "--overlap", "17"])
+    assert predict.main([*arguments, "--tiff"]) == 0  # by half of a tile
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["info"]["made_by"]["tiles"] == [32, 16]
     assert "predictions.json, panoptic/, overlays/, tiff/\n" in capsys.readouterr().out
     content, entries = predictions(tmp_path / "out")
     assert [(i["height"], i["width"]) for i in content["images"]] == [(40, 60), (60, 40)]
@@ -539,6 +540,10 @@ def test_an_output_may_lie_in_the_folder_that_is_searched(checkpoint, photos, tm
             ["pack.tar.gz", "--output", "out"],
             "pack.tar.gz: not a readable tar file .*; shards must be whole and not compressed",
         ),
+        (
+            ["a.png", "--output", "out.PNG"],
+            "out.PNG: maps, overlays and a JSON are written to a folder, and this is the name of a",
+        ),
         (["a.png", "--track", "--output", "out"], "a.png: a picture among films; predict pictures by themselves"),
         (["frames", "--track", "--output", "used.mp4"], "used.mp4 is a folder, and would be an overlay film"),
         (["a.png", "--output", "damaged"], "damaged/predictions.jsonl: line 1 is damaged; remove the file to start anew"),
@@ -576,11 +581,11 @@ def test_films_of_a_folder_are_predicted_and_scored_in_one_call(checkpoint, film
     told = capsys.readouterr()
     assert "frames: 6, " in told.out
     assert f"{films}/val/0010.mp4: not a film that OpenCV can read" in told.err
-    assert f"{films}/val/0002: {films}/val/0002/000000.png: not a readable image" in told.err
+    assert f"{films}/val/0002/000000.png: not a readable image" in told.err
     failures = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert [(failure["path"], failure["image_id"]) for failure in failures] == [
-        (f"{films}/val/0002", 3),
         (f"{films}/val/0010.mp4", 4),
+        (f"{films}/val/0002/000000.png", 3000001),
     ]
     assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["0000.mp4", "0001.mp4"]
     content, entries = predictions(tmp_path / "out")
@@ -600,8 +605,11 @@ def test_films_of_a_folder_are_predicted_and_scored_in_one_call(checkpoint, film
     content, _ = predictions(tmp_path / "out")
     assert [i["id"] for i in content["images"]] == [1000001, 1000002, 1000003, 2000001, 2000002, 2000003, 3000001, 3000002]
     assert times(tmp_path / "out" / "overlays").items() > drawn.items()
-    with pytest.raises(ConfigError, match="several films have several overlay films; name a folder"):
+    with pytest.raises(ConfigError, match=r"these are 3 \(each folder of frames is one\); name a folder"):
         predict.main([*arguments, str(tmp_path / "all.mp4")])
+    deeper = r"no film in this folder: .*, each of them a film; there are some in its panoptic_val and val: name such a folder$"
+    with pytest.raises(DataError, match=deeper):
+        predict.main([str(checkpoint), str(films), "--track", "--output", str(tmp_path / "none")])
     for missing, says in ((films / "val" / "notes", "no film in this folder"), (films / "*.avi", "no film has such a name")):
         with pytest.raises(DataError, match=says):
             predict.main([str(checkpoint), str(missing), "--track", "--output", str(tmp_path / "none")])

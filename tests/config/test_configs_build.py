@@ -10,15 +10,9 @@ import torch
 from lightning_fabric import Fabric
 
 from panoptic_detr.config.inference import InferenceSettings
+from panoptic_detr.config.losses import LossConfig
 from panoptic_detr.config.reading import plain, read_config
-from panoptic_detr.config.stages import (
-    AugmentationConfig,
-    DataConfig,
-    DetectorStage,
-    LossConfig,
-    MaskStage,
-    TrainConfig,
-)
+from panoptic_detr.config.stages import AugmentationConfig, DataConfig, DetectorStage, MaskStage, TrainConfig
 from panoptic_detr.data.scenes.dataset import scene_categories
 from panoptic_detr.data.transforms import eval_transform
 from panoptic_detr.errors import ConfigError, DataError

@@ -3,12 +3,12 @@ from typing import Literal
 
 import pytest
 
+from panoptic_detr.config.losses import LossConfig
 from panoptic_detr.config.reading import plain, read_config, read_config_or_exit, save_config, typed_keys
 from panoptic_detr.config.stages import (
     AugmentationConfig,
     DataConfig,
     DetectorStage,
-    LossConfig,
     MaskStage,
     ModelConfig,
     OptimizerConfig,

@@ -157,6 +157,11 @@ def error_of(loader, kind) -> str:
     pytest.fail(f"no {kind.__name__}")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch's, on a machine of fewer cores
+def test_no_more_workers_than_samples(scenes):
+    assert make_loader(open_scenes(scenes), batch_size=3, workers=9_999_999).num_workers == 7
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_defects_name_the_image_without_a_workers_traceback(layout, workers):
     layout.save_image(np.zeros((5, 6, 3), np.uint8))

@@ -190,6 +190,17 @@ def test_frames_whose_names_do_not_say_of_which_film_they_are_are_noted(films, t
     )
 
 
+def test_predictions_of_other_films_only_are_refused(films, tmp_path):
+    second = predicted_as(films, tmp_path / "a.json", lambda film, frame: f"{film}/{frame}", "0001")
+    told = r"a\.json: no frame of film '0000' has a prediction; .* of other films \(first: '0001/000000\.png'\); predict these"
+    with pytest.raises(EvaluationError, match=told):
+        evaluate_films(**second, films=["0000"])
+    assert evaluate_films(**second, films=["0000", "0001"]).films == 2  # one is there, the other was missed
+    second["pred_json"].write_text('{"annotations": [], "images": []}')
+    with pytest.raises(EvaluationError, match="no frame of film '0000' or '0001' has a prediction; there are none at all"):
+        evaluate_films(**second)
+
+
 def test_the_command_shows_and_writes_them(films, tmp_path, capsys):
     places = [part for name, path in films.items() for part in (f"--{name.replace('_', '-')}", str(path))]
     assert main([*places, "--films", "--windows", "1", "3", "15", "--output", str(tmp_path / "out")]) == 0
@@ -204,6 +215,7 @@ def test_the_command_shows_and_writes_them(films, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*places, "--films", *more])
         assert "--films scores files of predictions" in capsys.readouterr().err
+    assert set(content) == {"VPQ", "STQ", "AQ", "SQ", "films", "frames", "notes", "windows"}  # as docs/scores.md says
     with pytest.raises(SystemExit):
         main([*places, "--windows", "7"])
     assert "--windows are of films: give --films too" in capsys.readouterr().err

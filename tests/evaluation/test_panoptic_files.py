@@ -1,5 +1,6 @@
 """Scoring folders: what may be odd, what is refused and how it is said."""
 
+import os
 import sys
 
 import cv2
@@ -12,6 +13,7 @@ from panoptic_detr.evaluation import panoptic
 from panoptic_detr.evaluation.panoptic import evaluate_panoptic
 from panoptic_detr.id_runs import can_read_runs
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
+from panoptic_detr.parallel import can_fork
 from panoptic_detr.segment_maps import write_id_png
 
 
@@ -132,10 +134,30 @@ def test_workers_do_not_change_the_result(files, workers):
         guess = np.where(generator.random(segment_map.shape) < 0.2, 3, segment_map)
         files.add("gt", image_id, segment_map, {int(i): 1 for i in np.unique(segment_map)})
         files.add("pred", image_id, guess, {int(i): 1 for i in np.unique(guess)})
-    alone = files.evaluate()
+    del files.pred["annotations"][20]
+    files.gt["annotations"][30]["segments_info"][0]["area"] += 1
+    asked = {"per_image": True, "boundary": True}
+    alone = files.evaluate(**asked)
     paths = [files.root / name for name in ("gt.json", "gt", "pred.json", "pred")]
-    assert repr(evaluate_panoptic(*paths, workers=workers)) == repr(alone)
+    assert repr(evaluate_panoptic(*paths, workers=workers, **asked)) == repr(alone)
     assert 0 < alone.all.pq < 1
+    assert len(alone.notes) == 2
+
+
+@pytest.mark.skipif(not can_fork(), reason="no forks here")
+@pytest.mark.parametrize("many", [0, 10**9])
+def test_many_images_are_scored_by_other_processes(files, monkeypatch, many):
+    here, counted = os.getpid(), panoptic.score_image
+
+    def count(quality, *rest):
+        quality.note(f"by this process: {os.getpid() == here}", [str(rest[2])])
+        counted(quality, *rest)
+
+    files.evaluate()
+    monkeypatch.setattr(panoptic, "MANY", many)
+    monkeypatch.setattr(panoptic, "score_image", count)
+    paths = [files.root / name for name in ("gt.json", "gt", "pred.json", "pred")]
+    assert evaluate_panoptic(*paths, workers=2).notes == (f"by this process: {many > 2}: 2 (1, 2)",)
 
 
 def test_workers_must_be_positive(files):
@@ -283,7 +305,7 @@ def test_missing_files(files, missing, message):
 
 def test_a_folder_is_no_json(files):
     files.evaluate()
-    with pytest.raises(EvaluationError, match=r"gt: cannot be read: Is a directory"):
+    with pytest.raises(EvaluationError, match=r"gt: this is a folder; name the JSON itself; there is none in it"):
         evaluate_panoptic(files.root / "gt", files.root / "gt", files.root / "pred.json", files.root / "pred")
 
 

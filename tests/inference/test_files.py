@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.inference.files import PictureFile, find_pictures
-from panoptic_detr.inference.stream import PredictionFolder, check_apart
+from panoptic_detr.inference.files import PictureFile, check_apart, find_pictures
+from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.segment_maps import read_id_png
 
@@ -47,7 +47,12 @@ def test_numbers_in_coco_names_are_the_image_ids():
 
 
 def test_a_folder_without_pictures(tmp_path):
-    with pytest.raises(DataError, match=r"no pictures in this folder \(looked for \.jpg"):
+    with pytest.raises(DataError, match=r"no pictures in this folder \(looked for \.jpg.*\)$"):
+        find_pictures([tmp_path])
+    touch(tmp_path / "b" / "1.png", tmp_path / "a" / "1.png")
+    with pytest.raises(
+        DataError, match=r"\); there are some in its a and b: name such a folder; predict takes all with --recurs"
+    ):
         find_pictures([tmp_path])
 
 

@@ -1,6 +1,7 @@
 """Films in and out, going on after a stop, and things that keep their ids."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,7 +12,8 @@ from panoptic_detr.data.scenes import make_film
 from panoptic_detr.errors import DataError
 from panoptic_detr.files import by_numbers
 from panoptic_detr.inference import films as films_module
-from panoptic_detr.inference.films import Film, films_left_out, open_films, predict_film, predict_films
+from panoptic_detr.inference.files import films_left_out
+from panoptic_detr.inference.films import Film, open_films, predict_film, predict_films
 from panoptic_detr.inference.stream import PredictionFolder
 from panoptic_detr.inference.tracking import Tracker
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
@@ -201,6 +203,48 @@ def test_image_ids_of_several_films_stay_apart(tmp_path, monkeypatch):
     assert [next(frames)[0].image_id for _ in range(3)] == [5, 6, 7]
     with pytest.raises(DataError, match="frames: one of several films has at most 3 frames"):
         next(frames)
+
+
+def test_broken_frames_are_named_and_the_others_are_predicted(tmp_path):
+    film, out = write_frames(tmp_path / "frames", 5), tmp_path / "out"
+    whole = cv2.imread(str(film.path / "2.png"))
+    (film.path / "2.png").write_bytes(b"no frame")
+
+    def told(film, target):
+        with PredictionFolder(out, TABLE, overlays=False) as results:
+            outcome = predict_films(Bright(), [film], results, lambda _: target)
+            return len(results), [(failure.path, failure.image_id, failure.reason[:20]) for failure in outcome.failed]
+
+    assert told(film, tmp_path / "film.avi") == (4, [(f"{film.path}/2.png", 2, "not a readable image")])
+    assert Film.open(tmp_path / "film.avi").count == 4
+    cv2.imwrite(str(film.path / "2.png"), whole)
+    several = replace(film, number=3)
+    assert told(several, tmp_path / "film.avi") == (9, [])  # of another film: its frames have other names
+    (out / "panoptic" / "frames" / "2.png").unlink()
+    assert told(several, tmp_path / "film.avi") == (9, [])  # drawn, but not whole
+    assert (out / "panoptic" / "frames" / "2.png").exists()
+
+
+def test_a_film_that_ends_early_is_named_with_the_frame(tmp_path):
+    frames, avi, mkv = write_frames(tmp_path / "frames", 7), tmp_path / "whole.avi", tmp_path / "whole.mkv"
+    run(frames, tmp_path / "one", avi)
+    run(frames, tmp_path / "one", mkv)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(avi.read_bytes()[: avi.stat().st_size * 2 // 3])
+
+    def predicted(film):
+        with PredictionFolder(tmp_path / film.path.suffixes[0] / film.path.stem, TABLE, overlays=False) as results:
+            outcome = predict_film(Bright(), film, results, None)
+            assert outcome.done == len(results)
+            return outcome
+
+    outcome = predicted(Film.open(cut, number=2))
+    (failure,) = outcome.failed
+    assert 2 < outcome.done < 7
+    assert (failure.path, failure.image_id) == (f"{cut}/{outcome.done + 1:06d}", 2_000_001 + outcome.done)
+    assert "the film ends before this frame, though it counts 7" in failure.reason
+    assert predicted(Film.open(avi)).failed == []
+    assert predicted(replace(Film.open(mkv), count=99)).failed == []  # guessed by a longer sound
 
 
 def test_films_beside_pictures_are_told(tmp_path):

@@ -207,6 +207,19 @@ def test_any_integer_type_of_map(dtype):
     assert score(turned, truth).all.pq == 1.0
 
 
+@pytest.mark.parametrize(
+    ("listed", "painted", "found"), [([-2, -1], [-2, -1], [0, 1]), ([2**32 - 1, 1], [-1, 1], None), ([5 - 2**32], [5, 5], None)]
+)
+def test_ids_beyond_those_of_files_are_what_they_are(listed, painted, found):
+    rows = [(i, 1, False) for i in listed]
+    regions = Regions.from_rows(np.array([painted], np.int32), rows, "map")
+    if found is None:
+        with pytest.raises(EvaluationError, match="no such segment is listed"):
+            overlaps.joint_runs(regions, regions)
+    else:
+        assert overlaps.joint_runs(regions, regions).truth.tolist() == found
+
+
 def random_regions(generator, side=24):
     segment_map = generator.integers(0, 5, (side // 4, side // 4)).repeat(4, 0).repeat(4, 1).astype(np.int32)
     noise = generator.random((side, side)) < 0.2

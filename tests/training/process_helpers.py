@@ -10,7 +10,8 @@ import traceback
 import torch
 from torch import nn
 
-from panoptic_detr.config.stages import LossConfig, OptimizerConfig, TrainConfig
+from panoptic_detr.config.losses import LossConfig
+from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
 from panoptic_detr.data.loading import collate
 from panoptic_detr.structures import Sample, Target
 from panoptic_detr.training.losses import build_criterion

@@ -57,6 +57,12 @@ def test_the_largest_batch_has_the_tallest_and_the_widest_sample():
     assert sorted(choose_batches(sizes, 9)[0]) == [0, 1, 3, 4, 5]
 
 
+def test_average_batches_have_an_average_number_of_segments():
+    sizes = [(64, 64, count) for count in (1, 1, 1, 2, 2, 3, 5, 8, 40, 60)]  # most images hold few
+    for batch in choose_batches(sizes, 4)[1:]:
+        assert sum(sizes[place][2] for place in batch) == pytest.approx(4 * 12.3, rel=0.15)
+
+
 def test_all_parts_of_the_time_are_added_up():
     found = Forecast(100, 0.5, 3, 10.0, 4.0, 3 * 2**30, (4, 320, 480), "cpu")
     assert found.seconds == 84

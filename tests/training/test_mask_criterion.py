@@ -5,7 +5,7 @@ import torch
 from models.test_mask_detr import images, make, targets
 
 from panoptic_detr import build_criterion
-from panoptic_detr.config.stages import LossConfig
+from panoptic_detr.config.losses import LossConfig
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.structures import Target
 from panoptic_detr.training.losses.build import mask_criterion

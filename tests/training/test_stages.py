@@ -10,15 +10,8 @@ from training.trainer_helpers import TINY
 import panoptic_detr as pd
 from panoptic_detr import build_criterion, zoo
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.stages import (
-    AugmentationConfig,
-    DataConfig,
-    DetectorStage,
-    LossConfig,
-    MaskStage,
-    ModelConfig,
-    TrainConfig,
-)
+from panoptic_detr.config.losses import LossConfig
+from panoptic_detr.config.stages import AugmentationConfig, DataConfig, DetectorStage, MaskStage, ModelConfig, TrainConfig
 from panoptic_detr.errors import ConfigError, DataError, TrainingError
 from panoptic_detr.models import build_detr
 from panoptic_detr.models.deformable import build_deformable_detr

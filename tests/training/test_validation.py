@@ -8,7 +8,8 @@ import torch
 from lightning_fabric import Fabric
 
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.stages import DetectorStage, LossConfig, MaskStage, TrainConfig
+from panoptic_detr.config.losses import LossConfig
+from panoptic_detr.config.stages import DetectorStage, MaskStage, TrainConfig
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.data.transforms import eval_transform

@@ -16,11 +16,11 @@ from plain_maps import areas, boxes_of
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import visualize
 from panoptic_detr.commands.cli import run
-from panoptic_detr.commands.visualize import add_layer, main
+from panoptic_detr.commands.visualize import main
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.coco.dataset import CocoPanoptic
 from panoptic_detr.data.scenes.dataset import write_scenes
-from panoptic_detr.evaluation.coco_ap import AveragePrecision
+from panoptic_detr.evaluation import LayerPrecision
 from panoptic_detr.inference import PictureFile, PredictionFolder
 from panoptic_detr.inference.predictor import Predictor, load_model
 from panoptic_detr.panoptic import PanopticSegmentation
@@ -138,7 +138,8 @@ def test_a_missed_thing_shows_in_the_error_view(root, data, results, tmp_path):
 
 
 def test_side_by_side_with_a_prediction_is_wider(root, results, tmp_path):
-    assert main(["coco", *source(root, "--pred-json", results, "--limit", 1, "--scale", 2, "--output", tmp_path)]) == 0
+    given = ["--pred-json", results.parent, "--limit", 1, "--scale", 2]
+    assert main(["coco", *source(root, *given, "--output", tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     assert read(path).shape[1] > 3 * 2 * SIDE
 
@@ -168,7 +169,8 @@ def test_results_of_predict_are_a_data_set_of_their_own(root, data, results, tmp
 
 def test_report_from_results(root, data, results, tmp_path, capsys):
     path = tmp_path / "new" / "report.html"
-    assert main(["report", str(results), *source(root, "--output", path, "--title", "Scenes")]) == 0
+    folder = results.parent  # which stands for the JSON in it
+    assert main(["report", str(folder), *source(root, "--output", path, "--title", "Scenes")]) == 0
     page = path.read_text(encoding="utf-8")
     assert "<title>Scenes</title>" in page
     assert page.count("<article") == 3
@@ -293,14 +295,14 @@ def test_queries_are_scored_by_the_labels_of_the_model(data):
         logits[0, 0, row, table.label_of[segment.category_id]] = 9.0
     level = FeatureLevel(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), 32)
     output = DetectorOutput(logits, boxes[None, None], torch.zeros(1, len(things), 4), level, level.features, ())
-    scorers: dict[tuple[int, bool], AveragePrecision] = {}
-    add_layer(scorers, 0, output, table, data, 0)
-    assert scorers[0, False].compute().boxes.ap == pytest.approx(1.0)
+    layers = LayerPrecision(table)
+    layers.update(data.image_ids[0], output, truth)
+    assert layers.compute() == [pytest.approx((1.0, 1.0))]
 
 
 def test_the_labels_of_a_model_reach_the_scorer(root, data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(visualize, "add_layer", lambda *arguments: (seen.append(arguments[3]), add_layer(*arguments)))
+    monkeypatch.setattr(visualize, "LayerPrecision", lambda table: (seen.append(table), LayerPrecision(table))[1])
     path = save_model(CategoryTable.from_coco(data.categories.to_coco(), labels="id"), tmp_path / "ids.pt")
     assert main(["queries", *source(root, "--model", path, "--limit", 1, "--grid", 1, "--output", tmp_path / "out")]) == 0
     assert {table.labels for table in seen} == {"id"}
@@ -415,6 +417,9 @@ def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
     place = source(root, "--output", tmp_path)
     assert "no image 12345 among its 3" in told(capsys, "coco", *place, "--image-ids", 12345)
     assert "gone.json: no such file" in told(capsys, "coco", *place, "--pred-json", tmp_path / "gone.json")
+    assert "this is a folder; name the JSON itself, such as" in told(
+        capsys, "coco", *place, "--pred-json", root / "annotations"
+    )
     assert "drawing 'errors' needs both" in told(capsys, "coco", *place, "--show", "errors")
     assert "no image folder at" in told(capsys, "coco", "--root", tmp_path, "--split", "val", "--output", tmp_path)
     content = json.loads(Path(results).read_text())
@@ -423,6 +428,7 @@ def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
     broken = results.with_name("broken.json")
     broken.write_text(json.dumps(content))
     assert "category 999, unknown to the data set" in told(capsys, "coco", *place, "--pred-json", broken)
+    assert "--image-ids names no image" in told(capsys, "coco", *place, "--image-ids", ",")
     missing = told(capsys, "coco", *place, "--pred-json", broken, "--image-ids", data.image_ids[1])
     assert "there is no result for it" in missing
 

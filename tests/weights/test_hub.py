@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.commands import hub as command
 from panoptic_detr.errors import CheckpointError, InputError, WeightsUnavailableError
 from panoptic_detr.models.backbones import hub_id
+from panoptic_detr.weights import read_scores
 from panoptic_detr.weights.hub.config import spec_of_config
 from panoptic_detr.weights.hub.settings import categories_of_labels, settings_of_processor
 from panoptic_detr.weights.names import hub_weights, to_hub
@@ -180,6 +182,35 @@ def test_wrong_notes_and_ids_are_refused_before_anything_is_written(tmp_path):
     for name in ("x y", "", None, "a/b/c"):
         with pytest.raises(InputError, match=f"repo_id must be .* but got {name!r}"):
             pd.push_to_hub(tiny(), name)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["Apache-2.0"],
+            "license 'Apache-2.0' is no identifier of a licence that is known here; perhaps apache-2.0; give one of",
+        ),
+        (["whatever I like"], "is no identifier of a licence that is known here; give one of https://"),
+        (["other"], "license 'other' with license name None: a licence that the hub does not know is other and has a name"),
+        (["mit", "--license-name", "mine"], "license 'mit' with license name 'mine': a licence"),
+        (["mit", "--license-link", "LICENSE"], "license 'mit' with license name None"),
+        (["other", "--license-name", "my own"], "license name 'my own' must be one word such as my-license-1.0"),
+        (["other", "--license-name", "m", "--license-link", "a.txt"], "license link 'a.txt' must be an address"),
+    ],
+)
+def test_licences_that_the_hub_does_not_know_are_refused_before_anything_is_written(given, told, tmp_path):
+    source = pd.Predictor(tiny(), tiny().categories).save(tmp_path / "best.pt")
+    with pytest.raises(InputError, match=re.escape(told)):
+        command.main(["save", str(source), str(tmp_path / "out"), "--license", *given])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_licence_of_ones_own_has_a_name_and_a_link(tmp_path):
+    notes = pd.ModelNotes(license="other", license_name="my-license-1.0", license_link="LICENSE")
+    pd.save_pretrained(tiny(), tmp_path, notes=notes)
+    card = ModelCard.load(tmp_path / "README.md").data
+    assert (card.license, card.license_name, card.license_link) == ("other", "my-license-1.0", "LICENSE")
 
 
 def test_the_card_of_a_detector_that_makes_its_masks_itself_speaks_of_maps(tmp_path):
@@ -362,3 +393,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(InputError, match=r"pip install 'panoptic-detr\[hub\]'"):
         pd.load_pretrained("lab/cells")
+
+
+def test_a_table_without_scores_is_refused(tmp_path):
+    (tmp_path / "scores.json").write_text('{"VPQ": 0.5}')
+    with pytest.raises(InputError, match=r"is no scores\.json of .*: neither PQ nor box AP in it"):
+        read_scores(tmp_path / "scores.json")

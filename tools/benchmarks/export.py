@@ -108,13 +108,20 @@ def run(
 
 
 def is_of(place: Path, arguments: Figures) -> bool:
-    """Whether the files in a folder are of these arguments; an empty one takes note of them."""
+    """Whether the files in a folder are of these arguments; an empty one takes note of them, and another's is left alone."""
     path, asked = place / "arguments.json", json.loads(json.dumps(arguments))
     if not path.exists():
-        make_folder(place)
+        if any(make_folder(place).iterdir()):
+            raise InputError(
+                f"{place}: there are files in it that are not of this measurement; give another folder, or a new one"
+            )
         path.write_text(json.dumps(asked))
         return False
-    if (made := json.loads(path.read_text())) != asked:
+    try:
+        made = json.loads(path.read_text())
+    except ValueError:
+        made = "something else"
+    if made != asked:
         raise InputError(f"{place}: these files were made with {made}, not with {asked}; give another folder")
     return (place / "model.pt").exists()
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.coco_classes import coco_categories
 from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.config.stages import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from panoptic_detr.config.losses import LossConfig
+from panoptic_detr.config.stages import ModelConfig, OptimizerConfig, TrainConfig
 from panoptic_detr.inference import Predictor
 from panoptic_detr.models import PanopticDETR
 from panoptic_detr.models.cpu.optimize import optimize_for_inference

@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from panoptic_detr.config.stages import MaskLossKind, OptimizerConfig
+from panoptic_detr.config.losses import MaskLossKind
+from panoptic_detr.config.stages import OptimizerConfig
 from panoptic_detr.data.coco import retarget
 from panoptic_detr.errors import InputError
 from panoptic_detr.shapes import map_tensors

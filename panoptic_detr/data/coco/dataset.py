@@ -4,7 +4,7 @@ Masks are never stacked: the id map travels through augmentation as one channel 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -210,6 +210,24 @@ class CocoPanoptic(Dataset[Sample]):
         part = copy.copy(self)
         part._chosen = self._chosen[np.asarray(indices, dtype=np.int64)]
         return part
+
+    def named(self, image_ids: Iterable[str]) -> "CocoPanoptic":
+        """The images of these ids, each once, in this order.
+
+        Args:
+            image_ids: as text, each one or several with commas between them.
+
+        Raises:
+            DataError: an id that is not there, or none at all.
+        """
+        place = {str(image_id): index for index, image_id in enumerate(self.image_ids)}
+        named = [part for text in image_ids for part in ([text] if text in place else text.split(",")) if part]
+        missing = [image_id for image_id in named if image_id not in place]
+        if missing:
+            raise DataError(f"{self.panoptic}: there is no image {missing[0]} among its {len(self)}; check --image-ids")
+        if not named:
+            raise DataError("--image-ids names no image; give ids, or leave it out for all")
+        return self.subset([place[image_id] for image_id in dict.fromkeys(named)])
 
     def _row(self, i: int) -> int:
         return int(self._chosen[i])  # IndexError ends a plain `for` loop over the data set

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from panoptic_detr.config.stages import MASK_DETR_ONLY, LossConfig
+from panoptic_detr.config.losses import MASK_DETR_ONLY, LossConfig
 from panoptic_detr.config.types import check_values
 from panoptic_detr.errors import ConfigError
 from panoptic_detr.models import PanopticDETR

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_detr.config.stages import MaskLossKind
+from panoptic_detr.config.losses import MaskLossKind
 from panoptic_detr.errors import InputError
 from panoptic_detr.models import cell_centres
 from panoptic_detr.structures import DetectorOutput, FeatureLevel, Predictions, Target

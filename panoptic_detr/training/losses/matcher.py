@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_detr.boxes import cxcywh_to_xyxy, generalized_iou
-from panoptic_detr.config.stages import Scheme
+from panoptic_detr.config.losses import Scheme
 from panoptic_detr.structures import Predictions, Target
 
 ClassCost = Literal["softmax", "sigmoid"]

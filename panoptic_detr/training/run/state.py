@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from panoptic_detr.config.stages import LossConfig
+from panoptic_detr.config.losses import LossConfig
 from panoptic_detr.errors import CheckpointError
 from panoptic_detr.training.optimizer import AveragedWeights
 from panoptic_detr.training.processes import gather, spread_like, whole

@@ -176,7 +176,9 @@ def choose_batches(sizes: Sequence[Sequence[int]], batch_size: int) -> list[list
     generator = np.random.default_rng(0)
     batches = [generator.choice(known, count, replace=False).tolist() for _ in range(DRAWS)]
     padded = np.array([math.prod(np.max([sizes[place][:2] for place in batch], axis=0)) for batch in batches])
-    typical = np.argsort(np.abs(padded - padded.mean()), kind="stable")[:TIMED]
+    masks = padded * np.array([1 + sum(sizes[place][2] for place in batch) for batch in batches])  # both take time
+    apart = sum(np.abs(work / work.mean() - 1) for work in (padded, masks))
+    typical = np.argsort(apart, kind="stable")[:TIMED]
     return [largest, *(batches[index] for index in typical)]
 
 

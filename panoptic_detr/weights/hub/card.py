@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,6 +17,15 @@ from panoptic_detr.zoo import makes_maps
 
 Known = dict[str, Any]  # fields of `ModelNotes`
 PICTURE = "prediction.jpg"
+LICENSES = frozenset(  # identifiers of https://huggingface.co/docs/hub/repositories-licenses; of single models' there are more
+    "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd "
+    "bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 "
+    "cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 "
+    "cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0 "
+    "epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr lppl-1.3c mit "
+    "mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl "
+    "zlib".split()
+)
 GROUPS = ("All", "Things", "Stuff")
 SHOWN = 30  # classes that a card lists
 NAMES = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "ap": "box AP"}
@@ -34,6 +44,11 @@ class ModelNotes:
         quality: percent by group ("All", "Things", "Stuff") and score ("pq", "sq", "rq").
         box_ap: percent; None if it was not measured.
         picture: a JPEG of a prediction; None for none.
+        license_name: of a licence that the hub does not know, for which `license` is "other": an id such as "my-license-1.0".
+        license_link: to its text: the address, or "LICENSE" or "LICENSE.md" for a file of the repository.
+
+    Raises:
+        InputError: a licence that the hub does not know, or only a part of one.
     """
 
     name: str = ""
@@ -44,6 +59,28 @@ class ModelNotes:
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     box_ap: float | None = None
     picture: bytes | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.license is not None and str(self.license) not in LICENSES:
+            near = get_close_matches(str(self.license).lower(), LICENSES, 1)
+            meant = f"perhaps {near[0]}; " if near else ""
+            raise InputError(
+                f"license {self.license!r} is no identifier of a licence that is known here; {meant}give one of "
+                "https://huggingface.co/docs/hub/repositories-licenses, or other with a license name (and link)"
+            )
+        if (self.license == "other") != (self.license_name is not None) or (self.license_link and not self.license_name):
+            raise InputError(
+                f"license {self.license!r} with license name {self.license_name!r}: a licence that the hub does not know is "
+                "other and has a name such as my-license-1.0, and perhaps a link; one that it knows has neither"
+            )
+        if self.license_name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", self.license_name):
+            raise InputError(f"license name {self.license_name!r} must be one word such as my-license-1.0")
+        if self.license_link and not re.fullmatch(r"LICENSE(\.md)?|https?://\S+", self.license_link):
+            raise InputError(
+                f"license link {self.license_link!r} must be an address (https://...), or LICENSE(.md) of the repository"
+            )
 
 
 def read_run(folder: str | Path) -> Known:
@@ -83,6 +120,8 @@ def read_scores(path: str | Path) -> Known:
             name: {key: 100 * float(scores[name][key]) for key in ("pq", "sq", "rq")} for name in GROUPS if name in scores
         }
         box_ap = scores.get("box_ap", {}).get("ap")
+        if not groups and box_ap is None:
+            raise ValueError("neither PQ nor box AP in it")
         return {"quality": groups, "box_ap": None if box_ap is None else 100 * float(box_ap)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no scores.json of `panoptic-detr evaluate --output`: {error}") from None
@@ -117,6 +156,8 @@ def _metadata(checkpoint: Checkpoint, library: str, notes: ModelNotes, name: str
     kind = "deformable-detr" if "deformable" in checkpoint.model.name else "detr"
     metadata: dict[str, object] = {
         "license": notes.license or "unknown",
+        **({"license_name": notes.license_name} if notes.license_name else {}),
+        **({"license_link": notes.license_link} if notes.license_link else {}),
         "library_name": "transformers" if library == "transformers" else "panoptic-detr",
         "pipeline_tag": task,
         "tags": ["panoptic-segmentation" if panoptic else "object-detection", kind, "panoptic-detr"],
