@@ -18,7 +18,7 @@ For one image size, with small weights, or the raw outputs of a detector:
     panoptic-detr export detr_r50_panoptic detr.onnx --size 800 1066 --precision int8
     panoptic-detr export deformable_detr_r50 boxes.onnx --raw
 
-With 8 bits in all products, for speed, unless it costs more than half a point of PQ on a data set:
+With 8 bits in all products, for speed (fastest in .xml), unless it costs more than half a point of PQ on a data set:
 
     panoptic-detr export best.pt scenes.onnx --precision int8 --calibrate scenes/train --check scenes val --most-lost 0.5
 
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--calibrate",
         type=Path,
         metavar="FOLDER",
-        help="pictures such as the file will see: int8 in .onnx then computes in 8 bits",
+        help="pictures such as the file will see: int8 then computes in 8 bits",
     )
     parser.add_argument("--raw", action="store_true", help="logits, boxes and masks of all queries instead of maps")
     parser.add_argument(

@@ -1,4 +1,8 @@
-"""Networks that compute in 8 bits: what their products read and hold becomes whole numbers, by ONNX Runtime's quantisation."""
+"""Networks that compute in 8 bits: what their products read and hold becomes whole numbers, by ONNX Runtime's quantisation.
+
+ONNX Runtime computes a product in bytes where its result is bytes too; OpenVINO is faster where results stay float32, since it
+then adds, cuts and rounds them on the way out.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -12,13 +16,13 @@ from onnx import helper
 
 from panoptic_detr.exported.assemble import MASKS_AT_ONCE, Networks
 from panoptic_detr.exported.graph import IR_VERSION, OPSET
-from panoptic_detr.exported.parts import PER_QUERY
+from panoptic_detr.exported.parts import AVERAGES, PER_QUERY
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 Inputs = dict[str, np.ndarray]
 
 
-def in_bytes(networks: Networks, pictures: Iterable[np.ndarray], *, no_object: bool) -> Networks:
+def in_bytes(networks: Networks, pictures: Iterable[np.ndarray], *, no_object: bool, results: bool) -> Networks:
     """Networks whose products with weights are computed in 8 bits.
 
     What a product reads has one scale and one zero, by the least and the largest value seen; its weights have a scale for each
@@ -28,13 +32,14 @@ def in_bytes(networks: Networks, pictures: Iterable[np.ndarray], *, no_object: b
         networks: traced.
         pictures: (3, h, w) float32, as the network sees them; looked through twice.
         no_object: the last class slot means "no object".
+        results: of products are bytes too.
     """
-    detection = quantized(networks.detection, shown(pictures))
+    detection = quantized(networks.detection, shown(pictures), results=results)
     if networks.segmentation is None:
         return Networks(detection, None)
     taken = {port.name for port in networks.segmentation.input}
     rows = inputs_of_masks(networks.detection, shown(pictures), taken, no_object)
-    return Networks(detection, quantized(networks.segmentation, rows))
+    return Networks(detection, quantized(networks.segmentation, rows, results=results))
 
 
 def shown(pictures: Iterable[np.ndarray]) -> Iterator[Inputs]:
@@ -55,8 +60,8 @@ def inputs_of_masks(detection: onnx.GraphProto, seen: Iterable[Inputs], taken: s
         yield {name: value for index, value in enumerate(values) if (name := f"input_{index}") in taken}
 
 
-def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs]) -> onnx.GraphProto:
-    """A graph whose products with weights read and hold bytes, by the values that it has for these inputs."""
+def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs], *, results: bool) -> onnx.GraphProto:
+    """A graph whose products with weights read and hold bytes, by the values that it has for these inputs (see `in_bytes`)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Given(CalibrationDataReader):
@@ -64,7 +69,7 @@ def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs]) -> onnx.GraphPro
             return next(inputs, None)
 
     graph = with_plain_constants(graph)
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(AVERAGES)}
     chosen = [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
     if not chosen:
         return graph
@@ -80,6 +85,7 @@ def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs]) -> onnx.GraphPro
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={} if results else {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
         )
         return with_plain_outputs(onnx.load(path).graph)
 

@@ -397,7 +397,7 @@ def program_file(program: Program, notes: Mapping[str, object]) -> Content:
     shapes: dict[str, dict[int, object] | None] = {**dict.fromkeys(given), "image": dict.fromkeys((0, 1, 2), free)}
     if program.size is None:
         given["canvas"], shapes["canvas"] = torch.zeros((160, 192), dtype=torch.uint8), {0: free, 1: free}
-    with torch.no_grad(), tracing.unpadded():
+    with torch.no_grad(), tracing.unpadded(), tracing.last_layer():
         exported = torch.export.export(program.eval(), (), given, dynamic_shapes=shapes, strict=False)
     stream = io.BytesIO()
     torch.export.save(exported, stream, extra_files={NOTES: json.dumps(notes)})

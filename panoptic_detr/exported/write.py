@@ -107,8 +107,8 @@ def export(
         format: for programs that name it ("onnx", "openvino", "pt2"); it must agree with the ending.
         size: (height, width) that every picture is resized to; None keeps the aspect, as the model's settings say.
         precision: "fp32"; "fp16" and "int8" keep the weights in half and in a quarter of the bytes, and compute in float32.
-        calibrate: for int8 in `.onnx`, a folder of pictures such as the file will see: it computes in 8 bits, with scales by
-            what the values in the networks are on them (on 64, evenly spread, of more).
+        calibrate: for int8, a folder of pictures such as the file will see: it computes in 8 bits, with scales by what the
+            values in the networks are on them (on 64, evenly spread, of more).
         raw: logits, boxes and masks of all queries instead of maps; the only way for a detector without mask head.
         check: pictures that file and model are compared on, besides three drawn ones.
         check_data: root and split of a data set in COCO's layout, on which the PQ of both is measured.
@@ -232,8 +232,10 @@ def pictures_of(folder: str | Path | None, path: Path, precision: str) -> list[P
         raise InputError(
             f"{folder} shows how large values get in 8 bits; --calibrate goes with --precision int8, not {precision}"
         )
-    if path.suffix.lower() != ".onnx":
-        raise InputError(f"{path}: only .onnx files compute in 8 bits (--calibrate); leave it out for int8 weights")
+    try:
+        import_module("onnxruntime")  # which runs the pictures, whatever runtime the file is for
+    except ImportError:
+        raise InputError(f"{path}: --calibrate needs onnxruntime: pip install 'panoptic-detr[export]'") from None
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is no folder; --calibrate takes one of pictures such as the file will see")
     try:
@@ -280,7 +282,7 @@ def make_content(
     from panoptic_detr.exported.precision import smaller_weights
 
     model = assemble(
-        traced(fast, Shown(calibrate, opened.settings, size), no_object=no_object),
+        traced(fast, Shown(calibrate, opened.settings, size), no_object=no_object, results=ending == ".onnx"),
         opened.categories,
         opened.settings,
         no_object=no_object,
@@ -303,7 +305,7 @@ def make_content(
         ) from None
 
 
-def traced(model: nn.Module, shown: Shown, *, no_object: bool) -> "Networks":
+def traced(model: nn.Module, shown: Shown, *, no_object: bool, results: bool) -> "Networks":
     """The networks of a model; with products in 8 bits where pictures are shown to calibrate on."""
     from panoptic_detr.exported.assemble import Networks
     from panoptic_detr.exported.parts import trace_parts
@@ -313,7 +315,7 @@ def traced(model: nn.Module, shown: Shown, *, no_object: bool) -> "Networks":
         return networks
     from panoptic_detr.exported.calibrated import in_bytes
 
-    return in_bytes(networks, shown, no_object=no_object)
+    return in_bytes(networks, shown, no_object=no_object, results=results)
 
 
 def notes_of(

@@ -179,7 +179,7 @@ class MaskHead(nn.Module):
     def _image_part(self, projected: Tensor) -> Tensor:
         """The first convolution on the image's own channels, bias included: (B, D, h, w) to (B, D + M, h, w)."""
         first = self._first
-        return F.conv2d(projected, first.weight[:, : projected.shape[1]], first.bias, padding=1)
+        return F.conv2d(projected, first.weight[:, : -self.attention.num_heads], first.bias, padding=1)
 
     def segment_rows(self, states: Tensor, boxes: Tensor, maps: Sequence[Tensor], padding: Tensor) -> Tensor:
         """Masks of few queries, each with the maps of its image.
@@ -200,7 +200,7 @@ class MaskHead(nn.Module):
         keys, shared, *pyramid = maps
         seen = self.attention(states, keys, closed)  # (K, M, h, w)
         first = self._first
-        x = F.conv2d(seen.to(shared.dtype), first.weight[:, -seen.shape[1] :], padding=1).add_(shared)
+        x = F.conv2d(seen.to(shared.dtype), first.weight[:, -self.attention.num_heads :], padding=1).add_(shared)
         x = F.relu_(self.norms[0](x))  # (K, D + M, h, w)
         x = F.relu_(self.norms[1](self.convs[1](x)))  # (K, D / 2, h, w)
         for level, conv, norm in zip(pyramid, self.convs[2:], self.norms[2:], strict=True):

@@ -3,7 +3,7 @@
 All three see shapes and no values, and sizes as symbols or tensors that must not be made plain numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _ASSUMED = [True]  # what tracers are told about padding; a list, because they read it like any other value
+_LAST_ONLY = [False]  # whether what is recorded is for the last layer's outputs alone
 
 
 def is_traced() -> bool:
@@ -31,6 +32,21 @@ def unpadded() -> Iterator[None]:
         yield
     finally:
         _ASSUMED[0] = before
+
+
+@contextmanager
+def last_layer() -> Iterator[None]:
+    """Within this block decoders give the last layer's states only: their heads would compute the others for nobody."""
+    before, _LAST_ONLY[0] = _LAST_ONLY[0], True
+    try:
+        yield
+    finally:
+        _LAST_ONLY[0] = before
+
+
+def stack_layers(states: Sequence[Tensor]) -> Tensor:
+    """The (...) outputs of L layers as one (L, ...), or as (1, ...) within `last_layer`."""
+    return torch.stack(list(states[-1:] if _LAST_ONLY[0] else states))
 
 
 def at_most(count: int, available: int) -> int:

@@ -4,11 +4,11 @@ Layers are batch first. A layer gets its position terms ready-made: `position` i
 to values; None means "no encoding at attention".
 """
 
-import torch
 from torch import Tensor, nn
 
 from panoptic_detr.models.cpu.dropout import Dropout
 from panoptic_detr.models.layers import FeedForward, MultiHeadAttention
+from panoptic_detr.models.tracing import stack_layers
 
 
 class EncoderLayer(nn.Module):
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
             x = states[-1] if self.renormalize else x
         if self.renormalize:
             states[-1] = self.norm(x)
-        return torch.stack(states)  # (L, B, Q, D)
+        return stack_layers(states)  # (L, B, Q, D)
 
 
 def add(x: Tensor, position: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ from panoptic_detr.exported.parity import Pair, default_pictures, network_input
 from panoptic_detr.exported.program import TYPES
 from panoptic_detr.exported.runtime import REASONS, RESULTS
 from panoptic_detr.exported.runtime import SETTINGS as SETTINGS_OF_FILES
+from panoptic_detr.models import tracing
 from panoptic_detr.models.backbones import timm as timm_backbone
 from panoptic_detr.weights import Checkpoint, archives, save_checkpoint
 
@@ -284,20 +285,30 @@ def test_a_fixed_size_and_smaller_weights(tmp_path):
         file(pictures(1, 70, 50)[0])
 
 
-def test_calibrated_bytes_compute_nearly_the_same(tmp_path, capsys):
+def products_in_bytes(path: Path) -> list[bool]:
+    """Whether products read bytes outside and inside of the loop over queries."""
+    if path.suffix == ".onnx":
+        graph = import_module("onnx").load(path).graph
+        loop = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
+        return ["QuantizeLinear" in {node.op_type for node in part.node} for part in (graph, loop)]
+    graph = import_module("openvino").Core().read_model(path)
+    loop = next(node for node in graph.get_ops() if node.get_type_name() == "Loop").get_function()
+    return ["FakeQuantize" in {node.get_type_name() for node in part.get_ops()} for part in (graph, loop)]
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_calibrated_bytes_compute_nearly_the_same(tmp_path, capsys, ending):
     """Of another size than those that it was calibrated on; its products read bytes, those within the loop over queries too."""
-    onnx = pytest.importorskip("onnx")
+    pytest.importorskip({".onnx": "onnx", ".xml": "openvino"}[ending])
     predictor = pd.Predictor(lively("detr_r50_panoptic"), TABLE, settings=SETTINGS)
-    source, folder, path = tmp_path / "model.pt", tmp_path / "pictures", tmp_path / "file.onnx"
+    source, folder, path = tmp_path / "model.pt", tmp_path / "pictures", tmp_path / f"file{ending}"
     save_checkpoint(source, Checkpoint(predictor.model.spec, predictor.model.state_dict(), TABLE, SETTINGS.to_dict()))
     folder.mkdir()
     for number, picture in enumerate(pictures(3, 130, 101)):
         cv2.imwrite(str(folder / f"{number}.png"), picture[..., ::-1])
     assert cli.main(["export", str(source), str(path), "--precision", "int8", "--calibrate", str(folder)]) == 0
     assert "NOT EQUAL: on 1 of 1 pictures" in capsys.readouterr().err
-    graph = onnx.load(path).graph
-    loop = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
-    assert all("QuantizeLinear" in {node.op_type for node in part.node} for part in (graph, loop))
+    assert products_in_bytes(path) == [True, True]
     file, picture = pd.load_model(path, device="cpu"), pictures(1, 96, 160, seed=5)[0]
     logits, masks, places = file.run(picture[None], ("logits", "mask_logits", "mask_places"))
     with torch.no_grad():
@@ -309,13 +320,32 @@ def test_calibrated_bytes_compute_nearly_the_same(tmp_path, capsys):
         assert 0.001 < difference < 0.2
 
 
-def test_what_cannot_calibrate_is_refused(tmp_path):
+def test_group_normalisation_by_products_is_the_same():
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 12)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, 12, 7, 9) * 3 + 20 * torch.randn(1, 12, 1, 1)
+    assert torch.allclose(parts.NormByProducts(norm)(x), norm(x), atol=1e-4)
+
+
+def test_files_compute_no_outputs_of_earlier_layers():
+    model = lively("detr_r50")
+    images, padding = torch.randn(1, 3, 96, 96), torch.zeros(1, 96, 96, dtype=torch.bool)
+    with torch.no_grad():
+        all_layers = model(images, padding)
+        with tracing.last_layer():
+            last = model(images, padding)
+    assert (len(all_layers.logits), len(last.logits)) == (2, 1)
+    assert torch.equal(all_layers.logits[-1:], last.logits)
+    assert torch.equal(all_layers.boxes[-1:], last.boxes)
+
+
+def test_what_cannot_calibrate_is_refused(tmp_path, monkeypatch):
     empty, text = tmp_path / "empty", tmp_path / "text"
     for folder in (empty, text):
         folder.mkdir()
     (text / "note.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"only \.onnx files compute in 8 bits"):
-        pd.export("detr_r50_panoptic", tmp_path / "file.xml", precision="int8", calibrate=text)
     for folder, precision, says in (
         (empty, "int8", "empty: no pictures lie in this folder itself"),
         (text, "int8", r"note\.jpg"),
@@ -325,6 +355,9 @@ def test_what_cannot_calibrate_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=says):
             pd.export("detr_r50_panoptic", tmp_path / "file.onnx", precision=precision, calibrate=folder)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"--calibrate needs onnxruntime: pip install 'panoptic-detr\[export\]'"):
+        pd.export("detr_r50_panoptic", tmp_path / "file.xml", precision="int8", calibrate=text)
     assert not (tmp_path / "file.onnx").exists()
 
 

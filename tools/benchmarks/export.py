@@ -30,7 +30,7 @@ from panoptic_detr.zoo import build_model, spec_of
 from tools.benchmarks.hub import SURE, timed
 from tools.benchmarks.measure import Figures, check_variants, in_own_process, peak_memory
 
-SHOWN = 4  # pictures to calibrate on: how many matters to the scales only
+SHOWN = 2  # pictures to calibrate on: how many matters to the scales only
 LARGEST_SCENE = 1024
 MASKED = ("covered", "small", "merged", "suppressed")  # why queries with a mask are no segment
 
@@ -53,6 +53,7 @@ WAYS = {
     ".pt2": Way("fp32.pt2"),
     ".onnx, int8": Way("weights.onnx", "int8"),
     ".onnx, int8 calibrated": Way("int8.onnx", "int8", calibrated=True),
+    ".xml, int8 calibrated": Way("int8.xml", "int8", calibrated=True),
 }
 
 
