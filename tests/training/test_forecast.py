@@ -14,7 +14,7 @@ from panoptic_detr.commands.arguments import spelled_out
 from panoptic_detr.errors import TrainingError
 from panoptic_detr.training import stages
 from panoptic_detr.training.watch import forecast as module
-from panoptic_detr.training.watch.forecast import Forecast, choose_batches
+from panoptic_detr.training.watch.forecast import Forecast, choose_batches, heap_growth
 
 
 def test_a_forecast_leaves_no_trace_in_the_run(scenes, tmp_path, monkeypatch, capsys):
@@ -61,6 +61,18 @@ def test_average_batches_have_an_average_number_of_segments():
     sizes = [(64, 64, count) for count in (1, 1, 1, 2, 2, 3, 5, 8, 40, 60)]  # most images hold few
     for batch in choose_batches(sizes, 4)[1:]:
         assert sum(sizes[place][2] for place in batch) == pytest.approx(4 * 12.3, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "growth"),
+    [
+        ([(64, 64, 9), (0, 0, 0), (64, 64, 20)], 1.0),
+        ([(64, 64, 9), (64, 80, 9)], 1.15),
+        ([(64, 64, 2)] * 9 + [(64, 64, 50)], 1.15),
+    ],
+)
+def test_a_heap_grows_where_samples_vary(sizes, growth):
+    assert heap_growth(sizes) == growth
 
 
 def test_all_parts_of_the_time_are_added_up():
