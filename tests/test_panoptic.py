@@ -113,3 +113,7 @@ def test_ground_truth_in_files_goes_into_panoptic_quality(tmp_path, result):
     for truth in pd.read_panoptic(tmp_path / "gt.json", tmp_path):
         quality.update(truth, truth)
     assert (quality.compute().images, quality.compute().stuff.pq) == (2, 1.0)
+    (tmp_path / "results.json").write_text(json.dumps({"annotations": rows}))  # as other tools write them
+    assert len(list(pd.read_panoptic(tmp_path / "results.json", tmp_path, TABLE))) == 2
+    with pytest.raises(ValueError, match="give the table of the truth"):
+        pd.read_panoptic(tmp_path / "results.json", tmp_path)

@@ -264,6 +264,8 @@ def _check_compare(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--compare needs the truth of both: --gt-json and --gt-folder")
     if options.checkpoint is not None or options.pred_json is not None or options.pred_folder is not None:
         parser.error("--compare scores the two JSONs that it names; leave checkpoint, --pred-json and --pred-folder out")
+    if options.boundary or options.intervals:
+        parser.error("--compare gives differences of PQ, with their intervals; leave --boundary and --intervals out")
 
 
 def add_model_options(group: "argparse._ArgumentGroup") -> list[argparse.Action]:

@@ -17,7 +17,14 @@ from panoptic_detr.evaluation.tables import as_csv
 from panoptic_detr.files import make_folder, safe_path, write_whole
 from panoptic_detr.images import read_image, save_picture
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.quality import Interval, PanopticQualityResult, difference_intervals, image_quality, interval_names
+from panoptic_detr.quality import (
+    FEW_IMAGES,
+    Interval,
+    PanopticQualityResult,
+    difference_intervals,
+    image_quality,
+    interval_names,
+)
 from panoptic_detr.visualization.draw import overlay, side_by_side
 from panoptic_detr.visualization.errors import error_view
 
@@ -47,7 +54,10 @@ class Comparison:
         """Wins and losses by image, in a sentence."""
         steps = [np.sign(after - before) for _, before, after in self.changes]
         counts = [sum(step == sign for step in steps) for sign in (1, -1, 0)]
-        return "of {} images the second is better on {}, worse on {}, equal on {}".format(len(steps), *counts)
+        few = (
+            f"; {len(steps)} are too few to call a difference real, which takes {FEW_IMAGES}" if len(steps) < FEW_IMAGES else ""
+        )
+        return "of {} images the second is better on {}, worse on {}, equal on {}".format(len(steps), *counts) + few
 
 
 def compare_predictions(
@@ -75,10 +85,10 @@ def comparison_table(comparison: Comparison, *, per_class: bool = False) -> Tabl
     for column in ("", "first", "second", "difference", "95 % interval", "real"):
         table.add_column(column, justify="left" if column in ("", "real") else "right")
     for row in difference_rows(comparison):
-        if row.name in GROUPS if row.category_id is None else per_class or row.interval.is_real:
+        if row.name in GROUPS if row.category_id is None else per_class or row.is_real:
             interval = f"{100 * row.interval.low:+.1f} to {100 * row.interval.high:+.1f}"
             values = (f"{100 * row.first:.1f}", f"{100 * row.second:.1f}", f"{100 * row.interval.value:+.1f}")
-            table.add_row(Text(row.name), *values, interval, "yes" if row.interval.is_real else "no")
+            table.add_row(Text(row.name), *values, interval, "yes" if row.is_real else "no")
     return table
 
 
@@ -90,24 +100,26 @@ class Difference(NamedTuple):
     first: float
     second: float
     interval: Interval
+    is_real: bool  # over images enough
 
 
 def difference_rows(comparison: Comparison) -> list[Difference]:
     """PQ, SQ and RQ of all groups, and PQ of every class that occurs on a side."""
     first, second = comparison.results
-    rows = []
+    rows, enough = [], len(comparison.changes) >= FEW_IMAGES
     for group in ("All", "Things", "Stuff"):
         before_after = getattr(first, group.lower()), getattr(second, group.lower())
         for score in ("pq", "sq", "rq"):
             name = f"{group} {score.upper()}"
             before, after = (float(getattr(side, score)) for side in before_after)
-            rows.append(Difference(name, None, before, after, comparison.differences[name]))
+            interval = comparison.differences[name]
+            rows.append(Difference(name, None, before, after, interval, enough and interval.is_real))
     names = interval_names(first.categories)
     for category in first.categories.categories:
         one, other = first.per_class[category.id], second.per_class[category.id]
         if any(one[3:]) or any(other[3:]):
             interval = comparison.differences[names[category.id]]
-            rows.append(Difference(category.name, category.id, one.pq, other.pq, interval))
+            rows.append(Difference(category.name, category.id, one.pq, other.pq, interval, enough and interval.is_real))
     return rows
 
 
@@ -117,7 +129,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     for row in difference_rows(comparison):
         scores = {"id": row.category_id, "name": row.name, "first": row.first, "second": row.second}
         value, low, high = row.interval
-        differences.append({**scores, "difference": value, "low": low, "high": high, "real": int(row.interval.is_real)})
+        differences.append({**scores, "difference": value, "low": low, "high": high, "real": int(row.is_real)})
     changes: list[dict[str, object]] = [
         {"image": name, "first": before, "second": after, "difference": after - before}
         for name, before, after in comparison.changes

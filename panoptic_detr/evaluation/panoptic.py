@@ -48,6 +48,7 @@ def evaluate_panoptic(
 
     Raises:
         EvaluationError: something that cannot be scored; the message names file, image and segment and the remedy.
+        ChildProcessError: one of the processes was ended from outside.
     """
     truth, prediction = read_annotations(gt_json, gt_folder), read_annotations(pred_json, pred_folder)
     asked = {"per_image": per_image, "boundary": boundary}

@@ -45,7 +45,10 @@ class AnnotationSet:
         """
         rows = self.category_list
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise EvaluationError(f"{self.path}: 'categories' must be a list of objects with id, name and isthing")
+            raise EvaluationError(
+                f"{self.path}: 'categories' must be a list of objects with id, name and isthing; where results have none, give "
+                "the table of the truth"
+            )
         try:
             return CategoryTable.from_coco(rows, where=str(self.path))
         except CategoryError as error:
@@ -137,19 +140,22 @@ def folder_of(path: Path) -> Path:
     return beside if beside.is_dir() else path.with_suffix("")
 
 
-def read_panoptic(path: str | Path, folder: str | Path) -> Iterator[PanopticSegmentation]:
+def read_panoptic(
+    path: str | Path, folder: str | Path, categories: CategoryTable | None = None
+) -> Iterator[PanopticSegmentation]:
     """Read ground truth or results in COCO-panoptic files, image by image, for `PanopticQuality` or to look at.
 
     Args:
-        path: the JSON, with `annotations` and `categories`.
+        path: the JSON, with `annotations`.
         folder: its id PNGs.
+        categories: its table, where the JSON has none: that of the truth.
 
     Raises:
         EvaluationError: what cannot be read; the message names file, image and segment.
     """
     annotations = read_annotations(path, folder)
-    categories = annotations.categories()
-    return (annotations.segmentation(image_id, categories) for image_id in annotations.entries)
+    table = categories or annotations.categories()
+    return (annotations.segmentation(image_id, table) for image_id in annotations.entries)
 
 
 def image_names(rows: object) -> dict[ImageId, str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from panoptic_detr.evaluation.coco_ap import ApScores, ThingPrecision
 from panoptic_detr.files import write_whole
 from panoptic_detr.quality import CAUSES as CAUSES_OF_LOSS
-from panoptic_detr.quality import NO_ERRORS, SIZES, ErrorCounts, PanopticQualityResult, intervals
+from panoptic_detr.quality import FEW_IMAGES, NO_ERRORS, SIZES, ErrorCounts, PanopticQualityResult, intervals
 
 CAUSES = ErrorCounts._fields
 AP_COLUMNS = dict(zip(("AP", "AP50", "AP75", "small", "medium", "large", "recall"), ApScores._fields, strict=False))
@@ -98,7 +98,8 @@ def other_scores(result: PanopticQualityResult) -> str:
 
 def interval_table(result: PanopticQualityResult, *, per_class: bool = False) -> Table:
     """The 95 % intervals of what other images of this kind would give."""
-    table = _table("95 % intervals over images", ["", "score", "low", "high"])
+    few = f": {result.images} only, too few to say much of others" if result.images < FEW_IMAGES else ""
+    table = _table(f"95 % intervals over images{few}", ["", "score", "low", "high"])
     groups = 9
     for name, row in list(intervals(result).items())[: None if per_class else groups]:
         table.add_row(Text(name), *map(_percent, row))

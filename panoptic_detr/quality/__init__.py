@@ -2,7 +2,7 @@
 
 from panoptic_detr.quality.counts import NO_ERRORS, ErrorCounts, price_by_cause
 from panoptic_detr.quality.films import WINDOWS, FilmQuality, FilmResult
-from panoptic_detr.quality.intervals import Interval, difference_intervals, image_quality, interval_names, intervals
+from panoptic_detr.quality.intervals import FEW_IMAGES, Interval, difference_intervals, image_quality, interval_names, intervals
 from panoptic_detr.quality.matching import Matching, match_segments
 from panoptic_detr.quality.overlaps import JointRuns, Overlaps, Regions, joint_runs, measure_overlaps
 from panoptic_detr.quality.panoptic_quality import PanopticQuality, PanopticQualityResult, State
@@ -10,6 +10,7 @@ from panoptic_detr.quality.points import CAUSES, MEANING, SIZES, Loss
 
 __all__ = [
     "CAUSES",
+    "FEW_IMAGES",
     "MEANING",
     "NO_ERRORS",
     "SIZES",

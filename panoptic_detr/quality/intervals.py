@@ -17,6 +17,7 @@ from panoptic_detr.errors import EvaluationError
 from panoptic_detr.quality.counts import ClassCounts
 from panoptic_detr.quality.panoptic_quality import PanopticQualityResult
 
+FEW_IMAGES = 10  # below which draws of the same few say nothing about others
 _GROUP_SCORES = [f"{group} {score}" for group in ("All", "Things", "Stuff") for score in ("PQ", "SQ", "RQ")]
 _BLOCK = 100  # draws at a time, which keeps the memory small
 

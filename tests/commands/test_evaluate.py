@@ -152,6 +152,7 @@ def test_a_detector_is_scored_by_boxes(capsys, tmp_path, scenes):
             [],
             "a folder of predictions and its truth (--gt-json, --gt-folder, --pred-json, --pred-folder missing)",
         ),
+        ([*file_options()[:4], "--compare", "a", "b", "--boundary"], "leave --boundary and --intervals out"),
         (file_options()[:-4], "(--pred-json, --pred-folder missing)"),
         (["model.pt", *file_options()[:2]], "give a checkpoint or prediction files, not both"),
         (["model.pt", "--ap", "boxen"], "invalid choice: 'boxen'"),

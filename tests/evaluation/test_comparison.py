@@ -49,6 +49,18 @@ def test_differences_and_changes(sides):
     assert found.summary() == "of 24 images the second is better on 8, worse on 1, equal on 15"
 
 
+@pytest.mark.parametrize(("images", "real"), [(1, False), (9, False), (24, True)])
+def test_no_difference_over_few_images_is_real(sides, images, real):
+    content = json.loads((sides / "gt.json").read_text())
+    content["annotations"] = content["annotations"][:images]
+    (sides / "few.json").write_text(json.dumps(content))
+    found = compare_predictions(sides / "few.json", sides / "gt", sides / "a.json", sides / "gt.json")
+    (cats,) = [row for row in difference_rows(found) if row.category_id == 1]
+    assert cats.interval.is_real
+    assert cats.is_real == real
+    assert ("too few to call a difference real" in found.summary()) == (not real)
+
+
 def test_classes_of_one_name_or_of_a_groups_keep_their_own_differences(sides):
     for side in ("gt", "a", "b"):
         content = json.loads((sides / f"{side}.json").read_text())
