@@ -71,6 +71,9 @@ class OnnxFile(Engine):
         return found
 
 
+OPENVINO_CACHE = "PANOPTIC_DETR_OPENVINO_CACHE"  # a folder that keeps what OpenVINO compiled, if somebody names one
+
+
 class OpenVinoFile(Engine):
     """A file of OpenVINO; all of its inputs must be given."""
 
@@ -84,6 +87,8 @@ class OpenVinoFile(Engine):
         if precision not in ("fp32", "bf16"):
             raise InputError(f"{path}: files of OpenVINO compute in fp32 or bf16, not in {precision!r}")
         core = openvino.Core()
+        if content is None and (cache := os.environ.get(OPENVINO_CACHE)):
+            core.set_property({"CACHE_DIR": cache})
         place, self.device = openvino_device(device, core.available_devices)
         weights = path.with_suffix(".bin")
         if content is None and not weights.is_file():

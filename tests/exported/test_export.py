@@ -518,6 +518,20 @@ def test_openvino_gives_the_same(exported):
     assert {"small", "suppressed", "merged", "low score"} <= reasons
 
 
+def test_what_openvino_compiled_is_kept_where_somebody_says(exported, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    _, file = exported("deformable_detr_r50_panoptic", ".xml")
+    monkeypatch.setenv("PANOPTIC_DETR_OPENVINO_CACHE", str(tmp_path / "kept"))
+    first = pd.load_model(file.path, device="cpu")
+    (blob,) = (tmp_path / "kept").glob("*.blob")
+    written = blob.stat().st_mtime_ns
+    second = pd.load_model(file.path, device="cpu")
+    assert [blob.stat().st_mtime_ns for blob in (tmp_path / "kept").glob("*.blob")] == [written]
+    images = pictures(1, 96, 96, seed=3)
+    for one, other in zip(first(images), second(images), strict=True):
+        assert_same(one, other, exact=True)
+
+
 def test_every_kind_of_file_is_known_everywhere():
     assert set(write.KINDS) == set(engines.KINDS) == set(archives.EXPORTED)
     assert {kind.name for kind in write.KINDS.values()} == set(get_args(write.FileFormat))
