@@ -22,6 +22,9 @@ import torch
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
+# The first gradient of a process sets autograd up. After torch.export it would start threads for what that adds, and the
+# processes that tests fork off could take no gradient.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 class NetworkBlockedError(RuntimeError):
