@@ -205,10 +205,8 @@ _function: Callable[[Any], Any] | None = None  # what this process of a pool cal
 def _start_with(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    sys.stdout, sys.stderr = (
-        sys.__stdout__,
-        sys.__stderr__,
-    )  # a progress bar's would wait for its lock, held by a thread left behind
+    # A progress bar's own would wait for its lock, which a thread may hold that is not here.
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     start_worker()
 
 

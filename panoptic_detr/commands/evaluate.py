@@ -245,14 +245,8 @@ def _check_calibration(parser: argparse.ArgumentParser, options: argparse.Namesp
 def _check_films(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.films is None and options.windows is not None:
         parser.error("--windows are of films: give --films too")
-    others = (
-        options.checkpoint,
-        options.compare,
-        options.per_class or None,
-        options.intervals or None,
-        options.boundary or None,
-    )
-    if options.films is not None and any(other is not None for other in others):
+    others = options.checkpoint is not None or options.compare or options.per_class or options.intervals or options.boundary
+    if options.films is not None and others:
         parser.error(
             "--films scores files of predictions; leave checkpoint, --compare, --per-class, --intervals, --boundary out"
         )

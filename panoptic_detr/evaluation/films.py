@@ -9,7 +9,7 @@ from rich.table import Table
 
 from panoptic_detr.data.coco.defects import show
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.evaluation.panoptic import check_scoring, forget_readers, match_images, note_oddities, read_pair, readers_for
+from panoptic_detr.evaluation.panoptic import Readers, check_scoring, match_images, note_oddities, read_pair
 from panoptic_detr.evaluation.panoptic_files import AnnotationSet, ImageId, read_annotations
 from panoptic_detr.evaluation.same_images import check_same_films
 from panoptic_detr.files import by_numbers
@@ -65,11 +65,10 @@ def evaluate_films(
         quality.note(kind, by_film)
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("films", total=len(chosen))
-        score = partial(_score_film, quality, prediction, truth)
+        score = partial(_score_film, quality, prediction, truth, Readers(len(truth.entries)))
         for part in parallel_map(score, list(chosen.items()), workers=workers, threads=True):
             quality.merge(part)
             bar.advance(task)
-    forget_readers()
     return quality.compute()
 
 
@@ -99,12 +98,11 @@ def _by_film(truth: AnnotationSet) -> dict[str, list[ImageId]]:
 
 
 def _score_film(
-    whole: FilmQuality, prediction: AnnotationSet, truth: AnnotationSet, film: tuple[str, list[ImageId]]
+    whole: FilmQuality, prediction: AnnotationSet, truth: AnnotationSet, readers: Readers, film: tuple[str, list[ImageId]]
 ) -> FilmQuality:
     quality = FilmQuality(whole.categories, windows=whole.windows)
-    readers = readers_for(len(truth.entries))
     for image_id in film[1]:
-        pair = read_pair(prediction, truth, image_id, readers)
+        pair = read_pair(prediction, truth, image_id, readers.pair)
         note_oddities(quality, prediction, truth, image_id, pair, quality.update_regions(film[0], *pair))
     return quality
 

@@ -69,16 +69,14 @@ def score_annotations(
     quality = PanopticQuality(truth.categories(), per_image=per_image, boundary=boundary)
     prediction = match_images(quality, prediction, truth)
     workers, forks = bounded(workers or usable_cores()), len(truth.entries) >= MANY and can_fork()
-    reads_runs(len(truth.entries))  # loads what is compiled before there are processes
     chunks = _chunks(list(truth.entries), workers)
-    score = partial(_score_images, quality, prediction, truth)
+    score = partial(_score_images, quality, prediction, truth, Readers(len(truth.entries)))
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("scoring", total=len(truth.entries))
         parts = parallel_map(score, chunks, workers=workers, threads=not forks, forks=forks, chunk=1)
         for chunk, part in zip(chunks, parts, strict=True):
             quality.add_state(part)
             bar.advance(task, len(chunk))
-    forget_readers()
     return quality.compute(), prediction
 
 
@@ -118,32 +116,30 @@ def _chunks(image_ids: list[ImageId], workers: int) -> list[list[ImageId]]:
 
 
 def _score_images(
-    whole: PanopticQuality, prediction: AnnotationSet, truth: AnnotationSet, image_ids: Sequence[ImageId]
+    whole: PanopticQuality,
+    prediction: AnnotationSet,
+    truth: AnnotationSet,
+    readers: "Readers",
+    image_ids: Sequence[ImageId],
 ) -> State:
-    quality, readers = whole.empty(), readers_for(len(truth.entries))
+    quality = whole.empty()
     for image_id in image_ids:
-        score_image(quality, prediction, truth, image_id, readers)
+        score_image(quality, prediction, truth, image_id, readers.pair)
     return quality.state()
 
 
-_kept = threading.local()  # readers of a thread, whose memory stays for its next images
-
-
-def readers_for(images: int) -> tuple[Reader, Reader]:
-    """What reads the id PNGs of predictions and truth in this thread with the least time for so many images.
+class Readers(threading.local):
+    """What reads the id PNGs of predictions and truth with the least time; every thread has its own, and so has a fork.
 
     Each reads into the memory of the one before.
+
+    Args:
+        images: how many there are.
     """
-    way = "runs" if reads_runs(images) else "maps"
-    if way not in vars(_kept):
-        make = RunReader if way == "runs" else lambda: partial(read_id_png, buffer=IdBuffer())
-        vars(_kept)[way] = make(), make()
-    return vars(_kept)[way]
 
-
-def forget_readers() -> None:
-    """Give the memory of this thread's readers back."""
-    vars(_kept).clear()
+    def __init__(self, images: int) -> None:
+        make = RunReader if reads_runs(images) else lambda: partial(read_id_png, buffer=IdBuffer())
+        self.pair: tuple[Reader, Reader] = make(), make()
 
 
 def reads_runs(images: int) -> bool:

@@ -112,7 +112,7 @@ def with_norms_by_products(head: nn.Module) -> nn.Module:
     """A copy of what makes masks that computes group normalisation so."""
     head = deepcopy(head)
     if isinstance(head, MaskHead):
-        head.norms = nn.ModuleList(NormByProducts(norm) for norm in head.norms if isinstance(norm, nn.GroupNorm))
+        head.norms = nn.ModuleList(NormByProducts(norm) if isinstance(norm, nn.GroupNorm) else norm for norm in head.norms)
     return head
 
 

@@ -4,7 +4,7 @@ All three see shapes and no values, and sizes as symbols or tensors that must no
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
@@ -25,23 +25,22 @@ def assumes_padding() -> bool:
 
 
 @contextmanager
-def unpadded() -> Iterator[None]:
+def _told(what: list[bool], value: bool) -> Iterator[None]:
+    before, what[0] = what[0], value
+    try:
+        yield
+    finally:
+        what[0] = before
+
+
+def unpadded() -> AbstractContextManager[None]:
     """Within this block tracers are told that there is no padding, so that what they make takes unpadded batches only."""
-    before, _ASSUMED[0] = _ASSUMED[0], False
-    try:
-        yield
-    finally:
-        _ASSUMED[0] = before
+    return _told(_ASSUMED, False)
 
 
-@contextmanager
-def last_layer() -> Iterator[None]:
+def last_layer() -> AbstractContextManager[None]:
     """Within this block decoders give the last layer's states only: their heads would compute the others for nobody."""
-    before, _LAST_ONLY[0] = _LAST_ONLY[0], True
-    try:
-        yield
-    finally:
-        _LAST_ONLY[0] = before
+    return _told(_LAST_ONLY, True)
 
 
 def stack_layers(states: Sequence[Tensor]) -> Tensor:

@@ -13,11 +13,10 @@ from functools import cached_property
 import numpy as np
 
 from panoptic_detr.errors import EvaluationError
-from panoptic_detr.id_runs import IdRuns, are_kernels_loaded, join_maps, join_runs
+from panoptic_detr.id_runs import IdRuns, Names, are_kernels_loaded, join_maps, join_runs
 from panoptic_detr.panoptic import PanopticSegmentation
 
 LARGEST_TABLE, TABLE_PER_RUN = 2**16, 4  # pairs; runs of images with more, and more per run, are sorted to be counted
-Names = tuple[np.ndarray, np.ndarray]  # (S,) int64 ascending ids, (S,) int64 the place of each among the segments
 _LARGEST_ID = 2**31  # below which what is negative in a map is taken for none of the ids
 _SMALL_IDS = 2**12  # up to which places are looked up in a table instead of searched for
 

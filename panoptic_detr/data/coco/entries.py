@@ -57,11 +57,11 @@ def read_json(path: str | Path, *, error: type[InputError] = DataError, what: st
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise error(f"{path}: no such file; give {what.partition(':')[0]}") from None
-    except IsADirectoryError:
-        inside = sorted(Path(path).glob("*.json"))
-        hint = f", such as {inside[0]}" if inside else "; there is none in it"
-        raise error(f"{path}: this is a folder; name the JSON itself{hint}") from None
     except OSError as reason:
+        if Path(path).is_dir():
+            inside = sorted(Path(path).glob("*.json"))
+            hint = f", such as {inside[0]}" if inside else "; there is none in it"
+            raise error(f"{path}: this is a folder; name the JSON itself{hint}") from None
         raise error(f"{path}: cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError) as reason:  # JSON and UTF-8 errors are both ValueErrors
         raise error(f"{path}: not valid JSON ({reason}); it may be truncated: copy or download it again") from None
