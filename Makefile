@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 
 # One worker per core, one thread per worker (tests/conftest.py): as fast as the machine allows, and the same numbers everywhere.
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """The runtimes of exported files: each opens one kind of file, says what is in it, and runs it on NumPy arrays."""
 
+import functools
 import io
 import logging
 import os
@@ -7,12 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from panoptic_detr.errors import InputError
 from panoptic_detr.files import check_path
+
+if TYPE_CHECKING:
+    import openvino
 
 NOTES = "panoptic_detr"  # the entry of a file's metadata
 Content = Mapping[str, bytes]  # what belongs into the files of an export, by their endings
@@ -81,14 +85,11 @@ class OpenVinoFile(Engine):
 
     def __init__(self, path: Path, device: str, threads: int, content: Content | None, precision: str) -> None:
         try:
-            import openvino
+            core = openvino_core()
         except ImportError:
             raise InputError(f"{path}: such files need openvino: pip install 'panoptic-detr[openvino]'") from None
         if precision not in ("fp32", "bf16"):
             raise InputError(f"{path}: files of OpenVINO compute in fp32 or bf16, not in {precision!r}")
-        core = openvino.Core()
-        if content is None and (cache := os.environ.get(OPENVINO_CACHE)):
-            core.set_property({"CACHE_DIR": cache})
         place, self.device = openvino_device(device, core.available_devices)
         weights = path.with_suffix(".bin")
         if content is None and not weights.is_file():
@@ -96,6 +97,8 @@ class OpenVinoFile(Engine):
         # Where the processor has it, OpenVINO computes in bfloat16 unless told otherwise.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads and place == "CPU" else {}
+        if content is None and (cache := os.environ.get(OPENVINO_CACHE)):
+            settings["CACHE_DIR"] = cache
         try:
             read = core.read_model(content[".xml"], content[".bin"]) if content else core.read_model(path)
         except Exception as error:  # RuntimeError and what its bindings raise
@@ -200,6 +203,18 @@ def last_line(error: Exception) -> str:
     """What an error of a runtime comes down to."""
     line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
     return line.strip()[:200]
+
+
+@functools.cache
+def openvino_core() -> "openvino.Core":
+    """OpenVINO, once in a process and to its end.
+
+    Its CPU plugin gives the process another stack for signals. Of several, an earlier one that ends leaves the stack of
+    another in place that is gone, and the next signal that Python handles, such as Ctrl-C, would be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def openvino_device(device: str, there: Sequence[str]) -> tuple[str, str]:

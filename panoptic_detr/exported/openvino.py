@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import openvino
 
-from panoptic_detr.exported.engines import NOTES, Content
+from panoptic_detr.exported.engines import NOTES, Content, openvino_core
 
 
 def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
@@ -21,7 +21,7 @@ def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = openvino_core().read_model(model.SerializeToString())
     converted.set_rt_info(json.dumps(notes), NOTES)
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import get_args
 
 import cv2
@@ -291,7 +292,7 @@ def products_in_bytes(path: Path) -> list[bool]:
         graph = import_module("onnx").load(path).graph
         loop = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
         return ["QuantizeLinear" in {node.op_type for node in part.node} for part in (graph, loop)]
-    graph = import_module("openvino").Core().read_model(path)
+    graph = engines.openvino_core().read_model(path)
     loop = next(node for node in graph.get_ops() if node.get_type_name() == "Loop").get_function()
     return ["FakeQuantize" in {node.get_type_name() for node in part.get_ops()} for part in (graph, loop)]
 
@@ -530,6 +531,21 @@ def test_what_openvino_compiled_is_kept_where_somebody_says(exported, tmp_path, 
     images = pictures(1, 96, 96, seed=3)
     for one, other in zip(first(images), second(images), strict=True):
         assert_same(one, other, exact=True)
+
+
+def test_signals_arrive_after_models_of_openvino_are_gone(exported, tmp_path):
+    """Each of its own had left the stack of signals that an earlier one had freed: a segmentation fault."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    _, file = exported("detr_r50_panoptic", ".xml")
+    code = f"""
+        import signal, panoptic_detr as pd
+        signal.signal(signal.SIGTERM, lambda *_: print("arrived"))
+        first, second = (pd.load_model({str(file.path)!r}, device="cpu") for _ in range(2))
+        del first, second
+        signal.raise_signal(signal.SIGTERM)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 
 def test_every_kind_of_file_is_known_everywhere():
