@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from panoptic_detr.exported.graph import IR_VERSION, OPSET, Graph, Value
+from panoptic_detr.exported.graph import Graph, Value, as_model
 from panoptic_detr.exported.merging import Chosen, choose, make_axis, merge_image, resized
 from panoptic_detr.exported.parts import PER_QUERY
 from panoptic_detr.exported.runtime import SETTINGS, setting_values
@@ -70,8 +70,7 @@ def assemble(
             if not raw:
                 outputs = panoptic(graph, image, pixels, chosen, places, masks, values) | outputs
         named = {name: (rename(graph, value, name), shape) for name, (value, shape) in outputs.items()}
-    model = helper.make_model(graph.proto("panoptic_detr", named), opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version, model.producer_name = IR_VERSION, "panoptic_detr"
+    model = as_model(graph.proto("panoptic_detr", named))
     helper.set_model_props(model, dict(metadata))
     return model
 

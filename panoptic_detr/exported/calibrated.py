@@ -12,11 +12,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper
+from torch import Tensor, nn
 
 from panoptic_detr.exported.assemble import MASKS_AT_ONCE, Networks
-from panoptic_detr.exported.graph import IR_VERSION, OPSET
-from panoptic_detr.exported.parts import AVERAGES, PER_QUERY
+from panoptic_detr.exported.graph import DOMAIN, OPSET, SAMPLE_LEVELS, as_model
+from panoptic_detr.exported.parts import AVERAGES, PER_QUERY, trace
+from panoptic_detr.models.deformable import sample_with_grid
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 Inputs = dict[str, np.ndarray]
@@ -91,12 +94,41 @@ def quantized(graph: onnx.GraphProto, inputs: Iterator[Inputs], *, results: bool
 
 
 def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
-    """A graph as a model of its own, whose outputs may have any size."""
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = IR_VERSION
+    """A graph as a model of its own that ONNX Runtime can run, whose outputs may have any size."""
+    model = as_model(graph, functions_of(graph))
     for port in model.graph.output:
         port.type.tensor_type.ClearField("shape")
     return model
+
+
+class Grid(nn.Module):
+    """Deformable sampling as ONNX has it."""
+
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
+        """See `models.deformable.attention.WholeSampling`."""
+        shapes = [(size[1], size[0]) for size in sizes.long()]
+        return sample_with_grid(value, shapes, locations, weights)
+
+
+def functions_of(graph: onnx.GraphProto) -> list[onnx.FunctionProto]:
+    """What ONNX Runtime needs to run a graph that samples by one node."""
+    node = next((node for node in graph.node if node.domain == DOMAIN), None)
+    if node is None:
+        return []
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    heads, levels, points, width = (sizes[name] for name in ("heads", "levels", "points", "width"))
+    examples = [
+        torch.zeros(1, 4 * levels, heads, width),
+        torch.zeros(1, 3, heads, levels, points, 2),
+        torch.zeros(1, 3, heads, levels, points),
+        torch.full((levels, 2), 2.0),
+    ]
+    body = trace(Grid(), examples, 1, [{0: "B", 1: "N"}, {0: "B", 1: "Q"}, {0: "B", 1: "Q"}, {}]).graph
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in body.initializer]
+    inputs, outputs = ([port.name for port in ports] for ports in (body.input, body.output))
+    opsets = [helper.make_opsetid("", OPSET)]
+    nodes = [*constants, *body.node]
+    return [helper.make_function(DOMAIN, SAMPLE_LEVELS, inputs, outputs, nodes, opsets, attributes=list(sizes))]
 
 
 def with_plain_constants(graph: onnx.GraphProto) -> onnx.GraphProto:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 18  # the first with antialiased Resize
 IR_VERSION = 9
+DOMAIN, SAMPLE_LEVELS = "panoptic_detr", "SampleLevels"  # what ONNX has no operator for, in graphs for OpenVINO only
 Number: TypeAlias = bool | int | float
 TYPES: dict[np.dtype, int] = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -289,3 +290,12 @@ class Graph:
         if value is None:
             return ""
         return (value if isinstance(value, Value) else self.constant(value, like)).name
+
+
+def as_model(graph: onnx.GraphProto, functions: Sequence[onnx.FunctionProto] = ()) -> onnx.ModelProto:
+    """A graph as a model of its own."""
+    domains = {"": OPSET} | {node.domain: 1 for node in graph.node if node.domain}
+    opsets = [helper.make_opsetid(name, version) for name, version in domains.items()]
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions)
+    model.ir_version, model.producer_name = IR_VERSION, "panoptic_detr"
+    return model

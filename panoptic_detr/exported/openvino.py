@@ -1,13 +1,16 @@
 """An ONNX graph as the two files of OpenVINO."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
 import openvino
+from openvino.frontend import FrontEndManager
 
-from panoptic_detr.exported.engines import NOTES, Content, openvino_core
+from panoptic_detr.exported.engines import NOTES, Content
+from panoptic_detr.exported.sampling import extension
 
 
 def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
@@ -21,7 +24,9 @@ def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    converted = openvino_core().read_model(model.SerializeToString())
+    reader = FrontEndManager().load_by_framework("onnx")
+    reader.add_extension(extension())
+    converted = reader.convert(reader.load(BytesIO(model.SerializeToString())))
     converted.set_rt_info(json.dumps(notes), NOTES)
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")

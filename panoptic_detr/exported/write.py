@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,6 +34,7 @@ from panoptic_detr.exported.runtime import FORMAT
 from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.inference import PictureFile, Predictor, find_pictures
+from panoptic_detr.models import tracing
 from panoptic_detr.models.cpu.optimize import optimize_for_inference
 from panoptic_detr.weights import OpenedModel, open_model
 from panoptic_detr.zoo import spec_of
@@ -282,7 +284,7 @@ def make_content(
     from panoptic_detr.exported.precision import smaller_weights
 
     model = assemble(
-        traced(fast, Shown(calibrate, opened.settings, size), no_object=no_object, results=ending == ".onnx"),
+        traced(fast, Shown(calibrate, opened.settings, size), no_object=no_object, ending=ending),
         opened.categories,
         opened.settings,
         no_object=no_object,
@@ -305,17 +307,18 @@ def make_content(
         ) from None
 
 
-def traced(model: nn.Module, shown: Shown, *, no_object: bool, results: bool) -> "Networks":
-    """The networks of a model; with products in 8 bits where pictures are shown to calibrate on."""
+def traced(model: nn.Module, shown: Shown, *, no_object: bool, ending: str) -> "Networks":
+    """The networks of a model for a kind of file; with products in 8 bits where pictures are shown to calibrate on."""
     from panoptic_detr.exported.assemble import Networks
     from panoptic_detr.exported.parts import trace_parts
 
-    networks = Networks(*trace_parts(model))
+    with nullcontext() if ending == ".onnx" else tracing.whole_sampling():
+        networks = Networks(*trace_parts(model))
     if not shown.files:
         return networks
     from panoptic_detr.exported.calibrated import in_bytes
 
-    return in_bytes(networks, shown, no_object=no_object, results=results)
+    return in_bytes(networks, shown, no_object=no_object, results=ending == ".onnx")
 
 
 def notes_of(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _ASSUMED = [True]  # what tracers are told about padding; a list, because they read it like any other value
 _LAST_ONLY = [False]  # whether what is recorded is for the last layer's outputs alone
+_WHOLE_SAMPLING = [False]  # whether deformable sampling is recorded as one node
 
 
 def is_traced() -> bool:
@@ -41,6 +42,16 @@ def unpadded() -> AbstractContextManager[None]:
 def last_layer() -> AbstractContextManager[None]:
     """Within this block decoders give the last layer's states only: their heads would compute the others for nobody."""
     return _told(_LAST_ONLY, True)
+
+
+def whole_sampling() -> AbstractContextManager[None]:
+    """Within this block deformable sampling is recorded as one node, for runtimes that do better than GridSample."""
+    return _told(_WHOLE_SAMPLING, True)
+
+
+def keeps_sampling_whole() -> bool:
+    """Whether deformable sampling is to be one node of what is recorded."""
+    return _WHOLE_SAMPLING[0]
 
 
 def stack_layers(states: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from panoptic_detr.errors import InputError
 from panoptic_detr.models.deformable.levels import level_sizes
 from panoptic_detr.models.deformable.table import sample_with_table
 from panoptic_detr.models.settings import check_heads
-from panoptic_detr.models.tracing import is_traced
+from panoptic_detr.models.tracing import is_traced, keeps_sampling_whole
 
 Shapes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
@@ -44,6 +44,10 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     way = choose_sampler(value)
     if way != "triton":  # which reads half precision as it is
         value = value.to(locations.dtype)
+    if is_traced() and keeps_sampling_whole():
+        fixed = [int(size) for size in (*weights.shape[2:], value.shape[3])]  # the same for every picture
+        sampled: Tensor = WholeSampling.apply(value, locations, weights, level_sizes(shapes, locations), *fixed)
+        return sampled
     return SAMPLERS[way](value, shapes, locations, weights)
 
 
@@ -97,6 +101,38 @@ def sample_with_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: 
         sums.append((samples * shares[:, :, :, index]).sum(-1))  # (B * M, d, Q); never all samples at once
         start += rows * columns
     return reduce(torch.add, sums).view(-1, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
+
+
+class WholeSampling(torch.autograd.Function):
+    """`sample_levels` as one node `SampleLevels` of an ONNX graph.
+
+    Its inputs are those, with (width, height) of the levels (L, 2) in place of `shapes`; heads M, levels L, points P and width
+    d are its attributes.
+    """
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor, locations: Tensor, weights: Tensor, sizes: Tensor, *fixed: int) -> Tensor:
+        """See `sample_levels`."""
+        return sample_with_table(value, [(int(height), int(width)) for width, height in sizes.tolist()], locations, weights)
+
+    @staticmethod
+    def symbolic(
+        graph: torch.Graph,
+        value: torch.Value,
+        locations: torch.Value,
+        weights: torch.Value,
+        sizes: torch.Value,
+        heads: int,
+        levels: int,
+        points: int,
+        width: int,
+    ) -> torch.Value:
+        """The node."""
+        fixed = {"heads_i": heads, "levels_i": levels, "points_i": points, "width_i": width}
+        inputs = (value, locations, weights, sizes)
+        node: torch.Value = graph.op("panoptic_detr::SampleLevels", *inputs, **fixed)  # type: ignore[attr-defined]
+        node.setType(value.type().with_sizes([None, None, heads * width]))
+        return node
 
 
 SAMPLERS: dict[str, Sampler] = {"grid": sample_with_grid, "table": sample_with_table, "triton": sample_with_triton}
@@ -167,13 +203,16 @@ class DeformableAttention(nn.Module):
 
     def where_to_look(self, queries: Tensor, references: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
         """Sampling locations (B, Q, M, L, P, 2) and attention weights (B, Q, M, L, P), in float32 at least."""
-        layout = (self.num_heads, self.num_levels, self.num_points)
+        layout = (self.num_levels, self.num_points)
         queries = queries.to(self.sampling_offsets.weight.dtype)
-        offsets = self.sampling_offsets(queries).unflatten(-1, (*layout, 2)).to(references.dtype)
+        offsets = self.sampling_offsets(queries).unflatten(-1, (self.num_heads, -1)).to(references.dtype)
         logits = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).to(references.dtype)
-        weights = logits.softmax(-1).unflatten(-1, layout[1:])  # (B, Q, M, L, P)
-        references = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+        weights = logits.softmax(-1).unflatten(-1, layout)  # (B, Q, M, L, P)
+        references = references[:, :, :, None].expand(-1, -1, -1, self.num_points, -1)  # (B, Q, L, P, 2 or 4)
+        # Rows are long here, because runtimes of exported files are slow at the short ones of levels and points.
         if references.shape[-1] == 2:
-            cells = level_sizes(shapes, references)[:, None]  # (L, 1, 2)
-            return references + offsets / cells, weights
-        return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.num_points)), weights
+            offsets = offsets / level_sizes(shapes, references)[:, None].expand(-1, self.num_points, -1).flatten()
+        else:
+            offsets = offsets * (references[..., 2:] * (0.5 / self.num_points)).flatten(2)[:, :, None]
+        locations = references[..., :2].flatten(2)[:, :, None] + offsets  # (B, Q, M, L * P * 2)
+        return locations.unflatten(-1, (*layout, 2)), weights
