@@ -309,39 +309,6 @@ def write_json(file: IO[str], head: Mapping[str, object], lists: Mapping[str, It
     file.write("\n}\n")
 
 
-def place_image(source: str | Path, folder: Path, name: str, *, copy: bool) -> None:
-    """Put an image into a folder, as a copy or as a link to the original (a copy where links cannot be made).
-
-    Args:
-        source: the original.
-        folder: where it goes; `name` may have folders of its own.
-        name: its name there.
-        copy: copy the file instead of linking to it.
-
-    Raises:
-        DataError: a name that leaves the folder, or the file cannot be written.
-    """
-    path = safe_path(folder, name, "output")
-    make_folder(path.parent)
-    try:
-        if copy or not _linked(Path(source), path):
-            with open(source, "rb") as original, open(path, "xb") as copied:
-                shutil.copyfileobj(original, copied)
-    except FileExistsError:
-        raise DataError(f"two images want the name {name!r} in the output; rename one of them ({source} is one)") from None
-
-
-def _linked(source: Path, path: Path) -> bool:
-    """Make a link, unless the file system has none."""
-    try:
-        path.symlink_to(source.resolve())
-    except FileExistsError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
 def _move(source: Path, target: Path, parts: list[str]) -> None:
     """Move the parts one by one; if one cannot be moved, the others go back."""
     moved: list[str] = []

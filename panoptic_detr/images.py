@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from panoptic_detr.errors import DataError, PictureError
-from panoptic_detr.files import make_folder, read_file, write_whole
+from panoptic_detr.files import make_folder, read_file, safe_path, write_whole
 from panoptic_detr.segment_maps import decode_picture
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
@@ -272,3 +273,36 @@ def film_writer(
     finally:
         writer.release()
         temporary.unlink(missing_ok=True)
+
+
+def place_image(source: str | Path, folder: Path, name: str, *, copy: bool) -> None:
+    """Put an image into a folder, as a copy or as a link to the original (a copy where links cannot be made).
+
+    Args:
+        source: the original.
+        folder: where it goes; `name` may have folders of its own.
+        name: its name there.
+        copy: copy the file instead of linking to it.
+
+    Raises:
+        DataError: a name that leaves the folder, or the file cannot be written.
+    """
+    path = safe_path(folder, name, "output")
+    make_folder(path.parent)
+    try:
+        if copy or not _linked(Path(source), path):
+            with open(source, "rb") as original, open(path, "xb") as copied:
+                shutil.copyfileobj(original, copied)
+    except FileExistsError:
+        raise DataError(f"two images want the name {name!r} in the output; rename one of them ({source} is one)") from None
+
+
+def _linked(source: Path, path: Path) -> bool:
+    """Make a link, unless the file system has none."""
+    try:
+        path.symlink_to(source.resolve())
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True

@@ -255,12 +255,6 @@ def report(options: Namespace) -> str:
                 quality.update(entry.prediction, entry.truth)
             yield entry
 
-    def scores() -> dict[str, object]:
-        result = quality.compute()
-        lost = {name: result.loss(ids) for name, ids in result.groups().items()}
-        points = {name: {cause: sum(sizes) for cause, sizes in loss.items()} for name, loss in lost.items()}
-        return {**result.as_dict(), "per_class": result.per_class, "points_lost": points}
-
     facts = {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "predictions": str(source),
@@ -271,8 +265,18 @@ def report(options: Namespace) -> str:
     }
     curves = read_curves(run_folder / "log.csv", run_folder / "scores.csv")
     more = {"title": options.title, "palette": options.palette, "count": len(data)}
-    write_report(options.output, counted(), scores, categories=data.categories, curves=curves, facts=facts, **more)
+    write_report(
+        options.output, counted(), partial(scores_of, quality), categories=data.categories, curves=curves, facts=facts, **more
+    )
     return f"report: {options.output}"
+
+
+def scores_of(quality: PanopticQuality) -> dict[str, object]:
+    """What a report tells of the quality that was counted until now."""
+    result = quality.compute()
+    lost = {name: result.loss(ids) for name, ids in result.groups().items()}
+    points = {name: {cause: sum(sizes) for cause, sizes in loss.items()} for name, loss in lost.items()}
+    return {**result.as_dict(), "per_class": result.per_class, "points_lost": points}
 
 
 def check_report(source: Path, output: Path) -> None:

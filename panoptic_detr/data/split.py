@@ -10,7 +10,8 @@ from panoptic_detr.data.coco import DataPaths, find_image, make_split, split_par
 from panoptic_detr.data.coco.defects import ImageId
 from panoptic_detr.data.coco.entries import Entries, Entry, read_entries, slashed, usable_segments
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import place_image, safe_path, staged_folder, write_json
+from panoptic_detr.files import safe_path, staged_folder, write_json
+from panoptic_detr.images import place_image
 
 
 def split_dataset(

@@ -18,7 +18,8 @@ import numpy as np
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.errors import InputError
-from panoptic_detr.files import place_image, staged_file, staged_folder, write_json
+from panoptic_detr.files import staged_file, staged_folder, write_json
+from panoptic_detr.images import place_image
 from panoptic_detr.panoptic import PanopticSegmentation, Segment
 from panoptic_detr.visualization.draw import Palette, category_colors
 from panoptic_detr.visualization.errors import Comparison, Entry, compare

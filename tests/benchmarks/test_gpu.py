@@ -11,7 +11,8 @@ from panoptic_detr.commands.cli import run as run_tool
 from panoptic_detr.zoo import build_model
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import gpu
-from tools.benchmarks.on_device import SMALL, Job, attempt, difference, main
+from tools.benchmarks.gpu.device import SMALL, Job, attempt, difference
+from tools.benchmarks.gpu.parts import main
 
 PROGRAMS = {
     "kernel": "open(file, 'a').write('{\"case\": 1}\\n')",

@@ -44,8 +44,9 @@ def test_picture_and_map_move_together(seed, rotation):
 
 def test_no_id_appears_that_was_not_there_and_boxes_are_those_of_the_map():
     transform = PhotoTransform((48, 64), (0.5, 2.0), rotation=15, blur=1.0, copy_paste=0.0)
-    for seed in range(10):
-        target = transform(sample(seed), torch.Generator().manual_seed(seed)).target
+    targets = [transform(sample(seed), torch.Generator().manual_seed(seed)).target for seed in range(10)]
+    assert all(len(target) for target in targets)
+    for target in targets:
         for place, (x, y, width, height) in enumerate(target.boxes.tolist()):
             rows, columns = np.nonzero(target.segment_map.numpy() == place + 1)
             size = target.segment_map.shape

@@ -25,6 +25,7 @@ def test_whole_windows_give_what_timm_gives(net):
     body = SwinBody(net, (1, 2, 3, 4)).eval()
     maps = body(images)
     wanted = net.forward_intermediates(images, intermediates_only=True)
+    assert len(wanted) == len(maps) == 4
     for level, features in enumerate(wanted, start=1):
         normed = body.norms[level - 1](features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         torch.testing.assert_close(maps[str(level)], normed, atol=1e-5, rtol=1e-4)

@@ -21,14 +21,20 @@ TERMS = {
 }
 
 
+def loaded(case):
+    """The model of a case with its weights, the detector frozen where the case says so."""
+    model = build_model(CASES[case][0]).eval()
+    load_official(model, reference.state_dict(case))
+    if case.endswith("_frozen"):
+        model.detector.requires_grad_(False)
+    return model
+
+
 @pytest.fixture(scope="module", params=CASES)
 def run(request):
     case = request.param
     name, num_labels, options = CASES[case]
-    model = build_model(name).eval()
-    load_official(model, reference.state_dict(case))
-    if case.endswith("_frozen"):
-        model.detector.requires_grad_(False)
+    model = loaded(case)
     output = model(*reference.batch(case))
     losses = build_criterion(name, **options)(output, reference.targets(case, num_labels))
     return case, model, output, losses
@@ -82,10 +88,7 @@ def test_losses_and_matching(run):
 def test_gradient_norms(case):
     # In float64: the mask head's gradient jumps where one of its ReLUs passes zero, which rounding of float32 decides.
     name, num_labels, options = CASES[case]
-    model = build_model(name).eval()
-    load_official(model, reference.state_dict(case))
-    if case.endswith("_frozen"):
-        model.detector.requires_grad_(False)
+    model = loaded(case)
     images, padding_mask = reference.batch(case)
     output = model.double()(images.double(), padding_mask)
     build_criterion(name, **options)(output, reference.targets(case, num_labels)).total.backward()

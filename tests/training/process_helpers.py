@@ -9,6 +9,7 @@ import traceback
 
 import torch
 from torch import nn
+from training.trainer_helpers import TINY
 
 from panoptic_detr.config.losses import LossConfig
 from panoptic_detr.config.stages import OptimizerConfig, TrainConfig
@@ -22,17 +23,7 @@ from panoptic_detr.zoo import build_model
 
 LIMIT = 120  # seconds; a process that takes longer waits for another one that will never come
 LABELS = 4
-DETR = {
-    "backbone": "small",
-    "backbone_norm": "batch",
-    "hidden_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "num_queries": 8,
-    "dropout": 0.0,
-}
+DETR = {**TINY, "num_queries": 8, "dropout": 0.0}
 DEFORMABLE = {
     **DETR,
     "backbone_levels": [0, 1, 2, 3, 4],

@@ -59,7 +59,9 @@ def test_the_largest_batch_has_the_tallest_and_the_widest_sample():
 
 def test_average_batches_have_an_average_number_of_segments():
     sizes = [(64, 64, count) for count in (1, 1, 1, 2, 2, 3, 5, 8, 40, 60)]  # most images hold few
-    for batch in choose_batches(sizes, 4)[1:]:
+    average = choose_batches(sizes, 4)[1:]
+    assert average
+    for batch in average:
         assert sum(sizes[place][2] for place in batch) == pytest.approx(4 * 12.3, rel=0.15)
 
 

@@ -1,10 +1,8 @@
 """The tool on a small data set of scenes, with predictions made from the truth and with an untrained model."""
 
 import argparse
-import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
@@ -12,75 +10,18 @@ import numpy as np
 import pytest
 import torch
 from plain_maps import areas, boxes_of
+from visualization.visualize_helpers import SIDE, altered, save_model, source, told
 
 from panoptic_detr.categories import CategoryTable
 from panoptic_detr.commands import visualize
-from panoptic_detr.commands.cli import run
 from panoptic_detr.commands.visualize import main
-from panoptic_detr.config.inference import InferenceSettings
-from panoptic_detr.data.coco.dataset import CocoPanoptic
-from panoptic_detr.data.scenes.dataset import write_scenes
 from panoptic_detr.evaluation import LayerPrecision
 from panoptic_detr.inference import PictureFile, PredictionFolder
-from panoptic_detr.inference.predictor import Predictor, load_model
+from panoptic_detr.inference.predictor import load_model
 from panoptic_detr.panoptic import PanopticSegmentation
-from panoptic_detr.segment_maps import write_id_png
 from panoptic_detr.structures import DetectorOutput, FeatureLevel
 from panoptic_detr.visualization.errors import ERROR_COLORS, ErrorKind
 from panoptic_detr.visualization.queries import draw_query_boxes
-from panoptic_detr.zoo import build_model
-
-SIDE = 64
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 3, size=SIDE, seed=0, split="val", workers=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(root):
-    return CocoPanoptic.from_root(root, "val")
-
-
-@pytest.fixture(scope="module")
-def results(root, data, tmp_path_factory):
-    """Predictions: the truth, except that the first image lost its first thing."""
-    folder = PredictionFolder(tmp_path_factory.mktemp("results"), data.categories, overlays=False)
-    for i, image_id in enumerate(data.image_ids):
-        folder.add(
-            PictureFile(data.image_path(i), image_id, f"p{i}"),
-            data.image(i),
-            altered(data.truth(i)) if i == 0 else data.truth(i),
-        )
-    return folder.finish()
-
-
-def altered(truth):
-    thing = next(segment for segment in truth.segments if segment.isthing)
-    segment_map = np.where(truth.segment_map == thing.id, 0, truth.segment_map)
-    kept = [replace(segment, score=0.9, query=segment.id) for segment in truth.segments if segment is not thing]
-    return PanopticSegmentation(segment_map, kept, truth.categories)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data, tmp_path_factory):
-    return save_model(data.categories, tmp_path_factory.mktemp("model") / "best.pt")
-
-
-def save_model(categories, path, name="detr_r50_panoptic", **overrides):
-    """A checkpoint of a small untrained model."""
-    torch.manual_seed(0)
-    sizes = {"hidden_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 64, "num_queries": 8}
-    model = build_model(name, num_labels=categories.num_labels, backbone="resnet18", **(sizes | overrides))
-    settings = InferenceSettings(threshold=0.0, short_side=SIDE, long_side=SIDE)
-    return Predictor(model, categories, settings=settings).save(path)
-
-
-def source(root, *more):
-    return ["--root", str(root), "--split", "val", *map(str, more)]
 
 
 def read(path):
@@ -93,26 +34,6 @@ def test_truth_alone_is_drawn_once_per_image(root, data, tmp_path, capsys):
     assert written == sorted(f"{data.image_path(i).stem}.png" for i in range(3))
     assert read(tmp_path / written[0]).shape == (SIDE, SIDE, 3)
     assert "3" in capsys.readouterr().out
-
-
-@pytest.fixture
-def twins(tmp_path):
-    """A data set whose images have one name in two folders, and one that differs in its ending only."""
-    names = ["cam1/0.png", "cam2/0.png", "cam2/0.jpg", "CAM2/0.bmp"]
-    entries, images = [], []
-    for number, name in enumerate(names):
-        segment_map = np.full((16, 16), number + 1, np.int32)
-        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "val" / name), np.full((16, 16, 3), 50 * number, np.uint8))
-        (tmp_path / "panoptic_val").mkdir(exist_ok=True)
-        write_id_png(tmp_path / "panoptic_val" / f"{number}.png", segment_map)
-        images.append({"id": number, "file_name": name, "height": 16, "width": 16})
-        info = {"id": number + 1, "category_id": 1, "area": 256, "bbox": [0, 0, 16, 16], "iscrowd": 0}
-        entries.append({"image_id": number, "file_name": f"{number}.png", "segments_info": [info]})
-    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat", "isthing": 1}]}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
-    return tmp_path
 
 
 @pytest.mark.parametrize(("job", "kind"), [("coco", "png"), ("coco", "svg"), ("segments", None), ("zoom", None)])
@@ -338,118 +259,8 @@ def test_queries_says_which_model_it_needs(capsys):
     assert "what a panoptic model's queries do" in " ".join(capsys.readouterr().out.split())
 
 
-CHANGES = {
-    "id": lambda row: {"id": row["id"] + 100},
-    "name": lambda row: {"name": f"other {row['name']}"},
-    "kind": lambda row: {"isthing": 1 - row["isthing"]},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_models_of_other_categories_are_refused(change, root, data, tmp_path, capsys, monkeypatch):
-    rows = [{**row, **CHANGES[change](row)} for row in data.categories.to_coco()]
-    model = save_model(CategoryTable.from_coco(rows), tmp_path / "other.pt")
-    there = "none" if change == "id" else f"'{data.categories.categories[0].name}' ("
-    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("predicted before"))
-    jobs = [(job, "--model", model) for job in ("coco", "segments", "zoom", "sweep", "queries")]
-    for job, *named in [*jobs, ("report", model)]:
-        output = tmp_path / "new" / f"{job}.png"
-        error = told(capsys, job, *named, *source(root, "--limit", 1, "--output", output))
-        assert f"for the model, but {there}" in error
-        assert "with the categories that it was trained on" in error
-        assert not output.parent.exists(), "nothing is written"
-
-
-def told(capsys, *arguments):
-    assert run(main, [str(a) for a in arguments], "visualize") == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, "one line"
-    return error
-
-
-BAD_OPTIONS = {
-    "coco --limit 0": "'0' must be a whole number from 1",
-    "coco --alpha nan": "'nan' must be a number from 0 to 1",
-    "coco --threshold 2": "'2' must be a number from 0 to 1",
-    "coco --scale 1.5": "'1.5' must be a whole number from 1",
-    "coco --kind gif": "invalid choice: 'gif'",
-    "zoom --side -3": "'-3' must be a whole number from 1",
-    "sweep --model m --thresholds 0.1,zwei": "'zwei' must be a number from 0 to 1",
-    "attention a.png --model m --points 1": "'1' must be x,y as fractions of the image below 1",
-    "queries --model m --grid 0": "'0' must be a whole number from 1",
-    "report": "the following arguments are required",
-}
-
-
-@pytest.mark.parametrize("line", BAD_OPTIONS)
-def test_a_bad_option_is_one_clear_line(line, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([*line.split(), "--output", str(tmp_path)])
-    error = capsys.readouterr().err
-    assert end.value.code == 2
-    assert BAD_OPTIONS[line] in error
-    assert error.count("\n") == 1, "one line"
-    assert f"panoptic-detr visualize {line.split()[0]}: " in error
-
-
-def test_options_that_contradict_each_other_are_refused(root, results, checkpoint, tmp_path, capsys):
-    place = source(root, "--output", tmp_path)
-    assert "give one of them" in told(capsys, "coco", *place, "--pred-json", results, "--model", checkpoint)
-    assert "give --pred-json too" in told(capsys, "segments", *place, "--pred-panoptic", tmp_path)
-    assert "not of errors" in told(capsys, "coco", *place, "--pred-json", results, "--kind", "svg", "--show", "errors")
-    assert "no side longer than" in told(capsys, "coco", *place, "--scale", 10**6)
-
-
 def test_lists_take_commas_and_spaces_and_name_an_image_once(root, data, tmp_path, capsys):
     first, second, _ = data.image_ids
     for number, ids in enumerate(([f"{first},{second}"], [first, second], [f"{first},", second, first])):
         assert main(["coco", *source(root, "--output", tmp_path / str(number), "--image-ids", *ids)]) == 0
         assert len(list((tmp_path / str(number)).iterdir())) == 2
-
-
-def test_a_data_set_without_images_is_said(twins, capsys):
-    path = twins / "annotations" / "panoptic_val.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "images": [], "annotations": []}))
-    assert "no image in this data set" in told(capsys, "coco", *source(twins, "--output", twins / "out"))
-
-
-def test_bad_input_is_one_clear_line(root, data, results, tmp_path, capsys):
-    place = source(root, "--output", tmp_path)
-    assert "no image 12345 among its 3" in told(capsys, "coco", *place, "--image-ids", 12345)
-    assert "gone.json: no such file" in told(capsys, "coco", *place, "--pred-json", tmp_path / "gone.json")
-    assert "this is a folder; name the JSON itself, such as" in told(
-        capsys, "coco", *place, "--pred-json", root / "annotations"
-    )
-    assert "drawing 'errors' needs both" in told(capsys, "coco", *place, "--show", "errors")
-    assert "no image folder at" in told(capsys, "coco", "--root", tmp_path, "--split", "val", "--output", tmp_path)
-    content = json.loads(Path(results).read_text())
-    content["annotations"][0]["segments_info"][0]["category_id"] = 999
-    del content["annotations"][1]
-    broken = results.with_name("broken.json")
-    broken.write_text(json.dumps(content))
-    assert "category 999, unknown to the data set" in told(capsys, "coco", *place, "--pred-json", broken)
-    assert "--image-ids names no image" in told(capsys, "coco", *place, "--image-ids", ",")
-    missing = told(capsys, "coco", *place, "--pred-json", broken, "--image-ids", data.image_ids[1])
-    assert "there is no result for it" in missing
-
-
-def test_predictions_of_other_images_are_not_drawn(root, results, tmp_path, capsys):
-    content = json.loads(results.read_text())
-    for image in content["images"]:
-        image["file_name"] = f"place_{image['id']}x.png"
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    (tmp_path / "panoptic").symlink_to(results.parent / "panoptic")
-    for job in (("coco", "--pred-json", other), ("report", other)):
-        error = told(capsys, *job, *source(root, "--output", tmp_path / job[0]))
-        assert "these are predictions of other images: image 0 is 'place_0x.png' there but '000000.png' in" in error
-
-
-def test_predictions_of_other_categories_are_not_drawn(root, results, tmp_path, capsys):
-    content = json.loads(results.read_text())
-    content["categories"] = [{**row, "name": f"other {row['id']}"} for row in content["categories"]]
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    (tmp_path / "panoptic").symlink_to(results.parent / "panoptic")
-    error = told(capsys, "coco", "--pred-json", other, *source(root, "--output", tmp_path / "out"))
-    assert "these are predictions of other categories: 1 is 'other 1' there but 'circle' in the truth" in error

@@ -1,19 +1,18 @@
 """Models of the hub without a network: its cache, a small server of our own, folders of every age, what cannot leave."""
 
-import base64
-import hashlib
 import json
 import re
 import socket
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from weights.small_hub import Server, put_into_cache
 
 import panoptic_detr as pd
 from panoptic_detr.coco_classes import coco_categories
@@ -30,7 +29,6 @@ from panoptic_detr.weights.published import PUBLISHED, load_published
 TINY = {"backbone": "small", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 1}
 RESNET = {**TINY, "num_heads": 8, "backbone": "resnet basic 1x4 1x4 1x8 1x8 stem 4"}
 WIDE = {**RESNET, "hidden_dim": 32, "norm_groups": 32}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECORDED = json.loads((Path(__file__).parent / "data" / "transformers_4.json").read_text())
 
 
@@ -40,18 +38,6 @@ def tiny(name="detr_r50_panoptic", **overrides):
     rows = [{"id": i, "name": name, "isthing": i < 2} for i, name in enumerate(("cell", "worm", "glass"))]
     model.categories = pd.CategoryTable.from_coco(rows)
     return model
-
-
-def put_into_cache(cache: Path, repo: str, folder: Path, branch: str = "main") -> None:
-    """Lay a folder out as huggingface_hub does: blobs, a snapshot of links, a reference."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    for name in ("blobs", "refs", f"snapshots/{COMMIT}"):
-        (place / name).mkdir(parents=True)
-    (place / "refs" / branch).write_text(COMMIT)
-    for path in folder.iterdir():
-        blob = place / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
-        blob.write_bytes(path.read_bytes())
-        (place / "snapshots" / COMMIT / path.name).symlink_to(f"../../blobs/{blob.name}")
 
 
 @pytest.fixture
@@ -77,55 +63,6 @@ def test_published_deformable_weights_come_from_the_hub(cache, tmp_path, monkeyp
     assert load_published("deformable_detr_r50").model.overrides["hidden_dim"] == 32
     with pytest.raises(WeightsUnavailableError, match=r"drive.google.com.*SenseTime/deformable-detr-single-scale: not in the"):
         load_published("deformable_detr_r50_single_scale")
-
-
-class Server(BaseHTTPRequestHandler):
-    """As much of the hub as fetching and pushing small models ask for; it takes every file by the regular way."""
-
-    files: dict[str, bytes]
-    asked: list[str]
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def do_GET(self):
-        name, commit = self.path.rpartition("/")[2], COMMIT[::-1] if "/v2/" in self.path else COMMIT
-        if "/lab/cells/resolve/" in self.path and name in self.files:
-            etag = hashlib.sha256(self.files[name]).hexdigest()
-            self.answer(self.files[name], X_Repo_Commit=commit, ETag=f'"{etag}"')
-        elif "/lab/cells/" in self.path:
-            self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
-        elif self.path.endswith("/models/lab/new"):
-            self.answer(json.dumps({"id": "lab/new", "sha": COMMIT, "siblings": []}).encode())
-        else:
-            self.answer(b"{}", 404, X_Error_Code="RepoNotFound")
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        self.asked.append(f"{self.path} {self.headers.get('Authorization')}")
-        address = f"http://{self.headers['Host']}/lab/new"
-        if "/preupload/" in self.path:
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(content)["files"]
-            ]
-            self.answer(json.dumps({"files": files}).encode())
-        elif "/commit/" in self.path:
-            for row in map(json.loads, content.splitlines()):
-                if row["key"] == "file":
-                    self.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
-            self.answer(json.dumps({"commitUrl": f"{address}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
-        else:
-            self.answer(json.dumps({"url": address, "name": "lab/new"}).encode())
 
 
 @pytest.fixture

@@ -73,19 +73,8 @@ def resolve_paths(
             check_path(place)
     named = images is not None and panoptic is not None and annotations is not None
     splits = [] if root is None else list_splits(root)
-    if split is None and not named:
-        split = splits[0] if len(splits) == 1 else "val2017" if "val2017" in splits else None
-    if split is None and len(splits) > 1 and not named:
-        raise DataError(f"{root} has the splits {', '.join(splits)}; say which one")
-    if (root is None or split is None) and not named:
-        if root is not None and not splits:
-            raise DataError(
-                f"there is no annotations/panoptic_<split>.json in {root}; check the root, or name the paths one by one"
-            )
-        raise DataError(
-            "the data set is not fully named: give a root folder and a split (COCO's own layout), "
-            "or all of: the image folder, the panoptic folder and the annotation JSON"
-        )
+    if not named:
+        split = _chosen_split(root, split, splits)
     base, part = Path(root or "."), split or ""
     found = {
         "image folder": _first_existing([images] if images else [base / part]),
@@ -99,6 +88,26 @@ def resolve_paths(
         others = f" (the splits there are: {', '.join(splits)})" if splits and split not in splits else ""
         raise DataError(f"{'; '.join(missing)}; check the root and the split{others}, or name the paths one by one")
     return DataPaths(*(value for value in found.values() if isinstance(value, Path)))
+
+
+def _chosen_split(root: str | Path | None, split: str | None, splits: Sequence[str]) -> str:
+    """The split that is meant, of those that a root has."""
+    if root is not None and split is not None:
+        return split
+    if len(splits) == 1:
+        return splits[0]
+    if "val2017" in splits:
+        return "val2017"
+    if splits:
+        raise DataError(f"{root} has the splits {', '.join(splits)}; say which one")
+    if root is not None:
+        raise DataError(
+            f"there is no annotations/panoptic_<split>.json in {root}; check the root, or name the paths one by one"
+        )
+    raise DataError(
+        "the data set is not fully named: give a root folder and a split (COCO's own layout), "
+        "or all of: the image folder, the panoptic folder and the annotation JSON"
+    )
 
 
 def with_ending(name: str, ending: str) -> str:

@@ -13,7 +13,8 @@ from panoptic_detr.data.coco import DataPaths, check_split_name, make_split, spl
 from panoptic_detr.data.coco.entries import Entry
 from panoptic_detr.data.convert.sources import Classes
 from panoptic_detr.errors import DataError
-from panoptic_detr.files import make_folder, place_image, safe_path, staged_folder, write_json
+from panoptic_detr.files import make_folder, safe_path, staged_folder, write_json
+from panoptic_detr.images import place_image
 from panoptic_detr.parallel import parallel_map
 from panoptic_detr.segment_maps import MAX_ID, measure, write_id_png
 

@@ -15,8 +15,8 @@ from panoptic_detr.data.coco.entries import Entry, slashed
 from panoptic_detr.data.doctor.files import readings
 from panoptic_detr.data.doctor.segments import examine_segments, listed_ids
 from panoptic_detr.errors import DataError, SegmentMapError
-from panoptic_detr.files import place_image, safe_path
-from panoptic_detr.images import exif_orientation, read_image
+from panoptic_detr.files import safe_path
+from panoptic_detr.images import exif_orientation, place_image, read_image
 from panoptic_detr.segment_maps import png_kind, read_id_png, write_id_png
 
 

@@ -149,15 +149,10 @@ def build_timm_backbone(
     """
     timm = _import_timm(name)
     strides = [2 ** (level + 1) for level in levels]
-    if name in SWIN and dilation:
-        raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
     if name in SWIN:
-        rate = DROP_PATH if drop_path is None else drop_path
-        check_shares(drop_path=rate)
-        swin = {"always_partition": True, "num_classes": 0, "drop_path_rate": rate}
-        net, found = _create(timm, SWIN[name], pretrained, swin)
-        if found is not None:
-            found.check_statistics(name, IMAGENET_MEAN, IMAGENET_STD)
+        if dilation:
+            raise InputError(f"backbone {name!r} has no dilated (DC5) form; use resnet50 or resnet101")
+        net = _create_swin(timm, name, pretrained, DROP_PATH if drop_path is None else drop_path)
         widths = [net.embed_dim * 2 ** (level - 1) for level in levels]
         return Backbone(SwinBody(net, levels), strides, widths, ends=["patch_embed", *(f"layers.{i}" for i in range(4))])
     if not timm.is_model(name):
@@ -175,12 +170,7 @@ def build_timm_backbone(
         freeze_norms(net, name)
     stage_ends = _stage_ends(net, dict(zip(reductions, info.module_name(), strict=True)))
     if norm != "batch":
-        ends = {level: stage_ends[level] for level in levels}
-        if all(end == f"layer{level}" for level, end in ends.items() if level):  # built like a ResNet
-            for parameter_name, parameter in net.named_parameters():
-                parameter.requires_grad_(parameter_name.startswith(TRAINED_STAGES))
-        else:
-            freeze_stages(net, ends, trained_stages)
+        _freeze_first_stages(net, {level: stage_ends[level] for level in levels}, trained_stages)
     return Backbone(
         ConvolutionalBody(net),
         strides,
@@ -189,6 +179,24 @@ def build_timm_backbone(
         ends=[f"net.{end}" for end in stage_ends],
         norms_at_rest=norm == "eval",
     )
+
+
+def _create_swin(timm: ModuleType, name: str, pretrained: bool | str, drop_path: float) -> Any:
+    check_shares(drop_path=drop_path)
+    options = {"always_partition": True, "num_classes": 0, "drop_path_rate": drop_path}
+    net, found = _create(timm, SWIN[name], pretrained, options)
+    if found is not None:
+        found.check_statistics(name, IMAGENET_MEAN, IMAGENET_STD)
+    return net
+
+
+def _freeze_first_stages(net: nn.Module, ends: Mapping[int, str], trained_stages: int | None) -> None:
+    """Freeze stem and first stage of a network that is built like a ResNet, of others what `trained_stages` leaves."""
+    if all(end == f"layer{level}" for level, end in ends.items() if level):
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.startswith(TRAINED_STAGES))
+    else:
+        freeze_stages(net, ends, trained_stages)
 
 
 def _stage_ends(net: nn.Module, modules: Mapping[int, str]) -> list[str]:

@@ -3,7 +3,7 @@
     python -m tools.benchmarks gpu --minutes 8 --output gpu.json         # on a machine with a GPU
     python -m tools.benchmarks gpu --device cpu --tiny true              # the same logic anywhere, in miniature
 
-The parts (`on_device`) run one after the other, the most telling first, each in a process and within a time of its own: one
+The parts run one after the other, the most telling first, each in a process and within a time of its own: one
 that fails, crashes the device's driver or hangs ends alone. After every case its figures, or its traceback, are in the file.
 """
 
@@ -22,10 +22,11 @@ from pathlib import Path
 from rich.table import Table
 
 from panoptic_detr.files import write_whole
+from tools.benchmarks.gpu.device import Job
+from tools.benchmarks.gpu.parts import PARTS
 from tools.benchmarks.measure import Figures, check_variants, machine
-from tools.benchmarks.on_device import PARTS, Job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ENOUGH = 10.0  # seconds that must be left for another part
 LAST_LINES = 30  # of what a part said on its way down
 
@@ -88,7 +89,7 @@ def run_part(name: str, job: Job, limit: float) -> Figures:
 
 def command(name: str, job: Job, rows: Path) -> list[str]:
     """The program of a part, which writes its rows to a file."""
-    return [sys.executable, "-m", "tools.benchmarks.on_device", name, json.dumps(asdict(job)), str(rows)]
+    return [sys.executable, "-m", "tools.benchmarks.gpu", name, json.dumps(asdict(job)), str(rows)]
 
 
 def tables(result: Figures) -> list[Table]:
