@@ -43,7 +43,7 @@ def inputs_of(shapes: Sequence[tuple[int, int]], batch: int, queries: int) -> li
 def graph():
     """Traced for any sizes, with one node for the sampling."""
     stream, names = io.BytesIO(), ["locations", "weights", "map_0", "map_1", "map_2"]
-    axes = {name: {0: "B", 2: f"h_{name}", 3: f"w_{name}"} for name in names} | dict.fromkeys(names[:2], {0: "B", 1: "Q"})
+    axes = {name: {0: "B", 2: f"h_{name}", 3: f"w_{name}"} for name in names} | {name: {0: "B", 1: "Q"} for name in names[:2]}
     with tracing.whole_sampling(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(

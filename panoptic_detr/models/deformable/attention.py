@@ -215,4 +215,4 @@ class DeformableAttention(nn.Module):
         else:
             offsets = offsets * (references[..., 2:] * (0.5 / self.num_points)).flatten(2)[:, :, None]
         locations = references[..., :2].flatten(2)[:, :, None] + offsets  # (B, Q, M, L * P * 2)
-        return locations.unflatten(-1, (*layout, 2)), weights
+        return locations.view(*queries.shape[:2], self.num_heads, *layout, 2), weights
