@@ -22,7 +22,9 @@ from panoptic_detr.structures import DetectorOutput
 from panoptic_detr.weights import OpenedModel
 
 RAW = ("logits", "query_boxes", "mask_logits", "mask_places")
-SIZES = ((96, 96), (240, 320), (333, 250))  # of the drawn pictures
+SIZES = ((96, 96), (240, 320), (333, 250))  # of the drawn pictures, the last for networks that see pictures as they are
+LARGER = 1.3  # sides of the last picture, in short sides of what the network sees
+STRIPES = 40.0  # of 255, how much every second column is brighter: what is left of it shows how a picture was made smaller
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,21 @@ class Comparison:
     segments: int
 
 
-def default_pictures() -> list[np.ndarray]:
-    """Three pictures of coloured ellipses on a gradient, of three sizes; always the same."""
+def default_pictures(short_side: int | None) -> list[np.ndarray]:
+    """Three pictures of coloured ellipses on a striped gradient, of three sizes; always the same.
+
+    Args:
+        short_side: to which the network's pictures are resized, if so; the last picture gets smaller by that.
+    """
     draw, pictures = np.random.default_rng(0), []
-    for height, width in SIZES:
+    last = (round(LARGER * short_side), round(LARGER * short_side * 1.2)) if short_side else SIZES[-1]
+    for height, width in (*SIZES[:-1], last):
         y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
         picture = np.stack([255 * x, 255 * y, 255 * (1 - x)], axis=-1)
         for _ in range(6):
             centre_x, centre_y, wide, high = draw.uniform(0.1, 0.9, 2).tolist() + draw.uniform(0.05, 0.25, 2).tolist()
             picture[((x - centre_x) / wide) ** 2 + ((y - centre_y) / high) ** 2 < 1] = draw.uniform(0, 255, 3)
+        picture[:, ::2] += STRIPES * (1 - picture[:, ::2] / 255)
         pictures.append(picture.astype(np.uint8))
     return pictures
 

@@ -139,7 +139,7 @@ def export(
     content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw, calibrate=shown)
     make_folder(path.parent)
     pair = Pair(opened, path, content, raw=raw)
-    found = tuple(pair.compare(picture) for picture in [*default_pictures(), *check])
+    found = tuple(pair.compare(picture) for picture in [*default_pictures(opened.settings.short_side), *check])
     if precision == "fp32":
         check_alike(path, found)
     quality = None if dataset is None else measure_quality(opened, pair, dataset, most_lost)
