@@ -97,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     data = [given for given in options.check if Path(given[0]).is_dir()]
     if len(data) > 1 or any(len(given) != 2 for given in data):
-        parser.error("--check takes one data set, by its root folder and split: --check ROOT SPLIT")
+        parser.error("--check takes one data set, by its root folder and split; pictures go into a --check of their own")
     options.data = (data[0][0], data[0][1]) if data else None
     options.pictures = [picture for given in options.check if given not in data for picture in given]
     return options

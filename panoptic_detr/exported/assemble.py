@@ -11,11 +11,12 @@ from panoptic_detr.categories import CategoryTable
 from panoptic_detr.config.inference import InferenceSettings
 from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import Graph, Value, as_model
-from panoptic_detr.exported.merging import Chosen, choose, make_axis, merge_image, resized
+from panoptic_detr.exported.merging import Chosen, choose, make_axis, merge_image
 from panoptic_detr.exported.parts import PER_QUERY
+from panoptic_detr.exported.resizing import resized
 from panoptic_detr.exported.runtime import SETTINGS, setting_values
 
-MASKS_AT_ONCE = 8
+MASKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def assemble(
     size: Sequence[int] | None,
     raw: bool,
     metadata: Mapping[str, str],
-    doubles: bool = True,
+    for_openvino: bool = False,
 ) -> onnx.ModelProto:
     """Build the file.
 
@@ -47,9 +48,9 @@ def assemble(
         size: (height, width) that every picture is resized to; None keeps the aspect, as the settings say.
         raw: logits, boxes and masks of all queries instead of maps.
         metadata: to travel with the file.
-        doubles: whether the runtime has double precision.
+        for_openvino: the runtime that the file is for.
     """
-    graph = Graph(doubles=doubles)
+    graph = Graph(for_openvino=for_openvino)
     with graph:
         image = graph.input("image", np.uint8, ["B", "H", "W", 3])
         given = setting_values(settings, no_object)

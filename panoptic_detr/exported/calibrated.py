@@ -16,12 +16,13 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from panoptic_detr.exported.assemble import MASKS_AT_ONCE, Networks
+from panoptic_detr.exported.assemble import Networks
 from panoptic_detr.exported.graph import DOMAIN, OPSET, SAMPLE_LEVELS, as_model
 from panoptic_detr.exported.parts import AVERAGES, PER_QUERY, trace
 from panoptic_detr.models.deformable import sample_with_grid
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
+SUREST = 8  # queries of a picture whose masks are looked at
 Inputs = dict[str, np.ndarray]
 
 
@@ -51,14 +52,14 @@ def shown(pictures: Iterable[np.ndarray]) -> Iterator[Inputs]:
 
 
 def inputs_of_masks(detection: onnx.GraphProto, seen: Iterable[Inputs], taken: set[str], no_object: bool) -> Iterator[Inputs]:
-    """What the network of masks gets for every picture: the surest queries, as many as it sees at once."""
+    """What the network of masks gets for every picture: the surest queries."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(model_of(detection).SerializeToString(), providers=["CPUExecutionProvider"])
     for given in seen:
         logits, *found = (np.asarray(value) for value in session.run(None, given))
         scores = logits[0, :, : -1 if no_object else None].max(1)  # (Q,)
-        queries = np.argsort(-scores)[:MASKS_AT_ONCE]
+        queries = np.argsort(-scores)[:SUREST]
         values = [value[0, queries] for value in found[: PER_QUERY - 1]] + found[PER_QUERY - 1 :]
         yield {name: value for index, value in enumerate(values) if (name := f"input_{index}") in taken}
 

@@ -103,6 +103,8 @@ class OpenVinoFile(Engine):
             read = core.read_model(content[".xml"], content[".bin"]) if content else core.read_model(path)
         except Exception as error:  # RuntimeError and what its bindings raise
             raise cannot_open(path, self.kind, error) from None
+        if samples_levels(read):  # whose places between cells bfloat16 would round
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             self.compiled = core.compile_model(read, place, settings)
         except Exception as error:
@@ -119,7 +121,7 @@ class OpenVinoFile(Engine):
         """See `Engine`."""
         with self._turn:
             found = self.compiled({name: np.require(value, requirements="W") for name, value in given.items()})
-            return [found[name] for name in names]  # which are copies
+            return [found[name] for name in names]  # which are copies, since OpenVINO is not told to share them
 
 
 class TorchFile(Engine):
@@ -135,7 +137,8 @@ class TorchFile(Engine):
         if device.strip().lower() not in ("", "auto", "cpu"):
             raise InputError(f"{path} runs on the CPU only, not on {device!r}; export to .onnx, or load the checkpoint")
         self.device, extra = "cpu", {NOTES: ""}
-        logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)  # it tells of sizes that are not used
+        for name in ("torch._export.serde.serialize", "torch.export"):  # sizes that are not used; tracebacks of damaged files
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             program = torch.export.load(io.BytesIO(content[".pt2"]) if content else str(path), extra_files=extra)
             self._module, signature = program.module(), program.call_spec
@@ -205,16 +208,30 @@ def last_line(error: Exception) -> str:
     return line.strip()[:200]
 
 
-@functools.cache
+_CORE_LOCK = Lock()
+
+
 def openvino_core() -> "openvino.Core":
     """OpenVINO, once in a process and to its end.
 
     Its CPU plugin gives the process another stack for signals. Of several, an earlier one that ends leaves the stack of
     another in place that is gone, and the next signal that Python handles, such as Ctrl-C, would be a segmentation fault.
     """
+    with _CORE_LOCK:  # two threads would make two
+        return _only_core()
+
+
+@functools.cache
+def _only_core() -> "openvino.Core":
     import openvino
 
     return openvino.Core()
+
+
+def samples_levels(model: "openvino.Model") -> bool:
+    """Whether a model holds deformable attention as `sampling` writes it."""
+    loops = (node.get_function() for node in model.get_ops() if node.get_type_name() == "Loop")
+    return any(node.get_type_name() == "EmbeddingBagPackedSum" for body in loops for node in body.get_ops())
 
 
 def openvino_device(device: str, there: Sequence[str]) -> tuple[str, str]:

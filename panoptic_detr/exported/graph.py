@@ -123,14 +123,14 @@ class Graph:
 
     Args:
         outer: the graph around it, for the body of a loop.
-        doubles: whether the runtime has double precision.
+        for_openvino: the runtime that it is for, which has no double precision, and no antialiasing that is right and fast.
     """
 
     open: ClassVar[list["Graph"]] = []  # the innermost last
 
-    def __init__(self, outer: "Graph | None" = None, *, doubles: bool = True) -> None:
+    def __init__(self, outer: "Graph | None" = None, *, for_openvino: bool = False) -> None:
         self.outer = outer
-        self.doubles = doubles
+        self.for_openvino = for_openvino
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -234,7 +234,7 @@ class Graph:
         Returns:
             The carried values at the end, then the stacked ones.
         """
-        inner = Graph(self, doubles=self.doubles)
+        inner = Graph(self, for_openvino=self.for_openvino)
         number = inner.input(inner.fresh("round"), np.int64, [])
         condition = inner.input(inner.fresh("go_on"), np.bool_, [])
         states = [Value(inner.fresh("state"), value.kind) for value in carried]

@@ -1,4 +1,4 @@
-"""What the predictor does around the network, as a graph: resizing, the choice of queries, and the merger.
+"""What the predictor does around the network, as a graph: the choice of queries, and the merger.
 
 Step by step the same as `inference.choose`, `inference.contest` and `inference.winners`, whose comments say why; but every mask
 of an image keeps its place, and those that dropped out are set to a value below all others.
@@ -11,54 +11,12 @@ import numpy as np
 from onnx import helper
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from panoptic_detr.exported.graph import Graph, Value
 from panoptic_detr.exported.parts import DEAD, LARGEST
 from panoptic_detr.exported.runtime import CODE
 from panoptic_detr.panoptic import DropReason
 
 PIXELS_AT_ONCE = 2**16  # that are interpolated between mask cells of different winners
-
-
-def resized(
-    graph: Graph,
-    image: Value,
-    short_side: Value | None,
-    long_side: Value | None,
-    fixed: Sequence[int] | None,
-    statistics: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
-) -> Value:
-    """(B, H, W, 3) uint8 pictures as the network wants them: (B, 3, h, w) float32, resized and normalised.
-
-    Args:
-        graph: to add to.
-        image: the pictures.
-        short_side: wanted length of the short side, 0 to keep the size.
-        long_side: limit of the long side.
-        fixed: (height, width) whatever the pictures' size, instead.
-        statistics: mean and deviation that images are normalised with.
-    """
-    height, width = image.size(1), image.size(2)
-    size = graph.list_of(*fixed) if fixed else graph.list_of(*target_size(graph, height, width, short_side, long_side))
-    channels_first = graph.Transpose(image, perm=[0, 3, 1, 2])
-    sizes = graph.Concat(graph.Shape(channels_first, end=2), size, axis=0)
-    pixels = graph.Resize(channels_first, None, None, sizes, mode="linear", antialias=1, exclude_outside=1)
-    centre, spread = (255 * np.array(values, np.float32).reshape(3, 1, 1) for values in statistics)
-    mean, scale = (graph.constant(values, np.float32) for values in (centre, 1 / spread))
-    return (pixels.to(np.float32) - mean) * scale
-
-
-def target_size(graph: Graph, height: Value, width: Value, short_side: Value | None, long_side: Value | None) -> list[Value]:
-    """Height and width with the given short side, or with the long side at its limit (`data.transforms.target_size`)."""
-    assert short_side is not None
-    assert long_side is not None
-    short, long = graph.Min(height, width), graph.Max(height, width)
-    limited = graph.Max(graph.Round((long_side * short).to(np.float64) / long.to(np.float64)).to(np.int64), 1)
-    short_new = graph.Where(short_side * long > long_side * short, limited, short_side)
-    other = graph.Max(short_new * long / short, 1)
-    tall, keep = height > width, short_side.equals(0)
-    rows, columns = graph.Where(tall, other, short_new), graph.Where(tall, short_new, other)
-    return [graph.Where(keep, height, rows), graph.Where(keep, width, columns)]
 
 
 def code_of(graph: Graph, reason: DropReason | None) -> Value:
@@ -127,7 +85,7 @@ def nearest(graph: Graph, pixels: Value, size: Value) -> Value:
 
     Without doubles by whole numbers, which differ where a centre falls between two pixels.
     """
-    if not graph.doubles:
+    if graph.for_openvino:
         return (graph.arange(size) * 2 + 1) * pixels / (size * 2)
     step = pixels.to(np.float64) / size.to(np.float64)
     steps = graph.Expand(step.reshape(1), size.reshape(1))
@@ -161,7 +119,7 @@ def winning_masks(graph: Graph, cells: Value, rows: Axis, columns: Axis) -> Valu
     open_pixels = graph.Transpose(graph.NonZero(sure < 0), perm=[1, 0])  # (P, 2)
     # Of all masks at once: ONNX Runtime is faster at rows of a table (h * w, K), OpenVINO at columns of (K, h * w).
     flat, places, masks = cells.reshape(cells.size(0), -1), 1, 0
-    if graph.doubles:
+    if not graph.for_openvino:
         flat, places, masks = graph.Transpose(flat, perm=[1, 0]), 0, 1
     total, width = open_pixels.size(0), cells.size(2)
 

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import onnx
 import openvino
-from openvino import opset13 as ops
 from openvino.frontend import FrontEndManager
 
 from panoptic_detr.exported.engines import NOTES, Content
@@ -28,29 +27,12 @@ def openvino_files(model: onnx.ModelProto, notes: dict[str, object]) -> Content:
     reader = FrontEndManager().load_by_framework("onnx")
     reader.add_extension(extension())
     converted = reader.convert(reader.load(BytesIO(model.SerializeToString())))
-    antialias(converted)
     without_copies(converted)
     converted.set_rt_info(json.dumps(notes), NOTES)
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
         openvino.save_model(converted, path, compress_to_fp16=False)
         return {ending: path.with_suffix(ending).read_bytes() for ending in (".bin", ".xml")}
-
-
-def antialias(model: openvino.Model) -> None:
-    """Let pictures that get smaller be antialiased, in place.
-
-    OpenVINO 2026.4 reads ONNX's Resize as an operator that leaves this out on a CPU: of a large picture a few pixels would
-    count. Pillow's way is right but takes longer, and is the same where a picture gets larger: it makes what is too large
-    smaller, and has nothing to do with the rest.
-    """
-    axes = ops.constant([2, 3])
-    for node in model.get_ops():
-        if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:
-            pixels, size = node.input_value(0), node.input_value(1)  # (B, C, H, W) and these four for the result
-            least = ops.gather(ops.minimum(size, ops.shape_of(pixels)), axes, ops.constant(0))
-            smaller = ops.interpolate(pixels, least, "bilinear_pillow", "sizes", axes=axes)
-            node.input(0).replace_source_output(smaller.output(0))
 
 
 def without_copies(model: openvino.Model) -> None:

@@ -54,7 +54,7 @@ def default_pictures(short_side: int | None) -> list[np.ndarray]:
     """Three pictures of coloured ellipses on a striped gradient, of three sizes; always the same.
 
     Args:
-        short_side: to which the network's pictures are resized, if so; the last picture gets smaller by that.
+        short_side: to which the network's pictures are resized, if so; the last picture gets smaller thereby.
     """
     draw, pictures = np.random.default_rng(0), []
     last = (round(LARGER * short_side), round(LARGER * short_side * 1.2)) if short_side else SIZES[-1]
@@ -110,12 +110,12 @@ class Pair:
         self.predictor = None if raw else Predictor(opened.model, opened.categories, settings=settings)
 
     def compare(self, picture: Picture) -> Comparison:
-        """Run both on a picture that `Predictor` takes; for a file of fixed size it is resized before."""
+        """Run both on a picture that `Predictor` takes; for a file of fixed size maps are compared on the resized one."""
         rgb = upright_rgb(picture)
         name = Path(picture).name if isinstance(picture, str | Path) else f"of {rgb.shape[1]} x {rgb.shape[0]} pixels"
+        differences = self.largest_differences(rgb)
         if self.size is not None:
             rgb = np.ascontiguousarray(resize(image_tensor(rgb), self.size).permute(1, 2, 0).numpy())
-        differences = self.largest_differences(rgb)
         if self.exported is None or self.predictor is None:
             return Comparison(name, *differences, 1.0, True, 0)
         theirs, mine = self.predictor(rgb), self.exported(rgb)

@@ -139,7 +139,8 @@ def export(
     content = make_content(opened, source, path.suffix.lower(), size=size, precision=precision, raw=raw, calibrate=shown)
     make_folder(path.parent)
     pair = Pair(opened, path, content, raw=raw)
-    found = tuple(pair.compare(picture) for picture in [*default_pictures(opened.settings.short_side), *check])
+    drawn = default_pictures(min(size) if size else opened.settings.short_side)
+    found = tuple(pair.compare(picture) for picture in [*drawn, *check])
     if precision == "fp32":
         check_alike(path, found)
     quality = None if dataset is None else measure_quality(opened, pair, dataset, most_lost)
@@ -291,7 +292,7 @@ def make_content(
         size=size,
         raw=raw,
         metadata={NOTES: json.dumps(notes)},
-        doubles=ending == ".onnx",
+        for_openvino=ending == ".xml",
     )
     if precision != "fp32":
         smaller_weights(model.graph, precision)

@@ -50,7 +50,7 @@ class MultiHeadAttention(nn.Module):
             (B, N, D).
         """
         q, k = self._project_query_key(query, key)
-        dim = query.shape[-1]
+        dim = self.out_proj.in_features
         v = self.linear(value, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])  # (B, S, D)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, N | S, D / M)
         attended = self._attend(q, k, v, mask)  # (B, M, N, D / M)
@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> Sequence[Tensor]:
-        dim = query.shape[-1]
+        dim = self.out_proj.in_features
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key:
             return self.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)

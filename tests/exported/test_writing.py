@@ -42,8 +42,9 @@ def products_in_bytes(path: Path) -> list[bool]:
         loop = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
         return ["QuantizeLinear" in {node.op_type for node in part.node} for part in (graph, loop)]
     graph = engines.openvino_core().read_model(path)
-    loop = next(node for node in graph.get_ops() if node.get_type_name() == "Loop").get_function()
-    return ["FakeQuantize" in {node.get_type_name() for node in part.get_ops()} for part in (graph, loop)]
+    loops = [node.get_function().get_ops() for node in graph.get_ops() if node.get_type_name() == "Loop"]
+    parts = (graph.get_ops(), [node for loop in loops for node in loop])
+    return ["FakeQuantize" in {node.get_type_name() for node in part} for part in parts]
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".xml"])
@@ -67,7 +68,7 @@ def test_calibrated_bytes_compute_nearly_the_same(tmp_path, capsys, ending):
         own_masks = output.segment([torch.from_numpy(places[:, 1])])[0].numpy()
     for own, theirs in ((output.logits[-1].numpy(), logits), (own_masks, masks)):
         difference = np.abs(own - theirs).mean() / np.abs(own - own.mean()).mean()
-        assert 0.001 < difference < 0.2
+        assert 0.001 < difference < 0.3
 
 
 def test_what_cannot_calibrate_is_refused(tmp_path, monkeypatch):
