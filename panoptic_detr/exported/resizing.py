@@ -62,11 +62,12 @@ def antialiased(graph: Graph, image: Value, size: Value) -> Value:
     """
     batch, height, width = (image.size(axis) for axis in range(3))
     target_height, target_width = graph.Gather(size, 0), graph.Gather(size, 1)
-    rows = averaged_rows(graph, image.reshape(batch, height, -1), target_height)  # (B, h, W * 3)
-    across = graph.Transpose(rows.reshape(batch, target_height, width, 3), perm=[0, 2, 1, 3])
-    columns = averaged_rows(graph, across.reshape(batch, width, -1), target_width)  # (B, w, h * 3)
-    pixels = columns.reshape(batch, target_width, target_height, 3)
-    return graph.Round(graph.Transpose(pixels, perm=[0, 3, 2, 1]))
+    # Across first, and whole numbers between: as PyTorch does it, or every seventh value would be another grey level.
+    across = graph.Transpose(image, perm=[0, 2, 1, 3]).reshape(batch, width, -1)  # (B, W, H * 3)
+    columns = graph.Round(averaged_rows(graph, across, target_width)).reshape(batch, target_width, height, 3)
+    down = graph.Transpose(columns, perm=[0, 2, 1, 3]).reshape(batch, height, -1)  # (B, H, w * 3)
+    pixels = graph.Round(averaged_rows(graph, down, target_height)).reshape(batch, target_height, target_width, 3)
+    return graph.Transpose(pixels, perm=[0, 3, 1, 2])
 
 
 def averaged_rows(graph: Graph, values: Value, target: Value) -> Value:

@@ -37,7 +37,7 @@ def test_openvino_gives_the_same(exported):
 
 @pytest.mark.parametrize("name", ["detr_r50_panoptic", "deformable_detr_r50_panoptic"])
 def test_pictures_that_get_smaller_are_antialiased(exported, name):
-    """OpenVINO leaves that out of ONNX's Resize, which moves logits by 0.09 and 0.14 here, one grey level by 0.04."""
+    """OpenVINO leaves that out of ONNX's Resize, which moves logits by 0.09 and 0.14 here."""
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     predictor, file = exported(name, ".xml")
     noise = np.random.default_rng(0).integers(0, 255, (400, 300, 3), np.uint8)
