@@ -253,6 +253,7 @@ def film_writer(
     first: list[tuple[int, ...]] = []
 
     def show(picture: np.ndarray) -> None:
+        """Add a frame."""
         height, width = (side // 2 * 2 for side in picture.shape[:2])  # codecs want even sides
         if not first:
             first.append(picture.shape)

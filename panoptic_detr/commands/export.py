@@ -114,10 +114,15 @@ def comparison_table(report: ExportReport) -> Table:
 
 
 def differs(report: ExportReport) -> str | None:
-    """What it means that a file of low precision finds other segments, where no data set says what that costs."""
+    """What it means that a file finds other segments, where no data set says what that costs."""
     unlike = [one.name for one in report.comparisons if not one.same_segments]
-    if not unlike or report.precision == "fp32" or report.quality is not None:
+    if not unlike or report.quality is not None:
         return None
+    if report.precision == "fp32":
+        return (
+            f"NOT EQUAL: on {len(unlike)} of {len(report.comparisons)} pictures rounding decides about single pixels where two "
+            f"masks are nearly as sure; {100 * report.equal_pixels:.3f}% and more are equal"
+        )
     return (
         f"warning: NOT EQUAL: on {len(unlike)} of {len(report.comparisons)} pictures the file finds other segments than the "
         f"model, or the same with other pixels; that is the price of {report.precision}. Drawn pictures are unlike those of "

@@ -5,7 +5,8 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,8 @@ class OnnxFile(Engine):
 
     def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """See `Engine`."""
-        found: list[np.ndarray] = self.session.run(list(names), dict(given))
+        with memory_errors():
+            found: list[np.ndarray] = self.session.run(list(names), dict(given))
         return found
 
 
@@ -119,7 +121,7 @@ class OpenVinoFile(Engine):
 
     def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """See `Engine`."""
-        with self._turn:
+        with self._turn, memory_errors():
             found = self.compiled({name: np.require(value, requirements="W") for name, value in given.items()})
             return [found[name] for name in names]  # which are copies, since OpenVINO is not told to share them
 
@@ -193,6 +195,17 @@ def open_engine(
     if content is None and not os.path.isfile(path):
         raise InputError(f"there is no exported file {str(path)!r}; `panoptic-detr export MODEL {path.name}` writes one")
     return KINDS[path.suffix.lower()](path, device, threads, content, precision)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """What a runtime says of memory that it cannot have, as Python's error for that, which all callers know."""
+    try:
+        yield
+    except Exception as error:  # each library has kinds of its own
+        if "ailed to allocate" in str(error):
+            raise MemoryError(last_line(error)) from None
+        raise
 
 
 def cannot_open(path: Path, kind: str, error: Exception) -> InputError:

@@ -124,6 +124,7 @@ def winning_masks(graph: Graph, cells: Value, rows: Axis, columns: Axis) -> Valu
     total, width = open_pixels.size(0), cells.size(2)
 
     def step(inner: Graph, number: Value, states: list[Value]) -> tuple[None, list[Value], list[Value]]:
+        """Decide between four cells of the next few pixels."""
         start = number * PIXELS_AT_ONCE
         pixels = open_pixels.cut(start, start + PIXELS_AT_ONCE)  # (p, 2)
         row, column = (inner.Gather(pixels, axis, axis=1) for axis in (0, 1))
@@ -164,6 +165,7 @@ def drop_hidden(graph: Graph, cells: Value, things: Value, min_visible: Value, p
     left = graph.Expand(graph.constant([True], np.bool_), count.reshape(1))
 
     def step(inner: Graph, _: Value, states: list[Value]) -> tuple[Value, list[Value], list[Value]]:
+        """Drop one thing."""
         left, candidates, area = states
         best = inner.ArgMax(inner.Where(left.unsqueeze(1), flat, DEAD), axis=0, keepdims=0)  # (N,)
         seen = inner.GatherElements(positive, best.unsqueeze(0), axis=0).squeeze(0)
@@ -211,6 +213,7 @@ def settle(
     least, first_only = graph.Max(settings["min_area"], 1), settings["keep_first"]
 
     def step(inner: Graph, _: Value, states: list[Value]) -> tuple[Value, list[Value], list[Value]]:
+        """Give the pixels to who is alive, and drop who is left with too few."""
         alive, areas, reasons, _before = states
         winners = winning_masks(inner, inner.Where(alive.unsqueeze(1, 2), cells, DEAD), rows, columns)
         won = inner.count(winners.reshape(-1), pixels, count)

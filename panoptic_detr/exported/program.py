@@ -5,24 +5,18 @@ of a batch go together, and loops carry values of fixed shapes: of every query, 
 that stands for nobody. Only the masks themselves are stored by places 0..M-1 of their image, the last again nobody's.
 """
 
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 from panoptic_detr.categories import CategoryTable
-from panoptic_detr.exported.engines import NOTES, Content
 from panoptic_detr.exported.parts import DEAD, LARGEST, PER_QUERY, Detection, Segmentation
-from panoptic_detr.exported.runtime import CODE, SETTINGS
-from panoptic_detr.models import tracing
+from panoptic_detr.exported.runtime import CODE
 
-TYPES = {np.float32: torch.float32, np.int64: torch.int64, np.bool_: torch.bool}
 Values = tuple[Tensor, ...]
 PIXELS_AT_ONCE = 2**14  # that are interpolated between mask cells of different winners
 
@@ -249,6 +243,7 @@ def winning_masks(cells: Tensor, rows: Axis, columns: Axis) -> Tensor:
         return start < total
 
     def decide(start: Tensor, winners: Tensor) -> tuple[Tensor, Tensor]:
+        """Between four cells of the next few pixels."""
         number = torch.minimum(start + torch.arange(PIXELS_AT_ONCE, device=start.device), total - 1)
         pixels = unsure.index_select(0, number)
         image, place = pixels // (down * over), pixels % (down * over)
@@ -287,6 +282,7 @@ def drop_hidden(masks: Masks, things: Tensor, min_visible: Tensor, per_cell: Ten
         return go.clone()
 
     def drop(_: Tensor, left: Tensor, candidates: Tensor, area: Tensor) -> tuple[Tensor, ...]:
+        """Drop one thing of every image that has one to drop."""
         best = torch.where(left.gather(1, masks.queries)[:, :, None], flat, DEAD).argmax(1)  # (B, N)
         seen = positive.gather(1, best[:, None])[:, 0]
         best = masks.queries.gather(1, best)  # now queries
@@ -333,6 +329,7 @@ def settle(
         return go.clone()
 
     def compete(_: Tensor, alive: Tensor, areas: Tensor, reasons: Tensor, _before: Tensor) -> tuple[Tensor, ...]:
+        """Give the pixels to who is alive, and drop who is left with too few."""
         living = alive.gather(1, masks.queries)[:, :, None, None]
         places = winning_masks(torch.where(living, masks.cells, DEAD), rows, columns)  # (B, n, m)
         winners = masks.queries.gather(1, places.flatten(1))  # (B, n * m)
@@ -387,18 +384,3 @@ def extent(sampled: Tensor, segments: int, axis_of: Axis, axis: int) -> tuple[Te
     there = sampled.new_zeros((sampled.shape[0], segments * length)).scatter(1, flat, 1).unflatten(1, (segments, length))
     there = there.index_select(2, axis_of.spread)  # (B, S, pixels of the result)
     return there.argmax(2), there.shape[2] - 1 - there.flip(2).argmax(2)
-
-
-def program_file(program: Program, notes: Mapping[str, object]) -> Content:
-    """The `.pt2` of a program, for any number and size of pictures; it says `notes` about itself."""
-    given: dict[str, Tensor] = {"image": torch.zeros((2, 150, 170, 3), dtype=torch.uint8)}
-    given |= {name: torch.zeros((), dtype=TYPES[kind]) for name, kind in SETTINGS.items() if not name.endswith("_side")}
-    free = torch.export.Dim.AUTO
-    shapes: dict[str, dict[int, object] | None] = {**dict.fromkeys(given), "image": dict.fromkeys((0, 1, 2), free)}
-    if program.size is None:
-        given["canvas"], shapes["canvas"] = torch.zeros((160, 192), dtype=torch.uint8), {0: free, 1: free}
-    with torch.no_grad(), tracing.unpadded(), tracing.last_layer():
-        exported = torch.export.export(program.eval(), (), given, dynamic_shapes=shapes, strict=False)
-    stream = io.BytesIO()
-    torch.export.save(exported, stream, extra_files={NOTES: json.dumps(notes)})
-    return {".pt2": stream.getvalue()}

@@ -81,6 +81,7 @@ def averaged_rows(graph: Graph, values: Value, target: Value) -> Value:
     span = graph.Min((length * ROWS_AT_ONCE + reach) / target + 2, length)
 
     def product(inner: Graph, number: Value, _: list[Value]) -> tuple[None, list[Value], list[Value]]:
+        """The next few rows of the result."""
         rows = inner.arange(inner.constant(ROWS_AT_ONCE, np.int64)) + number * ROWS_AT_ONCE  # those beyond are cut off later
         centres = (rows * 2 + 1) * length  # (R,)
         first = inner.Max(inner.Gather(centres, 0) - reach, 0) / (target * 2)

@@ -1,10 +1,10 @@
 """Exporting: a model of any source becomes one file, is run on pictures beside the model, and is kept only if they agree."""
 
+import io
 import json
 import os
 import platform
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from panoptic_detr.config.inference import LARGEST_SIDE
 from panoptic_detr.config.types import fits_type
@@ -30,7 +32,7 @@ from panoptic_detr.exported.parity import (
     open_split,
     scores_of,
 )
-from panoptic_detr.exported.runtime import FORMAT
+from panoptic_detr.exported.runtime import FORMAT, SETTINGS
 from panoptic_detr.files import check_path, make_folder, write_whole
 from panoptic_detr.images import Picture, as_rgb, check_is_picture
 from panoptic_detr.inference import PictureFile, Predictor, find_pictures
@@ -41,9 +43,11 @@ from panoptic_detr.zoo import spec_of
 
 if TYPE_CHECKING:
     from panoptic_detr.exported.assemble import Networks
+    from panoptic_detr.exported.program import Program
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "openvino", "pt2"]
+TYPES = {np.float32: torch.float32, np.int64: torch.int64, np.bool_: torch.bool}
 CALIBRATED = 64  # pictures at most
 LEAST_EQUAL = 0.999  # share of equal pixels, in fp32
 
@@ -276,7 +280,7 @@ def make_content(
     notes = notes_of(opened, source, KINDS[ending].packages, no_object=no_object, size=size, precision=precision, raw=raw)
     fast = optimize_for_inference(opened.model, channels_last=False)
     if ending == ".pt2":
-        from panoptic_detr.exported.program import Program, program_file
+        from panoptic_detr.exported.program import Program
 
         settings = opened.settings
         statistics = settings.image_mean or IMAGENET_MEAN, settings.image_std or IMAGENET_STD
@@ -308,12 +312,27 @@ def make_content(
         ) from None
 
 
+def program_file(program: "Program", notes: Mapping[str, object]) -> Content:
+    """The `.pt2` of a program, for any number and size of pictures; it says `notes` about itself."""
+    given: dict[str, Tensor] = {"image": torch.zeros((2, 150, 170, 3), dtype=torch.uint8)}
+    given |= {name: torch.zeros((), dtype=TYPES[kind]) for name, kind in SETTINGS.items() if not name.endswith("_side")}
+    free = torch.export.Dim.AUTO
+    shapes: dict[str, dict[int, object] | None] = {**dict.fromkeys(given), "image": dict.fromkeys((0, 1, 2), free)}
+    if program.size is None:
+        given["canvas"], shapes["canvas"] = torch.zeros((160, 192), dtype=torch.uint8), {0: free, 1: free}
+    with torch.no_grad(), tracing.unpadded(), tracing.last_layer():
+        exported = torch.export.export(program.eval(), (), given, dynamic_shapes=shapes, strict=False)
+    stream = io.BytesIO()
+    torch.export.save(exported, stream, extra_files={NOTES: json.dumps(notes)})
+    return {".pt2": stream.getvalue()}
+
+
 def traced(model: nn.Module, shown: Shown, *, no_object: bool, ending: str) -> "Networks":
     """The networks of a model for a kind of file; with products in 8 bits where pictures are shown to calibrate on."""
     from panoptic_detr.exported.assemble import Networks
     from panoptic_detr.exported.parts import trace_parts
 
-    with nullcontext() if ending == ".onnx" else tracing.whole_sampling():
+    with tracing.whole_sampling(ending == ".xml"):
         networks = Networks(*trace_parts(model))
     if not shown.files:
         return networks

@@ -149,6 +149,7 @@ def write_id_tiff(path: str | Path, segment_map: np.ndarray) -> None:
             yield from (row[:, left : left + TILE].astype(np.uint32) for left in range(0, width, TILE))
 
     def write(stream: BinaryIO) -> None:
+        """Tile by tile: the map is never in memory as a whole."""
         tifffile.imwrite(
             stream,
             tiles(),

@@ -44,9 +44,9 @@ def last_layer() -> AbstractContextManager[None]:
     return _told(_LAST_ONLY, True)
 
 
-def whole_sampling() -> AbstractContextManager[None]:
+def whole_sampling(wanted: bool = True) -> AbstractContextManager[None]:
     """Within this block deformable sampling is recorded as one node, for runtimes that do better than GridSample."""
-    return _told(_WHOLE_SAMPLING, True)
+    return _told(_WHOLE_SAMPLING, wanted)
 
 
 def keeps_sampling_whole() -> bool:

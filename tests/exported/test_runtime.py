@@ -12,6 +12,7 @@ from exported.tiny_models import FAMILIES, SETTINGS, TABLE, assert_same, picture
 
 import panoptic_detr as pd
 from panoptic_detr.errors import InputError, PictureError
+from panoptic_detr.exported import engines
 from panoptic_detr.exported.engines import NOTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,3 +147,15 @@ def test_a_file_that_was_changed_is_refused_in_a_sentence(tmp_path, exported, ch
         pd.load_model(path)
     assert str(told.value).startswith(str(path))
     assert "export the model again" in str(told.value) or "update this one" in str(told.value)
+
+
+def test_memory_that_a_runtime_cannot_have_is_pythons_error():
+    """So that a picture which is too large is told by name, whatever runs the model."""
+    for words in (
+        "Exception from cpu_memory.cpp:257:\nFailed to allocate 121 bytes of memory",
+        "FAIL : Failed to allocate memory",
+    ):
+        with pytest.raises(MemoryError, match=words.splitlines()[-1]), engines.memory_errors():
+            raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="shapes differ"), engines.memory_errors():
+        raise RuntimeError("shapes differ")

@@ -62,8 +62,9 @@ def test_openvino_sums_bags(graph, shapes, batch, queries):
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     from openvino.frontend import FrontEndManager
 
-    from panoptic_detr.exported import engines, sampling
+    from panoptic_detr.exported import engines
     from panoptic_detr.exported import graph as graphs
+    from panoptic_detr.exported import openvino as sampling
 
     assert batch * queries * HEADS > sampling.BAGS_AT_ONCE or queries < 10
     reader = FrontEndManager().load_by_framework("onnx")

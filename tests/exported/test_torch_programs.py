@@ -17,9 +17,9 @@ from panoptic_detr.data.transforms import target_size
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported import write
 from panoptic_detr.exported.engines import NOTES
-from panoptic_detr.exported.program import TYPES
 from panoptic_detr.exported.runtime import REASONS, RESULTS
 from panoptic_detr.exported.runtime import SETTINGS as SETTINGS_OF_FILES
+from panoptic_detr.exported.write import TYPES
 
 
 def test_a_program_of_torch_export_runs_without_this_package(tmp_path):

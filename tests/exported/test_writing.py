@@ -1,6 +1,7 @@
 """Writing a file: sizes, precisions, raw outputs; what is compared first, and what is not written."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -14,9 +15,10 @@ from exported.tiny_models import SETTINGS, TABLE, lively, pictures
 
 import panoptic_detr as pd
 from panoptic_detr.commands import cli
+from panoptic_detr.commands.export import differs
 from panoptic_detr.errors import InputError
 from panoptic_detr.exported import engines, write
-from panoptic_detr.exported.parity import network_input
+from panoptic_detr.exported.parity import Comparison, network_input
 from panoptic_detr.weights import Checkpoint, save_checkpoint
 
 
@@ -195,3 +197,14 @@ def test_weights_of_an_older_export_never_lie_beside_a_new_file(tmp_path, monkey
     with pytest.raises(OSError, match=r"out\.bin"):
         write.write_files(path, {".xml": b"new", ".bin": b"new"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_unequal_segments_mean_is_said_in_every_precision():
+    equal = Comparison("a.png", 0.0, 0.0, 0.0, 1.0, True, 3)
+    unlike = Comparison("b.png", 0.1, 0.0, 0.2, 0.9995, False, 3)
+    for precision, words in (
+        ("fp32", "on 1 of 2 pictures rounding decides .* 99.950% and more"),
+        ("fp16", "the price of fp16"),
+    ):
+        assert differs(write.ExportReport(Path("m.xml"), 1.0, precision, (equal,))) is None
+        assert re.search(words, differs(write.ExportReport(Path("m.xml"), 1.0, precision, (equal, unlike))))

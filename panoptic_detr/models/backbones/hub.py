@@ -60,6 +60,7 @@ def finder(repository: HubId) -> Callable[[str], Path | None]:
     commit = repository.revision
 
     def find(name: str) -> Path | None:
+        """A file of the repository, None if it has none of that name."""
         nonlocal commit
         try:
             path = Path(_asked(hub, repository, lambda: hub.hf_hub_download(repository.repo, name, revision=commit)))

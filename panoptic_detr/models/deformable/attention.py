@@ -44,11 +44,8 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     way = choose_sampler(value)
     if way != "triton":  # which reads half precision as it is
         value = value.to(locations.dtype)
-    if is_traced() and keeps_sampling_whole():
-        fixed = [int(size) for size in (*weights.shape[2:], value.shape[3])]  # the same for every picture
-        sampled: Tensor = WholeSampling.apply(value, locations, weights, level_sizes(shapes, locations), *fixed)
-        return sampled
-    return SAMPLERS[way](value, shapes, locations, weights)
+    sampler = sample_whole if way == "whole" else SAMPLERS[way]
+    return sampler(value, shapes, locations, weights)
 
 
 def choose_sampler(value: Tensor) -> str:
@@ -60,7 +57,7 @@ def choose_sampler(value: Tensor) -> str:
         InputError: the environment variable names no way.
     """
     if is_traced():
-        return "grid"  # every exporter and compiler knows it
+        return "whole" if keeps_sampling_whole() else "grid"  # which every exporter and compiler knows
     forced = os.environ.get(SWITCH, "auto")
     if forced in SAMPLERS:
         return forced
@@ -101,6 +98,13 @@ def sample_with_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: 
         sums.append((samples * shares[:, :, :, index]).sum(-1))  # (B * M, d, Q); never all samples at once
         start += rows * columns
     return reduce(torch.add, sums).view(-1, heads * width, queries).transpose(1, 2)  # (B, Q, M * d)
+
+
+def sample_whole(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample_levels` as one node of what is recorded."""
+    fixed = [int(size) for size in (*weights.shape[2:], value.shape[3])]  # the same for every picture
+    sampled: Tensor = WholeSampling.apply(value, locations, weights, level_sizes(shapes, locations), *fixed)
+    return sampled
 
 
 class WholeSampling(torch.autograd.Function):
